@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+
+from tinker_utils.checkpoints import Checkpoint, Checkpoints
+
+
+def test_superseded_ones_are_named_once_they_serve_nothing():
+    kept = Checkpoints()
+    first, second, third, fourth = (Checkpoint(step, f"tinker://m/weights/{step}") for step in (1, 2, 3, 4))
+    assert kept.add(first, is_best=True) == []
+    assert kept.add(second, is_best=False) == []
+    assert kept.add(third, is_best=False) == [second]
+    assert kept.add(fourth, is_best=True) == [first, third]
+    assert kept.kept == [fourth]
+
+
+def test_periodic_ones_stay():
+    kept = Checkpoints()
+    periodic = Checkpoint(1, "a", periodic=True)
+    kept.add(periodic, is_best=True)
+    assert kept.add(Checkpoint(2, "b"), is_best=True) == []
+    assert kept.kept == [periodic, Checkpoint(2, "b")]
+
+
+def test_a_run_ends_with_its_best_or_else_its_latest():
+    kept = Checkpoints()
+    assert kept.result is None
+    kept.add(Checkpoint(1, "a"), is_best=False)
+    assert kept.result == Checkpoint(1, "a")
+    kept.add(Checkpoint(2, "b"), is_best=True)
+    kept.add(Checkpoint(3, "c"), is_best=False)
+    assert kept.result == Checkpoint(2, "b")
+
+
+def test_it_survives_json():
+    kept = Checkpoints()
+    kept.add(Checkpoint(1, "a", periodic=True), is_best=True)
+    kept.add(Checkpoint(2, "b"), is_best=False)
+    assert Checkpoints.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
+    assert Checkpoints.from_dict(Checkpoints().to_dict()) == Checkpoints()

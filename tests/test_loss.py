@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tinker_utils.loss import PooledLoss, disagreement, negative_log_likelihood, perplexity, pool
+
+
+def test_only_weighted_tokens_count():
+    assert negative_log_likelihood([-1.0, -2.0, -4.0], [0.0, 1.0, 1.0]) == 6.0
+
+
+def test_an_impossible_prompt_token_does_no_harm():
+    assert negative_log_likelihood([-math.inf, -2.0, math.nan], [0.0, 1.0, 0.0]) == 2.0
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match="shape"):
+        negative_log_likelihood([-1.0], [1.0, 1.0])
+
+
+def test_pooling_weights_tokens_not_examples():
+    # 3.0 nats on 10 tokens and 1.0 on 1,000: (30 + 1000) / 1010, a perplexity of 2.77 where a mean of means gives 7.39.
+    pooled = pool([30.0, 1000.0], [10, 1000])
+    assert pooled.loss == pytest.approx(1030 / 1010)
+    assert round(pooled.perplexity, 2) == 2.77
+    assert round(math.exp((3.0 + 1.0) / 2), 2) == 7.39
+
+
+def test_the_loss_does_not_depend_on_how_examples_fall_into_batches():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 50, 30)
+    totals = rng.exponential(2.0, 30) * tokens
+    halves = [pool(totals[:7], tokens[:7]), pool(totals[7:], tokens[7:])]
+    whole = pool(totals, tokens)
+    assert sum(h.total for h in halves) / sum(h.completion_tokens for h in halves) == pytest.approx(whole.loss)
+
+
+def test_without_completion_tokens_there_is_no_value():
+    assert PooledLoss(0.0, 0).loss is None
+    assert PooledLoss(0.0, 0).perplexity is None
+    assert pool([], []).loss is None
+
+
+def test_the_standard_error_by_hand():
+    # r = 10/5 = 2; residuals 2 - 2·2, 8 - 2·3 = -2, 2; se² = 2/1 · (4 + 4) / 25.
+    assert pool([2.0, 8.0], [2, 3]).stderr == pytest.approx(math.sqrt(16 / 25))
+    assert pool([2.0], [2]).stderr is None
+    assert pool([math.nan, 1.0], [1, 1]).stderr is None
+
+
+def test_the_standard_error_is_the_spread_of_repeated_samples():
+    """Against the truth: the spread of r over many validation sets drawn from the same population."""
+    rng = np.random.default_rng(1)
+    losses, errors = [], []
+    for _ in range(2000):
+        tokens = rng.integers(5, 60, 80)
+        totals = tokens * rng.gamma(4.0, 0.5, 80)
+        pooled = pool(totals, tokens)
+        losses.append(pooled.loss)
+        errors.append(pooled.stderr)
+    assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.06)
+
+
+def test_perplexity_of_a_hopeless_model_is_infinite():
+    assert perplexity(1e6) == math.inf
+    assert perplexity(0.0) == 1.0
+
+
+def test_disagreement_is_relative():
+    assert disagreement(100.0, 100.1) == pytest.approx(0.1 / 100.1)
+    assert disagreement(0.0, 0.0) == 0.0
+    assert math.isnan(disagreement(math.nan, 1.0))

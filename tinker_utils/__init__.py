@@ -1,0 +1,1 @@
+"""LoRA fine-tuning on Tinker from Jupyter: per-token losses, early stopping, live curves."""

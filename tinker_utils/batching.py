@@ -1,0 +1,96 @@
+"""Examples → batches in a seeded order, each knowing its token and completion-token counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinker_utils.rendering import Example
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples that make one optimizer step, or one request of an evaluation."""
+
+    data: tuple[Example, ...]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens that the model reads for this batch."""
+        return sum(example.token_count for example in self.data)
+
+    @cached_property
+    def completion_tokens(self) -> int:
+        """Tokens that the loss is taken over."""
+        return sum(example.completion_tokens for example in self.data)
+
+    def normalized_weights(self) -> list[NDArray[np.float32]]:
+        """Each example's weights over the completion tokens of the whole batch, so that all of them sum to 1.
+
+        With them the service's weighted sum is the mean over the batch's completion tokens, and so is its gradient.
+        """
+        return [example.weights / np.float32(self.completion_tokens) for example in self.data]
+
+
+@lru_cache(maxsize=4)
+def epoch_order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of the examples in an epoch (the first is 1): a permutation of 0…examples - 1 fixed by seed and epoch.
+
+    It sorts the raw output of PCG64, which NumPy promises not to change, rather than call `Generator.permutation`,
+    about which it promises nothing: a run that is resumed after an upgrade still sees the batches that were left.
+    """
+    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(examples)
+    order = np.argsort(keys, kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """All batches of a run, by step number, so that a resumed run picks up exactly where it was.
+
+    The last batch of an epoch may be smaller; it is trained on too.
+    """
+
+    examples: Sequence[Example]
+    batch_size: int
+    seed: int
+    epochs: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        return -(-len(self.examples) // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 1, that step `step`, from 1, belongs to."""
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether step `step` is the last of its epoch."""
+        return step % self.steps_per_epoch == 0
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Which examples step `step` trains on, shape [batch_size] or less at an epoch's end."""
+        order = epoch_order(len(self.examples), self.seed, self.epoch_of(step))
+        start = (step - 1) % self.steps_per_epoch * self.batch_size
+        return order[start : start + self.batch_size]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step`, from 1."""
+        return Batch(tuple(self.examples[i] for i in self.indices(step)))
+
+
+def in_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:
+    """The examples in their own order, for an evaluation."""
+    for start in range(0, len(examples), batch_size):
+        yield Batch(tuple(examples[start : start + batch_size]))

@@ -1,0 +1,191 @@
+"""What a run's answers mean: counters, train and val records, the best checkpoint, the point to resume from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from tinker_utils.batching import Batch
+from tinker_utils.checkpoints import Checkpoint
+from tinker_utils.early_stopping import Decision, EarlyStopping
+from tinker_utils.journal import Journal
+from tinker_utils.loss import PooledLoss, disagreement, pool
+from tinker_utils.model import BatchLoss
+from tinker_utils.preparation import Preparation
+from tinker_utils.resuming import ResumePoint
+
+# A service's own sum of losses may differ from ours by rounding; by more, it weights the tokens in another way.
+_TOLERATED_DISAGREEMENT = 1e-3
+
+
+class Bookkeeper:
+    """Keeps a run's books from a resume point on, and writes them to its journal.
+
+    Args:
+        preparation: the run as planned.
+        journal: where to write.
+        point: where the run goes on.
+        points: the points that it could be resumed from so far, `point` among them.
+    """
+
+    def __init__(
+        self, preparation: Preparation, journal: Journal, point: ResumePoint, points: Sequence[ResumePoint]
+    ) -> None:
+        config = preparation.config
+        self.progress = deepcopy(point.progress)
+        self.stopper = EarlyStopping(config.early_stopping_patience, config.early_stopping_threshold)
+        self.stopper.load_state_dict(point.early_stopping)
+        self._preparation = preparation
+        self._journal = journal
+        self._points = list(points)
+        self._checkpoints = deepcopy(point.checkpoints)
+        self._warned = False
+        self._window_began = time.monotonic()
+
+    def trained(self, step: int, batch: Batch, loss: BatchLoss, figures: dict[str, float], log: bool) -> None:
+        """Count a step; with `log`, write a train record of the steps since the last one.
+
+        `figures` are the optimizer's own, and go into the record.
+        """
+        progress = self.progress
+        progress.step = step
+        progress.tokens += batch.tokens
+        progress.completion_tokens += batch.completion_tokens
+        progress.window_nll += loss.total
+        progress.window_tokens += batch.tokens
+        progress.window_completion_tokens += batch.completion_tokens
+        self._cross_check(step, loss)
+        if log:
+            self.record_window(figures)
+
+    def _cross_check(self, step: int, loss: BatchLoss) -> None:
+        """Say, once, that the service's own sum is not ours: it weights tokens in another way than is documented."""
+        apart = 0.0 if loss.reported is None else disagreement(loss.total, loss.reported)
+        if self._warned or not apart > _TOLERATED_DISAGREEMENT:
+            return
+        self._warned = True
+        message = (
+            f"the service's loss:sum is {loss.reported:.6g} nats where its logprobs give {loss.total:.6g}; "
+            "the logprobs are used, but its gradients may be scaled in another way, too."
+        )
+        self._journal.record("notice", step, kind="warning", message=message)
+
+    def record_window(self, figures: dict[str, float] | None = None) -> None:
+        """Write a train record of the steps since the last one, if there are any."""
+        progress, now = self.progress, time.monotonic()
+        if not progress.window_completion_tokens:
+            return
+        own = {
+            "epoch": self._preparation.plan.epoch_of(progress.step),
+            "train_loss": progress.window_nll / progress.window_completion_tokens,
+            "train_loss_total": progress.window_nll,
+            "tokens_per_sec": round(progress.window_tokens / max(now - self._window_began, 1e-9), 1),
+            "tokens": progress.window_tokens,
+            "completion_tokens": progress.window_completion_tokens,
+            "tokens_seen": progress.tokens,
+            "learning_rate": self._preparation.learning_rate(progress.step),
+            "cost_usd": self._cost(),
+        }
+        extra = {key.partition(":")[0]: value for key, value in (figures or {}).items()}
+        self._journal.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
+        progress.window_nll, progress.window_tokens, progress.window_completion_tokens = 0.0, 0, 0
+        self._window_began = now
+
+    def rested(self, seconds: float) -> None:
+        """Leave a pause out of the tokens per second."""
+        self._window_began += seconds
+
+    def evaluated(self, step: int, batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Decision:
+        """Write a val record, and say what the evaluation means."""
+        pooled = _pooled(batches, losses)
+        self.progress.eval_tokens += sum(batch.tokens for batch in batches)
+        decision = self.stopper.update(pooled.loss, step)
+        self._journal.record(
+            "val",
+            step,
+            epoch=self._preparation.plan.epoch_of(step),
+            val_loss=pooled.loss,
+            val_batches=len(batches),
+            val_loss_total=pooled.total,
+            completion_tokens=pooled.completion_tokens,
+            val_loss_stderr=pooled.stderr,
+            perplexity=pooled.perplexity,
+            is_best=decision.is_best,
+        )
+        return decision
+
+    def saved(self, step: int, path: str) -> tuple[bool, list[Checkpoint]]:
+        """Make a checkpoint the point to resume from.
+
+        Returns:
+            Whether it is the best one, and which others it supersedes: run.json does not name those any more.
+        """
+        checkpoint = Checkpoint(step, path, periodic=self._preparation.checkpoints(step))
+        is_best = self.stopper.best_step == step
+        superseded = self._checkpoints.add(checkpoint, is_best)
+        kind = "best" if is_best else "periodic" if checkpoint.periodic else "latest"
+        self._journal.record("checkpoint", step, path=path, kind=kind)
+        point = ResumePoint(
+            path,
+            deepcopy(self.progress),
+            self.stopper.state_dict(),
+            deepcopy(self._checkpoints),
+            self._journal.metrics_size(),
+        )
+        kept = {each.path for each in self._checkpoints.kept}
+        self._points = [each for each in self._points if each.path in kept] + [point]
+        self.publish(resume_points=[each.to_dict() for each in self._points])
+        return is_best, superseded
+
+    def discarded(self, trained: int, evaluated: int) -> None:
+        """Count and price tokens that were trained or evaluated beyond the run's last step."""
+        self.progress.discarded_steps += trained > 0
+        self.progress.discarded_tokens += trained
+        self.progress.eval_tokens += evaluated
+
+    def record_early_stop(self) -> None:
+        """Write the record of a run that stopped for want of improvement."""
+        self._journal.record(
+            "early_stop",
+            self.progress.step,
+            best_val_loss=self.best,
+            evals_without_improvement=self.stopper.evals_without_improvement,
+            best_step=self.stopper.best_step,
+        )
+
+    @property
+    def best(self) -> float | None:
+        """The lowest validation loss so far, in nats per completion token."""
+        return self.stopper.best if self.stopper.best_step is not None else None
+
+    def _cost(self) -> float | None:
+        progress = self.progress
+        return self._preparation.cost_usd(progress.tokens + progress.discarded_tokens, progress.eval_tokens)
+
+    def publish(self, **changes: Any) -> None:
+        """Bring run.json up to the counters of now."""
+        progress, result = self.progress, self._checkpoints.result
+        view = {
+            "step": progress.step,
+            "epoch": self._preparation.plan.epoch_of(max(progress.step, 1)),
+            "tokens_seen": progress.tokens,
+            "completion_tokens_seen": progress.completion_tokens,
+            "discarded_steps": progress.discarded_steps,
+            "discarded_tokens": progress.discarded_tokens,
+            "cost_usd": self._cost(),
+            "best_step": self.stopper.best_step,
+            "best_val_loss": self.best,
+            "evals_without_improvement": self.stopper.evals_without_improvement,
+        }
+        self._journal.publish(progress=view, best_checkpoint=result and result.path, **changes)
+
+
+def _pooled(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> PooledLoss:
+    """The loss over all batches; with a standard error where every example's own loss is known."""
+    examples = [example for batch in batches for example in batch.data]
+    totals = [total for loss in losses for total in loss.totals or ()]
+    if len(totals) == len(examples):
+        return pool(totals, [example.completion_tokens for example in examples])
+    return PooledLoss(sum(loss.total for loss in losses), sum(example.completion_tokens for example in examples))

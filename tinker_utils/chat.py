@@ -1,0 +1,92 @@
+"""Chat JSONL → conversations; a line that cannot be used is a `DataError` that names file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinker_utils.errors import DataError
+
+Message = Mapping[str, Any]
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The messages of one line, each with at least `role` and `content`, and where they stand."""
+
+    messages: tuple[Message, ...]
+    source: str
+
+    def last_assistant(self) -> int | None:
+        """The index of the last assistant message, or None."""
+        return next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "assistant"), None)
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """All conversations of a chat JSONL file, in their order; blank lines are passed over.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is not `{"messages": [{"role": …, "content": …}, …]}`.
+    """
+    conversations = list(iterate_conversations(path))
+    if not conversations:
+        raise DataError(f'{path}: holds no conversation; write one {{"messages": […]}} a line.')
+    return conversations
+
+
+def iterate_conversations(path: Path) -> Iterator[Conversation]:
+    """The conversations of a file one by one, for files that should not be held in memory; errors as above."""
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if number == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                if raw.strip():
+                    yield _conversation(raw, f"{path}:{number}")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); the directory must hold train.jsonl and valid.jsonl."
+        ) from error
+
+
+def _conversation(raw: bytes, source: str) -> Conversation:
+    try:
+        line = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: is not JSON ({_json_problem(error)}); write one JSON object a line.") from error
+    messages = line.get("messages") if isinstance(line, dict) else None
+    if not isinstance(messages, list) or not messages:
+        received = f"the keys {sorted(line)}" if isinstance(line, dict) else type(line).__name__
+        raise DataError(
+            f'{source}: expected {{"messages": [at least one message]}}, received {received}; correct the line.'
+        )
+    for position, message in enumerate(messages, start=1):
+        problem = _message_problem(message)
+        if problem:
+            raise DataError(f"{source}: message {position} {problem}; correct the line.")
+    return Conversation(tuple(messages), source)
+
+
+def _json_problem(error: Exception) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
+
+
+def _message_problem(message: object) -> str | None:
+    if not isinstance(message, dict):
+        return f"is a {type(message).__name__}, not an object with role and content"
+    if message.get("role") not in ROLES:
+        return f"has the role {message.get('role')!r}, not one of {', '.join(ROLES)}"
+    content = message.get("content")
+    if not isinstance(content, str):
+        return f"has a content of type {type(content).__name__}, not text"
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no character"
+    return None

@@ -1,0 +1,56 @@
+"""Which checkpoints of a run are kept, and for what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state: the step after which it was taken, its `tinker://` path, and whether it is a periodic one."""
+
+    step: int
+    path: str
+    periodic: bool = False
+
+
+@dataclass
+class Checkpoints:
+    """The best checkpoint, the latest one (from which a run resumes), and the periodic ones."""
+
+    best: Checkpoint | None = None
+    latest: Checkpoint | None = None
+    periodic: list[Checkpoint] = field(default_factory=list)
+
+    def add(self, checkpoint: Checkpoint, is_best: bool) -> list[Checkpoint]:
+        """Take in a new checkpoint; returns those that serve no purpose any more."""
+        before = [old for old in (self.best, self.latest) if old is not None]
+        self.latest = checkpoint
+        if is_best:
+            self.best = checkpoint
+        if checkpoint.periodic:
+            self.periodic.append(checkpoint)
+        return [old for old in dict.fromkeys(before) if old not in self.kept]
+
+    @property
+    def kept(self) -> list[Checkpoint]:
+        """All checkpoints that are still needed, each once, the oldest first."""
+        every = [*self.periodic, *(c for c in (self.best, self.latest) if c is not None)]
+        return sorted(dict.fromkeys(every), key=lambda checkpoint: checkpoint.step)
+
+    @property
+    def result(self) -> Checkpoint | None:
+        """The one that the run ends with: the best, or the latest where nothing was evaluated."""
+        return self.best or self.latest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Checkpoints:
+        """The inverse of `to_dict`."""
+        best, latest = (state[role] and Checkpoint(**state[role]) for role in ("best", "latest"))
+        return cls(best, latest, [Checkpoint(**each) for each in state["periodic"]])

@@ -1,0 +1,240 @@
+"""YAML → a frozen `TrainingConfig`; what does not fit is a `ConfigError` that names the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinker_utils.errors import ConfigError
+from tinker_utils.rules import (
+    ATTENTION_MODULES,
+    MLP_MODULES,
+    TARGET_MODULES,
+    Checked,
+    Rule,
+    did_you_mean,
+    rules,
+    setting,
+)
+from tinker_utils.strict_yaml import parse_yaml
+
+
+@dataclass(frozen=True)
+class LoraConfig(Checked):
+    """The adapter. The hosted service takes the rank and which groups of modules to train; `local` honours all."""
+
+    rank: int = setting(16, "lora.rank", "integer", "16 is enough for most tasks.", low=1, high=1024)
+    alpha: int = setting(32, "lora.alpha", "integer", "twice the rank is the usual choice.", low=1, high=4096)
+    dropout: float = setting(0.05, "lora.dropout", "number", "0 switches it off.", low=0, high=1, open_high=True)
+    target_modules: tuple[str, ...] = setting(
+        ATTENTION_MODULES + MLP_MODULES,
+        "lora.target_modules",
+        "list of module names",
+        f"choose from {', '.join(TARGET_MODULES)}.",
+    )
+
+    @property
+    def train_attn(self) -> bool:
+        """Whether any projection of the attention is trained: Tinker's switch of that name."""
+        return bool(set(self.target_modules) & set(ATTENTION_MODULES))
+
+    @property
+    def train_mlp(self) -> bool:
+        """Whether any projection of the MLP is trained: Tinker's switch of that name."""
+        return bool(set(self.target_modules) & set(MLP_MODULES))
+
+    @property
+    def train_unembed(self) -> bool:
+        """Whether the output embedding is trained: Tinker's switch of that name."""
+        return "lm_head" in self.target_modules
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Checked):
+    """Everything that decides what a run does; each field's rule names its key in the YAML file.
+
+    `base_dir` is no setting: relative paths that don't exist below the current directory are looked for there.
+    """
+
+    service: str = setting("tinker", "service", "service", "a key never belongs here but in TINKER_API_KEY.")
+    model: str = setting("Qwen/Qwen3-8B", "model", "text", "give a base model's name, or `tiny` with service: local.")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    epochs: int = setting(2, "training.epochs", "integer", "2 is a good start.", low=1, high=1000)
+    batch_size: int = setting(4, "training.batch_size", "integer", "it counts examples.", low=1, high=65536)
+    learning_rate: float = setting(
+        2.0e-4, "training.learning_rate", "number", "2.0e-4 is a good start for LoRA.", low=0, high=1, open_low=True
+    )
+    lr_schedule: str = setting(
+        "linear", "training.lr_schedule", "text", "it follows the warm-up.", choices=("constant", "linear", "cosine")
+    )
+    warmup_ratio: float = setting(
+        0.03, "training.warmup_ratio", "number", "it is a share of all steps.", low=0, high=1, open_high=True
+    )
+    weight_decay: float = setting(0.0, "training.weight_decay", "number", "0 switches it off.", low=0, high=10)
+    grad_clip_norm: float = setting(0.0, "training.grad_clip_norm", "number", "0 switches it off.", low=0, high=1e6)
+    max_seq_length: int = setting(2048, "training.max_seq_length", "integer", "it counts tokens.", low=2, high=10**6)
+    train_on: str = setting(
+        "last_assistant",
+        "training.train_on",
+        "text",
+        "it says which messages are trained on.",
+        choices=("last_assistant", "all_assistant"),
+    )
+    seed: int = setting(0, "training.seed", "integer", "it fixes order and initial weights.", low=0, high=2**31 - 1)
+    log_interval_steps: int = setting(10, "training.log_interval_steps", "integer", "1 logs each step.", low=1)
+    checkpoint_interval_steps: int = setting(
+        250, "training.checkpoint_interval_steps", "integer", "0 keeps no periodic checkpoints.", low=0
+    )
+    eval_interval_steps: int = setting(
+        250, "training.eval_interval_steps", "integer", "0 evaluates at epoch ends only.", low=0
+    )
+    eval_at_epoch_end: bool = setting(
+        True, "training.eval_at_epoch_end", "true or false", "write true or false, without quotes."
+    )
+    checkpoint_ttl_seconds: int | None = setting(
+        None,
+        "training.checkpoint_ttl_seconds",
+        "integer",
+        "null keeps checkpoints for ever, 3600 is the least that the service takes.",
+        low=3600,
+        high=315_360_000,
+        optional=True,
+    )
+    resume_from_checkpoint: bool = setting(
+        True, "training.resume_from_checkpoint", "true or false", "write true or false, without quotes."
+    )
+    early_stopping_patience: int = setting(
+        0, "training.early_stopping_patience", "integer", "0 switches early stopping off.", low=0
+    )
+    early_stopping_threshold: float = setting(
+        0.01, "training.early_stopping_threshold", "number", "it is in nats per completion token.", low=0, high=100
+    )
+    budget_usd: float | None = setting(
+        None, "training.budget_usd", "number", "null sets no limit.", low=0, open_low=True, optional=True
+    )
+    data_dir: Path = setting(Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.")
+    output_dir: Path = setting(Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.")
+    base_dir: Path = field(default=Path(), compare=False, repr=False)
+
+    def resolve(self, path: Path) -> Path:
+        """An input path as it can be opened: below the current directory if it is there, else below `base_dir`."""
+        path = path.expanduser()
+        return path if path.is_absolute() or path.exists() else self.base_dir / path
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, nested as in the YAML file; the home directory is written as `~`."""
+        nested: dict[str, Any] = {}
+        for (name, rule), owner in _all_rules(self):
+            section, _, leaf = rule.key.rpartition(".")
+            target = nested.setdefault(section, {}) if section else nested
+            target[leaf] = _plain(getattr(owner, name))
+        return nested
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        home = Path.home()
+        return f"~/{value.relative_to(home)}" if value.is_relative_to(home) else str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _all_rules(config: TrainingConfig) -> list[tuple[tuple[str, Rule], object]]:
+    own: list[tuple[tuple[str, Rule], object]] = [(item, config) for item in rules(TrainingConfig).items()]
+    return own[:2] + [(item, config.lora) for item in rules(LoraConfig).items()] + own[2:]
+
+
+_LORA_FIELDS = {rule.key: name for name, rule in rules(LoraConfig).items()}
+_TRAINING_FIELDS = {rule.key: name for name, rule in rules(TrainingConfig).items()}
+_KEYS = (*_LORA_FIELDS, *_TRAINING_FIELDS)
+
+
+def load_config_from_yaml(
+    path: Path | str, section: str = "cloud", overrides: Mapping[str, Any] | str | None = None
+) -> TrainingConfig:
+    """Read one section of a YAML file.
+
+    Args:
+        path: the file; relative paths in it are meant from the current directory or, where they don't exist there,
+            from the directory above the file's `configs/` (or the file's own, when that has another name).
+        section: the top-level key to read.
+        overrides: dotted keys and their values, such as `{"training.epochs": 1}`, which win over the file's; a text
+            is read as YAML, for command lines that can pass nothing else.
+
+    Raises:
+        ConfigError: the file or section is missing, a key is unknown or twice there, or a value is not allowed.
+    """
+    path = Path(path)
+    where = f"{path}, section {section}"
+    try:
+        values = _flatten(_section(path, section))
+        if isinstance(overrides, str):
+            overrides = parse_yaml(overrides) or {}
+        if overrides is not None and not isinstance(overrides, Mapping):
+            raise ConfigError(f"overrides: expected dotted keys and values, received {overrides!r}; write key: value.")
+        values |= {_full_key(str(key)): value for key, value in (overrides or {}).items()}
+        directory = path.resolve().parent
+        return from_values(values, directory.parent if directory.name == "configs" else directory)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingConfig:
+    """A configuration from dotted keys and values; what is not given takes its default.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not allowed.
+    """
+    for key in values:
+        if key not in _KEYS:
+            raise ConfigError(f"{key}: there is no such setting{did_you_mean(key, _KEYS)}.")
+    lora = LoraConfig(**{_LORA_FIELDS[key]: value for key, value in values.items() if key in _LORA_FIELDS})
+    rest = {_TRAINING_FIELDS[key]: value for key, value in values.items() if key in _TRAINING_FIELDS}
+    return TrainingConfig(lora=lora, base_dir=base_dir, **rest)
+
+
+def dump_config(config: TrainingConfig, section: str = "run") -> str:
+    """The configuration as YAML that `load_config_from_yaml(…, section)` reads back."""
+    return yaml.safe_dump({section: config.to_dict()}, sort_keys=False, allow_unicode=True)
+
+
+def _section(path: Path, section: str) -> Mapping[str, Any]:
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the file cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the file is not UTF-8 text; save it as UTF-8.") from error
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise ConfigError("the file holds no sections; write `cloud:` and the settings indented below it.")
+    if section not in content:
+        raise ConfigError(
+            f"there is no such section{did_you_mean(section, list(content))}; the file has {', '.join(content)}."
+        )
+    if not isinstance(content[section], Mapping):
+        raise ConfigError("the section holds no settings; indent them below its name.")
+    return dict(content[section])
+
+
+def _flatten(section: Mapping[str, Any]) -> dict[str, Any]:
+    groups = {key.partition(".")[0] for key in _KEYS if "." in key}
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if key in groups and isinstance(value, Mapping):
+            flat |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in value.items()}
+        elif key in groups:
+            raise ConfigError(
+                f"{key}: expected settings indented below it, received {value!r}; see configs/training.yaml."
+            )
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def _full_key(key: str) -> str:
+    """`epochs` for `training.epochs`, where only one setting ends so."""
+    matches = [full for full in _KEYS if full == key or full.endswith(f".{key}")]
+    return matches[0] if len(matches) == 1 else key

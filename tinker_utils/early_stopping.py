@@ -1,0 +1,78 @@
+"""Decides after each evaluation whether it is the best, whether it improves enough, and whether to stop.
+
+Two references are kept apart. The *anchor* is what patience is measured against: it moves only when an evaluation is
+lower by more than the threshold, so slow steady gains still add up to an improvement. The *best* is the lowest value
+seen, whatever the threshold; its checkpoint is the one worth keeping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one evaluation means."""
+
+    is_best: bool
+    improved: bool
+    stop: bool
+
+
+class EarlyStopping:
+    """Stops after `patience` evaluations in a row that are not below the anchor by more than `threshold`.
+
+    Args:
+        patience: evaluations without improvement that end the run; 0 never ends it.
+        threshold: nats per token by which a value must fall below the anchor to count as an improvement.
+    """
+
+    def __init__(self, patience: int = 0, threshold: float = 0.01) -> None:
+        if patience < 0 or not threshold >= 0:
+            raise ValueError(f"patience and threshold must not be negative, got {patience} and {threshold}")
+        self.patience = patience
+        self.threshold = threshold
+        self.anchor = math.inf
+        self.best = math.inf
+        self.best_step: int | None = None
+        self.evals_without_improvement = 0
+
+    def update(self, val_loss: float | None, step: int) -> Decision:
+        """Take in the evaluation after `step`. None, NaN and infinity are never best, and never an improvement."""
+        value = val_loss if val_loss is not None and math.isfinite(val_loss) else math.inf
+        is_best = value < self.best
+        improved = value < self.anchor - self.threshold
+        if is_best:
+            self.best, self.best_step = value, step
+        if improved:
+            self.anchor = value
+        self.evals_without_improvement = 0 if improved else self.evals_without_improvement + 1
+        return Decision(is_best, improved, self.exhausted)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is used up, by the settings of now: a larger patience lets a stopped run go on."""
+        return 0 < self.patience <= self.evals_without_improvement
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen, without the settings; plain JSON."""
+        return {
+            "anchor": _encode(self.anchor),
+            "best": _encode(self.best),
+            "best_step": self.best_step,
+            "evals_without_improvement": self.evals_without_improvement,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; patience and threshold stay those that this object was made with."""
+        self.anchor = math.inf if state["anchor"] is None else float(state["anchor"])
+        self.best = math.inf if state["best"] is None else float(state["best"])
+        self.best_step = state["best_step"]
+        self.evals_without_improvement = int(state["evals_without_improvement"])
+
+
+def _encode(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,52 @@
+"""The project's exceptions. Each message is one sentence: what, where, what was received, what to do.
+
+TinkerUtilsError
+├── ConfigError (ValueError)          a setting is unknown, of the wrong type or out of range
+├── DataError (ValueError)            a chat file is missing, or a line of it cannot be used
+├── RenderingError (ValueError)       a chat template that does not say which tokens are the answer's
+├── MetricsError (ValueError)         a metrics file is missing, empty or unreadable
+├── RunDirectoryError (RuntimeError)  a run directory is locked, damaged or not writable
+├── ResumeError (RuntimeError)        a run cannot be continued with these settings or this data
+└── ServiceError (RuntimeError)       the training service cannot be reached, or refused a request
+
+Every child also inherits the standard type that fits it, so `except ValueError` keeps working for callers that do
+not know this project.
+"""
+
+from __future__ import annotations
+
+
+class TinkerUtilsError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: the sentence is all that a notebook's user needs."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(TinkerUtilsError, ValueError):
+    """A setting is unknown, of the wrong type, or out of range; the message names its key."""
+
+
+class DataError(TinkerUtilsError, ValueError):
+    """A chat file is missing, or a line of it cannot be used; the message names file and line."""
+
+
+class RenderingError(TinkerUtilsError, ValueError):
+    """The tokenizer's chat template cannot tell prompt tokens from completion tokens."""
+
+
+class MetricsError(TinkerUtilsError, ValueError):
+    """A metrics file is missing, empty, or holds no record that can be read."""
+
+
+class RunDirectoryError(TinkerUtilsError, RuntimeError):
+    """A run directory is locked by another process, damaged, or cannot be written."""
+
+
+class ResumeError(TinkerUtilsError, RuntimeError):
+    """The run in a directory cannot be continued with these settings or this data."""
+
+
+class ServiceError(TinkerUtilsError, RuntimeError):
+    """The training service cannot be reached, refused a request, or answered what cannot be used."""

@@ -1,0 +1,107 @@
+"""What a run says of itself while it trains: metrics.jsonl, train.log, and the status in run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from tinker_utils.metrics import MetricsWriter, Record
+from tinker_utils.rundir import RunDirectory, State
+
+OnRecord = Callable[[Record], object]
+
+# What train.log shows of a record, in this order; the rest is in metrics.jsonl.
+_LOGGED = (
+    "step", "epoch", "train_loss", "val_loss", "val_loss_stderr", "is_best", "learning_rate", "grad_norm",
+    "tokens_per_sec", "cost_usd", "best_step", "best_val_loss", "kind", "status", "path", "reason", "message",
+)  # fmt: skip
+
+
+class Journal:
+    """Writes a run's records and status; use as a context manager.
+
+    Args:
+        run: the directory to write to.
+        state: run.json as the run starts with it.
+        on_record: called with each record after it was written. What it raises ends no run: it is noted, and the
+            callback is not called again.
+    """
+
+    def __init__(self, run: RunDirectory, state: State, on_record: OnRecord | None = None) -> None:
+        self.state = state
+        self._run = run
+        self._on_record = on_record
+        self._metrics = MetricsWriter(run.metrics)
+        self._log: TextIO = run.log.open("a", encoding="utf-8")
+
+    def record(self, record_type: str, step: int, **fields: Any) -> Record:
+        """Append a record of that type to metrics.jsonl, and a line to train.log."""
+        record: Record = {"type": record_type, "timestamp": round(time.time(), 3), "step": step, **fields}
+        self._metrics.write(record)
+        self._log.write(_sentence(record) + "\n")
+        self._log.flush()
+        if self._on_record is not None:
+            self._call_back(self._on_record, record)
+        return record
+
+    def _call_back(self, on_record: OnRecord, record: Record) -> None:
+        try:
+            on_record(record)
+        except Exception as error:
+            self._on_record = None
+            self.record(
+                "notice", record["step"], kind="warning",
+                message=f"on_record raised {type(error).__name__} ({error}) and is not called any more.",
+            )  # fmt: skip
+
+    def rewind(self, size: int) -> None:
+        """Cut metrics.jsonl back to its first `size` bytes: what came later belongs to steps that are run again."""
+        self._metrics.close()
+        self._run.truncate_metrics(size)
+        self._metrics = MetricsWriter(self._run.metrics)
+
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl written so far: where to cut it if the run is resumed from here."""
+        return self._run.metrics.stat().st_size
+
+    def publish(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        self.state |= changes
+        self._run.write_state(self.state)
+
+    def activity(self, state: str, detail: str) -> None:
+        """Say in run.json what the run is doing now, in a word and in a sentence; nothing is written for no change."""
+        now = self.state.get("activity") or {}
+        if (now.get("state"), now.get("detail")) != (state, detail):
+            self.publish(activity={"state": state, "since": round(time.time(), 3), "detail": detail})
+
+    def end(self, status: str, reason: str, step: int, **fields: Any) -> None:
+        """The run's last record, and how it ended in run.json."""
+        self.record("end", step, status=status, reason=reason, **fields)
+        self.publish(status=status, reason=reason)
+        self.activity("ended", reason)
+
+    def close(self) -> None:
+        """Close the files."""
+        with contextlib.suppress(OSError):
+            self._metrics.close()
+        with contextlib.suppress(OSError):
+            self._log.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _sentence(record: Record) -> str:
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["timestamp"]))
+    parts = [f"{name}={_short(record[name])}" for name in _LOGGED if record.get(name) is not None]
+    return f"{moment} {record['type']:<10} {' '.join(parts)}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,304 @@
+"""The training loop: batches queued ahead, evaluations and saves in line, stopped in time.
+
+Requests of one model run in the order of their submission. So an evaluation submitted after a step sees exactly that
+step's weights, and a save submitted after the evaluation holds them, while the next steps already wait in the service's
+queue. Answers are taken in the same order; what was still on its way when an evaluation ended the run is discarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from tinker_utils.batching import in_batches
+from tinker_utils.bookkeeping import Bookkeeper
+from tinker_utils.journal import Journal
+from tinker_utils.model import Model, SubmittedEvaluation, SubmittedSave, SubmittedStep
+from tinker_utils.preparation import Preparation
+from tinker_utils.result import Status, TrainingResult
+from tinker_utils.rundir import RunDirectory
+from tinker_utils.service import Service, service_error
+
+# Steps submitted ahead. The hosted service works in cycles and idles unless the next batch waits for it; the embedded
+# one is a loopback away, where one step waiting behind the one that runs is enough, and a stop takes effect sooner.
+_STEPS_AHEAD, _STEPS_AHEAD_LOCAL = 3, 2
+# Examples in one request of an evaluation: few requests, each far below the protocol's 1,024 examples.
+_EVALUATED_TOGETHER = 64
+# Seconds without an answer after which run.json says that the run waits, and after which a notice is recorded: a cycle
+# of the hosted service alone takes ten.
+_SAY_WAITING_AFTER, _NOTICE_AFTER = 4.0, 60.0
+_PAUSE_POLL_SECONDS = 0.2
+_TIDY_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A request on its way, and the step whose weights it is about."""
+
+    step: int
+    request: SubmittedStep | SubmittedEvaluation | SubmittedSave
+
+
+class TrainingLoop:
+    """One run's loop, from where the books stand to its end. `run` is all there is to call, once.
+
+    Args:
+        run: the directory, for its control files.
+        preparation: what to train on and when to look and save.
+        journal: where to say what is going on.
+        books: where the answers go.
+        service: for removing checkpoints that are superseded.
+        model: the model, in the state that belongs to the books.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        preparation: Preparation,
+        journal: Journal,
+        books: Bookkeeper,
+        service: Service,
+        model: Model,
+    ) -> None:
+        self._run = run
+        self._preparation = preparation
+        self._config = preparation.config
+        self._journal = journal
+        self._books = books
+        self._service = service
+        self._model = model
+        valid = preparation.valid
+        self._valid_batches = tuple(in_batches(valid.examples, _EVALUATED_TOGETHER)) if valid else ()
+
+        self._queue: deque[_Work] = deque()
+        self._submitted = self._saved = books.progress.step
+        self._submitted_tokens = books.progress.tokens
+        self._submitted_eval_tokens = books.progress.eval_tokens
+        self._housekeeping: list[Future[None]] = []
+        # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
+        self._ending: tuple[Status, str] | None = None
+        self._last_step: int | None = None
+        self._paused = self._interrupted = False
+
+    async def run(self) -> TrainingResult:
+        """Train to the end, whatever ends it.
+
+        Raises:
+            ServiceError: the service gave up on a request, or answered what cannot be used.
+        """
+        if self._books.stopper.exhausted:
+            self._end_early()
+        while True:
+            self._heed_requests()
+            self._submit_ahead()
+            if self._queue:
+                await self._take(self._queue.popleft())
+            elif self._paused:
+                await self._rest()
+            else:
+                return await self._finish()
+
+    # Submitting
+
+    def _submit_ahead(self) -> None:
+        ahead = _STEPS_AHEAD_LOCAL if self._config.service == "local" else _STEPS_AHEAD
+        while self._may_submit() and sum(isinstance(w.request, SubmittedStep) for w in self._queue) < ahead:
+            self._submit(self._submitted + 1)
+        all_submitted = self._ending is not None or self._submitted >= self._preparation.total_steps
+        if all_submitted and self._last_step is None and self._saved < self._submitted:
+            self._submit_save(self._submitted)
+
+    def _may_submit(self) -> bool:
+        if self._paused or self._ending is not None or self._submitted >= self._preparation.total_steps:
+            return False
+        budget = self._config.budget_usd
+        if budget is not None and (self._cost_with_next_step() or 0.0) > budget:
+            self._ending = ("stopped", f"the next step would pass training.budget_usd = ${budget:g}")
+            return False
+        return True
+
+    def _cost_with_next_step(self) -> float | None:
+        step = self._submitted + 1
+        evaluated = self._eval_tokens if self._preparation.evaluates(step) else 0
+        trained = self._preparation.plan.batch(step).tokens
+        return self._preparation.cost_usd(self._submitted_tokens + trained, self._submitted_eval_tokens + evaluated)
+
+    @property
+    def _eval_tokens(self) -> int:
+        return sum(batch.tokens for batch in self._valid_batches)
+
+    def _submit(self, step: int) -> None:
+        """A step, and in line behind it the evaluation and the save that are due at its weights."""
+        preparation, config = self._preparation, self._config
+        batch, rate = preparation.plan.batch(step), preparation.learning_rate(step)
+        self._queue.append(
+            _Work(step, self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm))
+        )
+        self._submitted = step
+        self._submitted_tokens += batch.tokens
+        if preparation.evaluates(step):
+            self._queue.append(_Work(step, self._model.submit_evaluation(self._valid_batches)))
+            self._submitted_eval_tokens += self._eval_tokens
+        if preparation.evaluates(step) or preparation.checkpoints(step):
+            self._submit_save(step)
+
+    def _submit_save(self, step: int) -> None:
+        save = self._model.submit_save(f"step-{step:06d}", self._config.checkpoint_ttl_seconds)
+        self._queue.append(_Work(step, save))
+        self._saved = step
+
+    # Taking answers
+
+    async def _take(self, work: _Work) -> None:
+        """Wait for an answer and act on it."""
+        self._journal.activity(*self._doing(work))
+        await self._answered(work)
+        if self._last_step is not None and work.step > self._last_step:
+            self._discard(work)
+        elif isinstance(work.request, SubmittedStep):
+            self._trained(work.step, work.request)
+        elif isinstance(work.request, SubmittedEvaluation):
+            self._evaluated(work.step, work.request)
+        else:
+            self._has_saved(work.step, work.request.result())
+
+    def _doing(self, work: _Work) -> tuple[str, str]:
+        if self._ending is not None:
+            return "stopping", f"finishing what is on its way: {self._ending[1]}"
+        if isinstance(work.request, SubmittedEvaluation):
+            return "evaluating", f"evaluating after step {work.step}"
+        return "training", "training"
+
+    async def _answered(self, work: _Work) -> None:
+        """Wait for an answer without being cancelled, saying so when it takes long."""
+        began = time.time()
+        waiting = {asyncio.wrap_future(future) for future in work.request.futures}
+        noticed = False
+        while waiting:
+            try:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=_SAY_WAITING_AFTER, return_when=asyncio.FIRST_EXCEPTION
+                )
+            except asyncio.CancelledError:
+                self._interrupt()
+                continue
+            for future in done:
+                if error := future.exception():
+                    raise service_error(f"step {work.step}", error) from error
+            if waiting:
+                noticed = self._say_waiting(work, began, noticed)
+        if noticed:
+            self._journal.record("notice", work.step, kind="answered", message="the service answers again")
+
+    def _say_waiting(self, work: _Work, began: float, noticed: bool) -> bool:
+        since = time.strftime("%H:%M:%S", time.localtime(began))
+        message = f"waiting since {since} for the service's answer to step {work.step}"
+        self._journal.activity("waiting", message)
+        if noticed or time.time() - began < _NOTICE_AFTER:
+            return noticed
+        self._journal.record("notice", work.step, kind="waiting", message=message)
+        return True
+
+    def _trained(self, step: int, request: SubmittedStep) -> None:
+        loss, figures = request.result()
+        finite = math.isfinite(loss.total) and all(math.isfinite(value) for value in figures.values())
+        due = step % self._config.log_interval_steps == 0 or step == self._preparation.total_steps
+        self._books.trained(step, request.batch, loss, figures, log=due or not finite)
+        if not finite:
+            self._cut(step, "failed", f"the loss or the gradient of step {step} is not a finite number")
+
+    def _evaluated(self, step: int, request: SubmittedEvaluation) -> None:
+        if self._books.evaluated(step, request.batches, request.result()).stop:
+            self._end_early()
+
+    def _has_saved(self, step: int, path: str) -> None:
+        is_best, superseded = self._books.saved(step, path)
+        self._housekeeping += [self._service.delete_checkpoint(old.path) for old in superseded]
+        if is_best and self._config.checkpoint_ttl_seconds is not None:
+            self._housekeeping.append(self._service.keep_checkpoint(path))
+
+    def _discard(self, work: _Work) -> None:
+        """Count what was trained beyond the run's last step, and keep nothing of it."""
+        if isinstance(work.request, SubmittedStep):
+            self._books.discarded(trained=work.request.batch.tokens, evaluated=0)
+        elif isinstance(work.request, SubmittedEvaluation):
+            self._books.discarded(trained=0, evaluated=self._eval_tokens)
+        else:
+            self._housekeeping.append(self._service.delete_checkpoint(work.request.result()))
+
+    # Pausing, stopping, ending
+
+    def _heed_requests(self) -> None:
+        if self._run.stop_requested():
+            self._stop("a stop was asked for")
+        paused = self._run.pause_requested() and self._ending is None
+        if paused != self._paused:
+            self._paused = paused
+            kind, message = (
+                ("paused", "finishing the steps on their way") if paused else ("resumed", "training goes on")
+            )
+            self._journal.record("notice", self._books.progress.step, kind=kind, message=message)
+
+    async def _rest(self) -> None:
+        """Wait a moment for a pause to end; the time does not count in tokens per second."""
+        self._journal.activity("paused", f"paused after step {self._books.progress.step}")
+        began = time.monotonic()
+        try:
+            await asyncio.sleep(_PAUSE_POLL_SECONDS)
+        except asyncio.CancelledError:
+            self._interrupt()
+        self._books.rested(time.monotonic() - began)
+
+    def _interrupt(self) -> None:
+        """The first interrupt asks for a stop; the second goes through."""
+        task = asyncio.current_task()
+        if self._interrupted or task is None:
+            raise asyncio.CancelledError
+        task.uncancel()
+        self._interrupted = True
+        self._stop("it was interrupted")
+
+    def _stop(self, reason: str) -> None:
+        if self._ending is None:
+            self._ending = ("stopped", reason)
+            message = f"{reason}: finishing the steps on their way, then saving"
+            self._journal.record("notice", self._books.progress.step, kind="stopping", message=message)
+
+    def _end_early(self) -> None:
+        stopper = self._books.stopper
+        reason = (
+            f"{stopper.evals_without_improvement} evaluations without an improvement of more than "
+            f"{stopper.threshold:g} nats per token; the best was {stopper.best:.4f} after step {stopper.best_step}"
+        )
+        self._cut(self._books.progress.step, "early_stopped", reason)
+
+    def _cut(self, step: int, status: Status, reason: str) -> None:
+        """End the run at `step`; what was submitted beyond it will be discarded."""
+        self._ending, self._last_step = (status, reason), step
+
+    async def _finish(self) -> TrainingResult:
+        books = self._books
+        status, reason = self._ending or ("completed", "all epochs are done")
+        books.record_window()
+        if status == "early_stopped":
+            books.record_early_stop()
+        await self._tidy()
+        books.publish()
+        best = {"best_step": books.stopper.best_step, "best_val_loss": books.best}
+        self._journal.end(status, reason, books.progress.step, **best)
+        return TrainingResult.from_state(self._run, self._journal.state)
+
+    async def _tidy(self) -> None:
+        """Wait a little for removals; one that fails costs storage, not the run."""
+        if not self._housekeeping:
+            return
+        wrapped = [asyncio.wrap_future(future) for future in self._housekeeping]
+        done, pending = await asyncio.wait(wrapped, timeout=_TIDY_SECONDS)
+        failed = len(pending) + sum(future.exception() is not None for future in done)
+        if failed:
+            message = f"{failed} superseded checkpoints could not be removed from the service"
+            self._journal.record("notice", self._books.progress.step, kind="warning", message=message)

@@ -1,0 +1,84 @@
+"""Sums and logprobs → per-token loss, perplexity and standard error, pooled over whole batches and whole sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def negative_log_likelihood(logprobs: ArrayLike, weights: ArrayLike) -> float:
+    """Weighted negative log-likelihood of one example in nats: -sum of weight · logprob.
+
+    Args:
+        logprobs: log-probability of each target token, shape [n].
+        weights: weight of each target token, shape [n]; where it is 0 the logprob is not looked at, so that an
+            infinite one of a prompt token does no harm.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    logprob, weight = np.asarray(logprobs, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    if logprob.shape != weight.shape:
+        raise ValueError(f"logprobs have the shape {logprob.shape}, their weights {weight.shape}; they must be equal")
+    counted = weight != 0
+    return float(-(logprob[counted] * weight[counted]).sum())
+
+
+@dataclass(frozen=True)
+class PooledLoss:
+    """A loss over many examples: the sum of their negative log-likelihoods over the sum of their completion tokens.
+
+    `stderr` is its standard error in nats per token, None where fewer than two examples leave it unknown.
+    """
+
+    total: float
+    completion_tokens: int
+    stderr: float | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """Nats per completion token; None without any completion token, never 0."""
+        return self.total / self.completion_tokens if self.completion_tokens else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the pooled loss (not a mean of perplexities); infinite where exp overflows."""
+        return None if self.loss is None else perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite instead of an overflow."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def pool(totals: Sequence[float], completion_tokens: Sequence[int]) -> PooledLoss:
+    """Pool examples into one loss.
+
+    The standard error is that of a ratio estimate with examples as the units, since the tokens of one example are not
+    independent: se² = m / (m - 1) · sum over i of (y_i - r·x_i)² / (sum of x)², with y_i the negative log-likelihood
+    and x_i the completion tokens of example i, r = sum y / sum x, m examples (Cochran, "Sampling Techniques", 3rd ed.,
+    6.13, without the finite-population correction).
+
+    Args:
+        totals: negative log-likelihood of each example in nats, shape [m].
+        completion_tokens: completion tokens of each example, shape [m].
+    """
+    y, x = np.asarray(totals, dtype=np.float64), np.asarray(completion_tokens, dtype=np.float64)
+    total, tokens, m = float(y.sum()), int(x.sum()), len(y)
+    if not tokens or m < 2:
+        return PooledLoss(total, tokens)
+    residuals = y - total / tokens * x
+    variance = m / (m - 1) * float((residuals**2).sum()) / tokens**2
+    return PooledLoss(total, tokens, math.sqrt(variance) if math.isfinite(variance) else None)
+
+
+def disagreement(own: float, reported: float) -> float:
+    """How far a sum that the service reports is from our own, relative to the larger; NaN if either is not finite."""
+    return abs(own - reported) / max(abs(own), abs(reported), 1e-12)

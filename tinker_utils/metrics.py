@@ -1,0 +1,231 @@
+"""metrics.jsonl: writes it a line at a time, reads it (old kinds too) as it grows, and smooths what was read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+
+from tinker_utils.errors import MetricsError
+from tinker_utils.metrics_bulk import shape_of_first
+from tinker_utils.metrics_log import (
+    TRAIN_COLUMNS,
+    FloatArray,
+    LossUnit,
+    MetricsLog,
+    Record,
+    SkippedLine,
+    TrainSeries,
+    loss_unit_of,
+)
+
+__all__ = [
+    "FloatArray",
+    "LossUnit",
+    "MetricsLog",
+    "MetricsReader",
+    "MetricsWriter",
+    "Record",
+    "SkippedLine",
+    "TrainSeries",
+    "ema",
+    "encode_record",
+    "read_metrics",
+]
+
+# A file is read in pieces of about this many bytes; a piece of less than _BULK is not worth the array operations.
+_PIECE = 1 << 19
+_BULK = 1 << 14
+# The average is taken over rows of this many values at once, and carried on from row to row.
+_EMA_ROW = 64
+
+
+def encode_record(record: Mapping[str, Any]) -> str:
+    """One line of JSON without its newline; NaN and infinity become null, named in the field `nonfinite`."""
+    nonfinite = [key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    clean: Record = {key: None if key in nonfinite else value for key, value in record.items()}
+    if nonfinite:
+        clean["nonfinite"] = nonfinite
+    return json.dumps(clean, ensure_ascii=False, allow_nan=False)
+
+
+class MetricsWriter:
+    """Appends records to a metrics file and flushes each, so that a reader sees it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; raises OSError when the disk refuses it."""
+        self._file.write(encode_record(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the writer can't be used afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class MetricsReader:
+    """Reads a metrics file as it grows: every `poll` takes in what was added since the last one.
+
+    `columns` names the train columns that are wanted, all of them by default: fewer are read faster.
+    """
+
+    def __init__(self, path: Path, columns: Collection[str] = tuple(TRAIN_COLUMNS)) -> None:
+        self.path = path
+        self.log = MetricsLog()
+        self._columns = frozenset(columns) | {"step"}
+        self._offset = 0
+        self._lines = 0
+        self._inode: int | None = None
+
+    def poll(self) -> bool:
+        """Read the complete lines that are new; True if there were any.
+
+        A file that was replaced or cut back (a run that was resumed, or started anew) is read from its start again,
+        into a new `log`. An incomplete last line waits for the next poll. A missing file is no error: the run may not
+        have begun.
+        """
+        try:
+            with self.path.open("rb") as file:
+                changed = self._restart_if_replaced(file.fileno())
+                file.seek(self._offset)
+                for lines in _whole_lines(file):
+                    self._take_lines(lines)
+                    self._offset += len(lines)
+                    changed = True
+        except FileNotFoundError:
+            return False
+        return changed
+
+    def take_rest(self) -> None:
+        """Read an incomplete last line too: used when nobody writes to the file any more."""
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            rest = file.read()
+        self._offset += len(rest)
+        for line in rest.split(b"\n"):
+            self._lines += 1
+            self._take(line, self._lines)
+
+    def _restart_if_replaced(self, descriptor: int) -> bool:
+        stat = os.fstat(descriptor)
+        replaced = self._inode not in (None, stat.st_ino) or stat.st_size < self._offset
+        if replaced:
+            self.log, self._offset, self._lines = MetricsLog(), 0, 0
+        self._inode = stat.st_ino
+        return replaced
+
+    def _take_lines(self, lines: bytes) -> None:
+        if len(lines) < _BULK or not self._take_in_bulk(lines):
+            for line in lines.split(b"\n")[:-1]:
+                self._lines += 1
+                self._take(line, self._lines)
+
+    def _take_in_bulk(self, lines: bytes) -> bool:
+        """Take in `lines` by array operations; False, with nothing taken, where the order or a value would be lost."""
+        shape = shape_of_first(lines[:_BULK].split(b"\n")[:-1], self._columns)
+        if shape is None or self.log.current_unit not in (None, loss_unit_of(shape.record)):
+            return False
+        alike, others = shape.split(lines)
+        if any(b'"train"' in line for _, line in others):
+            return False
+        try:
+            columns = shape.columns(alike)
+        except ValueError:
+            return False
+        last = json.loads(alike[alike.rfind(b"\n", 0, -1) + 1 :])
+        self.log.add_train_columns(columns, last)
+        for index, line in others:
+            self._take(line, self._lines + 1 + index)
+        self._lines += len(columns["step"]) + len(others)
+        return True
+
+    def _take(self, line: bytes, number: int) -> None:
+        if not line.strip():
+            return
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            self.log.skip(number, "is not JSON")
+        else:
+            self.log.add(record, number)
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The rest of `file` in pieces of whole lines; an incomplete last line is left out."""
+    while piece := file.read(_PIECE):
+        piece += file.readline()
+        if not piece.endswith(b"\n"):
+            piece = piece[: piece.rfind(b"\n") + 1]
+        if piece:
+            yield piece
+
+
+def read_metrics(path: Path, columns: Collection[str] = tuple(TRAIN_COLUMNS)) -> MetricsLog:
+    """Read a whole metrics file; `columns` are the train columns that are wanted.
+
+    Raises:
+        MetricsError: the file is missing, cannot be read, or holds no train and no val record.
+    """
+    reader = MetricsReader(path, columns)
+    try:
+        if not path.exists():
+            raise MetricsError(f"{path}: there is no such metrics file; give the metrics.jsonl of a run.")
+        reader.poll()
+        reader.take_rest()
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read ({error.strerror}); give the metrics.jsonl of a run.") from error
+    log = reader.log
+    if not len(log.train) and not log.val:
+        first = log.skipped[0] if log.skipped else None
+        why = f"line {first.line} {first.reason}" if first else "it is empty"
+        raise MetricsError(f"{path}: holds no train and no val record ({why}); give the metrics.jsonl of a run.")
+    return log
+
+
+def ema(values: FloatArray, smoothing: float = 0.9) -> FloatArray:
+    """Exponential moving average of `values`, shape [n], without the start's bias.
+
+    average_t = sum over i ≤ t of s^(t-i) · value_i / sum over i ≤ t of s^(t-i), which is the corrected average of Kingma
+    and Ba, "Adam" (2015), section 3. NaN and infinity are passed over: the average keeps what it was, and is NaN until a
+    first value. An average depends only on what came before it, so that the past of a curve stays as it was drawn.
+
+    Raises:
+        ValueError: `smoothing` is not in [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+    known = np.isfinite(values)
+    sums = _decaying_sums(values[known], smoothing)
+    averages = sums / _decaying_sums(np.ones_like(sums), smoothing)
+    smoothed: FloatArray = np.concatenate([[math.nan], averages])[np.cumsum(known)]
+    return smoothed
+
+
+def _decaying_sums(values: FloatArray, decay: float) -> FloatArray:
+    """sum over i ≤ t of decay^(t-i) · value_i for each t, shape [n]: within rows by a product, then from row to row."""
+    rows = np.zeros((-(-len(values) // _EMA_ROW), _EMA_ROW))
+    rows.ravel()[: len(values)] = values
+    age = np.subtract.outer(np.arange(_EMA_ROW), np.arange(_EMA_ROW))
+    within = rows @ np.where(age >= 0, decay ** np.maximum(age, 0), 0.0).T
+    carried = [0.0]
+    for last in within[:-1, -1].tolist():
+        carried.append(last + decay**_EMA_ROW * carried[-1])
+    sums = within + np.outer(carried[: len(rows)], decay ** np.arange(1, _EMA_ROW + 1))
+    return sums.ravel()[: len(values)]

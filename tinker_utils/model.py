@@ -1,0 +1,153 @@
+"""A model in training on a service: batches → requests, and answers → losses.
+
+Nothing here waits. A request is submitted, and its futures say when its `result` can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinker_utils.batching import Batch
+from tinker_utils.errors import ServiceError
+from tinker_utils.loss import negative_log_likelihood
+
+if TYPE_CHECKING:
+    import tinker
+
+_CROSS_ENTROPY: Literal["cross_entropy"] = "cross_entropy"
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """What a pass over a batch says about its loss.
+
+    Attributes:
+        totals: negative log-likelihood of each example over its completion tokens, in nats; None where the service
+            returned no logprobs.
+        total: their sum, or the service's own sum where there are no logprobs.
+        reported: the service's own `loss:sum` in the same unit as `total`, None where it gives none.
+    """
+
+    totals: tuple[float, ...] | None
+    total: float
+    reported: float | None
+
+
+@dataclass(frozen=True)
+class SubmittedStep:
+    """An optimizer step on its way: forward_backward and optim_step, submitted together."""
+
+    batch: Batch
+    _passed: Future[Any]
+    _stepped: Future[Any]
+
+    @property
+    def futures(self) -> tuple[Future[Any], ...]:
+        """What has to be waited for before `result` answers at once."""
+        return (self._passed, self._stepped)
+
+    def result(self) -> tuple[BatchLoss, dict[str, float]]:
+        """The batch's loss, and the optimizer's own figures where the service gives them."""
+        loss = _batch_loss(self._passed.result(), self.batch, scale=self.batch.completion_tokens)
+        return loss, dict(self._stepped.result().metrics or {})
+
+
+@dataclass(frozen=True)
+class SubmittedEvaluation:
+    """Forward passes over a validation set on their way, all at the same weights."""
+
+    batches: tuple[Batch, ...]
+    futures: tuple[Future[Any], ...]
+
+    def result(self) -> list[BatchLoss]:
+        """The loss of each batch."""
+        return [_batch_loss(f.result(), batch, scale=1) for f, batch in zip(self.futures, self.batches, strict=True)]
+
+
+@dataclass(frozen=True)
+class SubmittedSave:
+    """A checkpoint on its way."""
+
+    futures: tuple[Future[Any], ...]
+
+    def result(self) -> str:
+        """The checkpoint's `tinker://` path."""
+        return str(self.futures[0].result().path)
+
+
+class Model:
+    """A model in training on a service. Requests run in the order of submission; none of these calls waits."""
+
+    def __init__(self, client: tinker.TrainingClient) -> None:
+        self._client = client
+
+    def submit_step(
+        self, batch: Batch, learning_rate: float, weight_decay: float, grad_clip_norm: float
+    ) -> SubmittedStep:
+        """One optimizer step on the mean loss over the batch's completion tokens."""
+        import tinker
+
+        passed = self._client.forward_backward(_datums(batch, batch.normalized_weights()), _CROSS_ENTROPY)
+        stepped = self._client.optim_step(
+            tinker.AdamParams(learning_rate=learning_rate, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
+        )
+        return SubmittedStep(batch, passed.future(), stepped.future())
+
+    def submit_evaluation(self, batches: Sequence[Batch]) -> SubmittedEvaluation:
+        """Losses at the weights that the requests submitted so far lead to, without gradients."""
+        futures = [
+            self._client.forward(_datums(batch, [example.weights for example in batch.data]), _CROSS_ENTROPY).future()
+            for batch in batches
+        ]
+        return SubmittedEvaluation(tuple(batches), tuple(futures))
+
+    def submit_save(self, name: str, ttl_seconds: int | None) -> SubmittedSave:
+        """A checkpoint of weights and optimizer as the requests submitted so far leave them.
+
+        A checkpoint of the same name is replaced: it is what an attempt that was cut off left behind.
+        """
+        return SubmittedSave((self._client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True).future(),))
+
+
+def _datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker.Datum]:
+    import tinker
+
+    return [
+        tinker.Datum(
+            model_input=tinker.ModelInput.from_ints(example.input_tokens.tolist()),
+            loss_fn_inputs={
+                "target_tokens": tinker.TensorData.from_numpy(example.target_tokens.astype(np.int64)),
+                "weights": tinker.TensorData.from_numpy(weight),
+            },
+        )
+        for example, weight in zip(batch.data, weights, strict=True)
+    ]
+
+
+def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
+    """A response as a loss; `scale` turns the service's own sum, taken with the weights sent, into nats."""
+    reported = _reported_sum(output.metrics, scale)
+    logprobs = [each.get("logprobs") for each in output.loss_fn_outputs]
+    if len(logprobs) == len(batch.data) and all(each is not None for each in logprobs):
+        totals = tuple(
+            negative_log_likelihood(each.to_numpy(), example.weights)
+            for each, example in zip(logprobs, batch.data, strict=True)
+        )
+        return BatchLoss(totals, float(np.sum(totals)), reported)
+    if reported is None:
+        raise ServiceError(
+            "reading a loss: the service returned neither logprobs nor loss:sum, so there is nothing to train by; "
+            "use a server that returns one of them."
+        )
+    return BatchLoss(None, reported, reported)
+
+
+def _reported_sum(metrics: Mapping[str, float] | None, scale: float) -> float | None:
+    value = (metrics or {}).get("loss:sum")
+    return None if value is None else float(value) * scale

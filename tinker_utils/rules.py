@@ -1,0 +1,153 @@
+"""What a setting may be: its type, its bounds, and the sentence that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from tinker_utils.errors import ConfigError
+
+ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
+UNEMBED_MODULES = ("lm_head",)
+TARGET_MODULES = ATTENTION_MODULES + MLP_MODULES + UNEMBED_MODULES
+
+Kind = Literal["integer", "number", "true or false", "text", "path", "list of module names", "service"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one setting may be; `key` is its dotted name in the YAML file."""
+
+    key: str
+    kind: Kind
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    def check(self, value: object) -> object:
+        """The value in its final type.
+
+        Raises:
+            ConfigError: the value is of another type or out of range.
+        """
+        if value is None and self.optional:
+            return None
+        checked = _CONVERTERS[self.kind](value)
+        if checked is None or not self._in_range(checked):
+            # An address may hold a password, and must not be shown then.
+            received = "another address" if self.kind == "service" and "@" in str(value) else repr(value)
+            raise ConfigError(f"{self.key}: expected {self.expected}, received {received}; {self.help}")
+        return checked
+
+    def _in_range(self, value: object) -> bool:
+        if self.choices:
+            return value in self.choices
+        if not isinstance(value, int | float):
+            return True
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    @property
+    def expected(self) -> str:
+        """The rule in words, such as `a number in (0, 1]`."""
+        if self.choices:
+            words = " or ".join(self.choices)
+        elif self.kind == "true or false":
+            words = self.kind
+        elif self.kind == "service":
+            words = "tinker, local or a URL without a key in it"
+        else:
+            words = ("an " if self.kind == "integer" else "a ") + self.kind
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            brackets = "("[: self.open_low] or "[", ")"[: self.open_high] or "]"
+            words += f" in {brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
+        elif math.isfinite(self.low):
+            words += f" {'above' if self.open_low else 'of at least'} {self.low:g}"
+        return words + (" or null" if self.optional else "")
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number else None  # type: ignore[arg-type]
+
+
+def _modules(value: object) -> tuple[str, ...] | None:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
+        return None
+    for name in value:
+        if name not in TARGET_MODULES:
+            raise ConfigError(
+                f"lora.target_modules: {name!r} is no module this project knows{did_you_mean(name, TARGET_MODULES)}."
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def _service(value: object) -> str | None:
+    if not isinstance(value, str):
+        return None
+    if value in ("tinker", "local"):
+        return value
+    try:
+        url = urlsplit(value)
+        valid = (
+            url.scheme in ("http", "https") and url.hostname and url.port != 0 and not (url.username or url.password)
+        )
+    except ValueError:
+        return None
+    return value.rstrip("/") if valid else None
+
+
+_CONVERTERS: dict[Kind, Callable[[object], object | None]] = {
+    "integer": _integer,
+    "number": _number,
+    "true or false": lambda value: value if isinstance(value, bool) else None,
+    "text": lambda value: value if isinstance(value, str) and value.strip() else None,
+    "path": lambda value: (
+        Path(value) if isinstance(value, Path) or (isinstance(value, str) and value.strip()) else None
+    ),
+    "list of module names": _modules,
+    "service": _service,
+}
+
+
+def setting(default: Any, key: str, kind: Kind, help: str, **limits: Any) -> Any:
+    """A dataclass field with a rule; `limits` are the rule's other attributes."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(key, kind, help, **limits)})
+
+
+class Checked:
+    """A frozen dataclass whose fields are checked by their rules when it is made."""
+
+    def __post_init__(self) -> None:
+        for name, rule in rules(type(self)).items():
+            object.__setattr__(self, name, rule.check(getattr(self, name)))
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """` (did you mean X?)` where a known name is close to `word`, else nothing."""
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(word, known, n=1) or [
+        by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), n=1)
+    ]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def rules(cls: type) -> dict[str, Rule]:
+    """Field name → rule of a class with settings: what a form needs to offer the same bounds."""
+    return {f.name: f.metadata["rule"] for f in dataclasses.fields(cls) if "rule" in f.metadata}

@@ -1,0 +1,262 @@
+"""Configuration → an open connection to a training service, and the few calls that a run makes on it.
+
+All of it goes through the `tinker` SDK, whatever the address: the hosted service, a self-hosted server, or the
+embedded one, which `connect` starts on this machine and `Service.close` ends. `tinker` and `transformers` take seconds
+to import, so they are imported where they are first used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tinker_utils.config import TrainingConfig
+from tinker_utils.errors import ServiceError
+from tinker_utils.model import Model
+from tinker_utils.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinker_utils.local import LocalService
+
+_KEY_LIKE = re.compile(r"tml-[A-Za-z0-9_\-]{8,}|eyJ[A-Za-z0-9_\-.]{16,}")
+_TINY = "tiny"
+
+
+class Service:
+    """An open connection. Its calls wait for the answer; those that train go through a `Model`."""
+
+    def __init__(
+        self, client: tinker.ServiceClient, rest: tinker.RestClient, base_model: str, local: LocalService | None = None
+    ) -> None:
+        self._client = client
+        self._rest = rest
+        self._local = local
+        self.base_model = base_model
+
+    def new_model(self, config: TrainingConfig) -> Model:
+        """A base model with a fresh adapter; alpha, dropout and modules travel as metadata, which `local` honours."""
+        lora = config.lora
+        with _service_errors("creating the model"):
+            future = self._client.create_lora_training_client(
+                config.model,
+                rank=lora.rank,
+                seed=config.seed,
+                train_mlp=lora.train_mlp,
+                train_attn=lora.train_attn,
+                train_unembed=lora.train_unembed,
+                user_metadata=_lora_metadata(config),
+            )
+            return Model(future.result())
+
+    def restored_model(self, checkpoint: str, config: TrainingConfig) -> Model:
+        """The model of a checkpoint, with its optimizer."""
+        with _service_errors(f"loading the checkpoint {checkpoint}"):
+            future = self._client.create_training_client_from_state_with_optimizer(
+                checkpoint, user_metadata=_lora_metadata(config)
+            )
+            return Model(future.result())
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        checkpoint: str | None = None,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """What a checkpoint, or the base model if there is none, writes after each prompt.
+
+        Args:
+            prompts: token ids, one list a prompt.
+            checkpoint: the `tinker://` path of a saved state or of sampler weights.
+
+        Returns:
+            Token ids of each completion, the end-of-turn token included where it was reached.
+        """
+        import tinker
+
+        with _service_errors("sampling"):
+            client = self._sampling_client(checkpoint)
+            params = tinker.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+            futures = [client.sample(tinker.ModelInput.from_ints(list(prompt)), 1, params) for prompt in prompts]
+            return [list(future.result().sequences[0].tokens) for future in futures]
+
+    def _sampling_client(self, checkpoint: str | None) -> tinker.SamplingClient:
+        if checkpoint is None:
+            return self._client.create_sampling_client(base_model=self.base_model).result()
+        if "/sampler_weights/" in checkpoint:
+            return self._client.create_sampling_client(model_path=checkpoint).result()
+        trained = self._client.create_training_client_from_state(checkpoint).result()
+        return trained.save_weights_and_get_sampling_client().result()
+
+    def delete_checkpoint(self, checkpoint: str) -> Future[None]:
+        """Ask for a checkpoint's removal; the future raises if the service refuses it."""
+        return self._rest.delete_checkpoint_from_tinker_path(checkpoint).future()
+
+    def keep_checkpoint(self, checkpoint: str) -> Future[None]:
+        """Ask that a checkpoint never expires; the future raises if the service refuses it."""
+        return self._rest.set_checkpoint_ttl_from_tinker_path(checkpoint, None).future()
+
+    def download_adapter(self, checkpoint: str, directory: Path) -> list[Path]:
+        """Write a checkpoint's adapter in PEFT's format, through the service's external weights.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ServiceError: the service refuses, or gives no adapter_config.json and adapter_model.safetensors.
+        """
+        with _service_errors(f"exporting {checkpoint}"):
+            model = self._client.create_training_client_from_state(checkpoint).result()
+            external = model.save_weights_external("adapter").result().path
+            urls = self._rest.get_external_weights_urls(external).result().urls
+            files = [_download(url, name, directory) for name, url in urls.items()]
+        names = {file.name for file in files}
+        if not {"adapter_config.json", "adapter_model.safetensors"} <= names:
+            raise ServiceError(
+                f"exporting {checkpoint}: the service gave {', '.join(sorted(names)) or 'no file'}, "
+                f"and not a PEFT adapter; look at what lies in {directory}."
+            )
+        return files
+
+    def close(self) -> None:
+        """End the session, and the embedded server if it was started for it. Safe to call twice."""
+        with contextlib.suppress(Exception):
+            # A service that does not answer must not hold up the end of a run.
+            self._client.close("success").result(timeout=5)
+        if self._local is not None:
+            self._local.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(config: TrainingConfig, store: Path) -> Service:
+    """Open the service that `config.service` names.
+
+    Args:
+        config: says which service and which base model.
+        store: where the embedded server keeps its checkpoints, if it is the one.
+
+    Raises:
+        ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
+    """
+    import tinker
+
+    with _service_errors(f"connecting to {config.service}"):
+        if config.service == "local":
+            from tinker_utils.local import start_local_service
+
+            local = start_local_service(_local_model(config), store)
+            client = tinker.ServiceClient(base_url=local.base_url, api_key=local.api_key)
+            return Service(
+                client, tinker.RestClient(base_url=local.base_url, api_key=local.api_key), config.model, local
+            )
+        if config.service == "tinker":
+            # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
+            return Service(tinker.ServiceClient(), tinker.RestClient(), config.model)
+        key = os.environ.get("TINKER_API_KEY")
+        client = tinker.ServiceClient(base_url=config.service, api_key=key)
+        return Service(client, tinker.RestClient(base_url=config.service, api_key=key), config.model)
+
+
+def load_tokenizer(config: TrainingConfig) -> Any:
+    """The base model's tokenizer: the packaged model's, that of a directory, or the hub's.
+
+    Raises:
+        ServiceError: it cannot be loaded, or has no chat template.
+    """
+    name = _local_model(config) if config.service == "local" else config.model
+    if name == _TINY:
+        name = str(Path(__file__).with_name("local") / "base_model")
+    try:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise ServiceError(
+            f"model: the tokenizer of {config.model} cannot be loaded ({_first_line(error)}); "
+            "give a directory that holds it, or a name that the Hugging Face hub knows."
+        ) from error
+    if not getattr(tokenizer, "chat_template", None):
+        raise ServiceError(f"model: {config.model} has no chat template; choose an instruction-tuned model.")
+    return tokenizer
+
+
+def unsupported_settings(config: TrainingConfig) -> list[str]:
+    """What the service will not honour, one sentence each, to be said before a run starts."""
+    if config.service == "local":
+        return []
+    lora, service = config.lora, "the hosted service" if config.service == "tinker" else config.service
+    sentences = [
+        f"lora.alpha = {lora.alpha} and lora.dropout = {lora.dropout:g} are sent as metadata only: the protocol has no "
+        f"place for them, and {service} uses its own values."
+    ]
+    groups = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
+    for name, modules in groups.items():
+        chosen = set(lora.target_modules) & set(modules)
+        if chosen and chosen != set(modules):
+            sentences.append(
+                f"lora.target_modules names {', '.join(sorted(chosen))} of the {name}'s modules: "
+                f"{service} can only train all of them or none, and will train all."
+            )
+    return sentences
+
+
+def _local_model(config: TrainingConfig) -> str:
+    """A model's name as the embedded server takes it: a directory is looked for as other input paths are."""
+    directory = config.resolve(Path(config.model))
+    return config.model if config.model == _TINY or not directory.is_dir() else str(directory)
+
+
+def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
+    from tinker_utils.local.metadata import lora_user_metadata
+
+    return lora_user_metadata(config.lora.alpha, config.lora.dropout, config.lora.target_modules)
+
+
+def _download(url: str, name: str, directory: Path) -> Path:
+    target = directory / Path(name).name
+    directory.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(url, timeout=300) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    return target
+
+
+@contextlib.contextmanager
+def _service_errors(doing: str) -> Iterator[None]:
+    """Turn what the SDK raises into a `ServiceError` that says in one sentence what was tried."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except Exception as error:
+        raise service_error(doing, error) from error
+
+
+def service_error(doing: str, error: BaseException) -> ServiceError:
+    """A `ServiceError` for what the SDK raised: one sentence, without anything that looks like a key."""
+    advice = "look at the service's status and try again; a run resumes where it was"
+    if "api_key" in str(error).lower() or type(error).__name__ in ("AuthenticationError", "PermissionDeniedError"):
+        advice = "set TINKER_API_KEY to a valid key, or use service: local, which needs none"
+    return ServiceError(f"{doing}: {type(error).__name__}: {_first_line(error)}; {advice}.")
+
+
+def _first_line(error: BaseException) -> str:
+    line = next(iter(str(error).strip().splitlines()), "no further word")
+    return _KEY_LIKE.sub("[key]", line)[:300].rstrip(".")

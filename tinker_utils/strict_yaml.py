@@ -1,0 +1,69 @@
+"""YAML without its traps: 1.2's scalars, and no key twice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from tinker_utils.errors import ConfigError
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML 1.2's core scalars instead of PyYAML's 1.1: `2e-4` is a number, `no` is a text, `010` is ten.
+
+    PyYAML reads the first as text, and the others as false and eight. A key that stands twice is refused.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are plain scalars, each there once."""
+        mapping: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | bool | None):
+                raise ConfigError(f"line {line}: a key must be plain text, received {key!r}; write `key: value`.")
+            if key in mapping:
+                raise ConfigError(f"line {line}: {key} stands there twice; keep one of the two.")
+            mapping[key] = self.construct_object(value_node, deep=True)
+        return mapping
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """An integer, always in base ten."""
+        return int(self.construct_scalar(node))
+
+
+StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_decimal)
+StrictLoader.add_constructor("tag:yaml.org,2002:map", StrictLoader.construct_mapping)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML document.
+
+    Raises:
+        ConfigError: it is not valid YAML, or a key stands twice; the message names the line.
+    """
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except ConfigError:
+        raise
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise ConfigError(f"{line}this is not valid YAML ({problem}); correct the file.") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"this is not valid YAML ({type(error).__name__}); correct the file.") from error

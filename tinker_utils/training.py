@@ -1,0 +1,183 @@
+"""`fit`: begins a run or goes on with one, trains it on a service, and says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tinker_utils.bookkeeping import Bookkeeper
+from tinker_utils.config import TrainingConfig, dump_config
+from tinker_utils.early_stopping import EarlyStopping
+from tinker_utils.errors import ServiceError, TinkerUtilsError
+from tinker_utils.journal import Journal, OnRecord
+from tinker_utils.loop import TrainingLoop
+from tinker_utils.model import Model
+from tinker_utils.preparation import Preparation, prepare
+from tinker_utils.result import TrainingResult
+from tinker_utils.resuming import FORMAT, ResumePoint, refuse_changes, resume_points
+from tinker_utils.rundir import RunDirectory, State, write_atomically
+from tinker_utils.service import Service, connect
+
+
+async def fit(
+    config: TrainingConfig,
+    output_dir: Path | str | None = None,
+    *,
+    service: Service | None = None,
+    preparation: Preparation | None = None,
+    on_record: OnRecord | None = None,
+) -> TrainingResult:
+    """Train, from a notebook cell or any coroutine.
+
+    A run that was cut off in `output_dir` goes on where it was; one that has ended there returns its result, unless
+    the settings now ask for more. Interrupting (the kernel's button, Ctrl-C, or a STOP file in the directory) finishes
+    the steps on their way, saves and returns; interrupting twice aborts at once, and the run can still be resumed.
+
+    Args:
+        config: what to do.
+        output_dir: the run's directory; `config.output_dir` if None.
+        service: an open connection to use, which stays open; None opens one for this run.
+        preparation: what `prepare(config)` gave, if it was called already.
+        on_record: called with each record of metrics.jsonl.
+
+    Raises:
+        ConfigError, DataError, RenderingError: the run cannot begin.
+        ResumeError: the run in `output_dir` cannot go on with these settings or data.
+        RunDirectoryError: the directory is in use, damaged or not writable.
+        ServiceError: the service cannot be reached, or refused a request; what was trained is saved in `output_dir`.
+    """
+    run = RunDirectory(output_dir or config.output_dir)
+    run.create()
+    with run.lock():
+        run.clear_requests()
+        if preparation is None:
+            preparation = await asyncio.to_thread(prepare, config)
+        before = _previous_state(run, preparation)
+        points = resume_points(run, before) if before else [ResumePoint()]
+        if before and _has_ended(before, points[0], preparation):
+            return TrainingResult.from_state(run, before)
+        write_atomically(run.config, dump_config(config))
+        with Journal(run, _first_state(preparation, points), on_record) as journal:
+            return await _train(run, preparation, journal, points, service)
+
+
+def fit_blocking(
+    config: TrainingConfig,
+    output_dir: Path | str | None = None,
+    *,
+    service: Service | None = None,
+    preparation: Preparation | None = None,
+    on_record: OnRecord | None = None,
+) -> TrainingResult:
+    """`fit` for scripts: blocks until the run has ended.
+
+    Raises:
+        TinkerUtilsError: an event loop is running already, as in a notebook; use `await fit(…)` there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(fit(config, output_dir, service=service, preparation=preparation, on_record=on_record))
+    raise TinkerUtilsError("fit_blocking was called where an event loop runs, as in a notebook; use `await fit(…)`.")
+
+
+def _previous_state(run: RunDirectory, preparation: Preparation) -> State | None:
+    """run.json of a run to be continued; None where there is none, or it was moved aside to start anew."""
+    state = run.read_state()
+    if state is None or not preparation.config.resume_from_checkpoint:
+        run.archive()
+        return None
+    refuse_changes(run, state, preparation)
+    return state
+
+
+def _has_ended(state: State, point: ResumePoint, preparation: Preparation) -> bool:
+    """Whether the run came to its end and the settings of now ask for no more."""
+    if state.get("status") not in ("completed", "early_stopped"):
+        return False
+    stopper = EarlyStopping(preparation.config.early_stopping_patience, preparation.config.early_stopping_threshold)
+    stopper.load_state_dict(point.early_stopping)
+    return stopper.exhausted or point.progress.step >= preparation.total_steps
+
+
+def _first_state(preparation: Preparation, points: list[ResumePoint]) -> State:
+    config = preparation.config
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "reason": None,
+        "activity": None,
+        "plan": {
+            "model": config.model,
+            "service": config.service,
+            "epochs": config.epochs,
+            "total_steps": preparation.total_steps,
+            "steps_per_epoch": preparation.plan.steps_per_epoch,
+            "warmup_steps": preparation.warmup_steps,
+            "patience": config.early_stopping_patience,
+            "expected_tokens": preparation.expected_tokens,
+            "expected_cost_usd": preparation.expected_cost_usd,
+        },
+        "progress": None,
+        "best_checkpoint": None,
+        "data_digest": preparation.data_digest,
+        "resume_points": [point.to_dict() for point in points if point.path is not None],
+    }
+
+
+async def _train(
+    run: RunDirectory, preparation: Preparation, journal: Journal, points: list[ResumePoint], service: Service | None
+) -> TrainingResult:
+    """Open the service, restore or create the model, and loop; run.json says how it ended, also when it failed."""
+    step = points[0].progress.step
+    try:
+        journal.activity("starting", f"connecting to {preparation.config.service}")
+        async with _open(preparation.config, run, service) as connection:
+            model, point, doubts = await asyncio.to_thread(_model, connection, preparation, points)
+            journal.rewind(point.metrics_bytes)
+            for warning in preparation.warnings + doubts:
+                journal.record("notice", point.progress.step, kind="warning", message=warning)
+            if point.path is not None:
+                journal.record("resume", point.progress.step, path=point.path)
+            points = [p for p in points if p.path is not None and p.progress.step <= point.progress.step]
+            books = Bookkeeper(preparation, journal, point, points)
+            return await TrainingLoop(run, preparation, journal, books, connection, model).run()
+    except TinkerUtilsError as error:
+        journal.end("failed", str(error), step)
+        raise
+    except asyncio.CancelledError:
+        journal.end("stopped", "aborted; it resumes from its latest checkpoint", step)
+        raise
+    finally:
+        run.clear_requests()
+
+
+@asynccontextmanager
+async def _open(config: TrainingConfig, run: RunDirectory, service: Service | None) -> AsyncIterator[Service]:
+    """The service given, or one of our own, which is closed again even if opening it is interrupted."""
+    if service is not None:
+        yield service
+        return
+    opening = asyncio.ensure_future(asyncio.to_thread(connect, config, run.local_store))
+    try:
+        yield await asyncio.shield(opening)
+    finally:
+        opened = await opening
+        await asyncio.to_thread(opened.close)
+
+
+def _model(
+    service: Service, preparation: Preparation, points: list[ResumePoint]
+) -> tuple[Model, ResumePoint, list[str]]:
+    """The model of the latest checkpoint that can be loaded, or a new one; where it stands; what to say of it."""
+    doubts: list[str] = []
+    for point in points:
+        if point.path is None:
+            return service.new_model(preparation.config), point, doubts
+        try:
+            return service.restored_model(point.path, preparation.config), point, doubts
+        except ServiceError as error:
+            doubts.append(f"{error} The checkpoint before it is tried.")
+    raise AssertionError("the last point is the run's start, which needs no checkpoint")
