@@ -9,3 +9,5 @@ os.environ["TINKER_TELEMETRY"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("TINKER_API_KEY", None)
 os.environ.pop("TINKER_BASE_URL", None)
+
+from local_service import local_service  # noqa: F401  (a fixture for every test module)

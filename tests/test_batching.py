@@ -65,7 +65,7 @@ def test_order_is_pinned_so_that_a_resumed_run_sees_it_again():
 
 
 def test_every_example_takes_every_place():
-    """A sort of independent keys is uniform: over many epochs each of 4 examples is first about a quarter of the time."""
+    """Sorting independent keys is uniform: each of 4 examples is first in about a quarter of many epochs."""
     first = Counter(int(epoch_order(4, 0, epoch)[0]) for epoch in range(1, 2001))
     assert all(abs(count - 500) < 5 * (2000 * 0.25 * 0.75) ** 0.5 for count in first.values())
 

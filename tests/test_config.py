@@ -29,9 +29,7 @@ def test_the_cloud_section_is_the_one_that_was_asked_for():
     assert config == TrainingConfig(
         service="tinker",
         model="Qwen/Qwen3-8B",
-        lora=LoraConfig(
-            16, 32, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-        ),
+        lora=LoraConfig(16, 32, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
         epochs=2,
         batch_size=4,
         learning_rate=2.0e-4,

@@ -158,8 +158,9 @@ def load_config_from_yaml(
     """Read one section of a YAML file.
 
     Args:
-        path: the file; relative paths in it are meant from the current directory or, where they don't exist there,
-            from the directory above the file's `configs/` (or the file's own, when that has another name).
+        path: the file; a relative path is looked for in the current directory and those above it, so that it can be
+            the same for a script and a notebook. Relative paths in the file are meant from the current directory or,
+            where they don't exist there, from the directory above its `configs/` (its own, if that has another name).
         section: the top-level key to read.
         overrides: dotted keys and their values, such as `{"training.epochs": 1}`, which win over the file's; a text
             is read as YAML, for command lines that can pass nothing else.
@@ -167,8 +168,8 @@ def load_config_from_yaml(
     Raises:
         ConfigError: the file or section is missing, a key is unknown or twice there, or a value is not allowed.
     """
-    path = Path(path)
     where = f"{path}, section {section}"
+    path = _find_upwards(Path(path))
     try:
         values = _flatten(_section(path, section))
         if isinstance(overrides, str):
@@ -199,6 +200,11 @@ def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingC
 def dump_config(config: TrainingConfig, section: str = "run") -> str:
     """The configuration as YAML that `load_config_from_yaml(…, section)` reads back."""
     return yaml.safe_dump({section: config.to_dict()}, sort_keys=False, allow_unicode=True)
+
+
+def _find_upwards(path: Path) -> Path:
+    here = Path.cwd()
+    return next((above / path for above in (here, *here.parents) if (above / path).exists()), path)
 
 
 def _section(path: Path, section: str) -> Mapping[str, Any]:

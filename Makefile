@@ -1,0 +1,61 @@
+# Each target sets up .venv by itself when needed. PYTHON is any Python 3.11 or newer.
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+RUN ?= runs/sample
+# The number of threads decides in which order PyTorch adds up; two make results repeatable on any machine that has them.
+export OMP_NUM_THREADS ?= 2
+export TINKER_TELEMETRY ?= 0
+
+.PHONY: help install train test check format lab lock clean
+
+help:
+	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
+	@echo "make test    run the tests, and the notebooks as tests"
+	@echo "make lab     open JupyterLab"
+	@echo "make check   ruff and mypy"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make lock    resolve the dependencies anew into requirements.lock"
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || \
+		{ echo "tinker_utils needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: $(INSTALLED)
+	@mkdir -p $(RUN)
+	$(BIN)/papermill notebooks/train.ipynb $(RUN)/train.ipynb --cwd notebooks --log-output --no-progress-bar \
+		-p output_dir "$(abspath $(RUN))" -y '{overrides: {training.resume_from_checkpoint: false}}'
+	@echo && ls -1 $(RUN)/metrics.jsonl $(RUN)/training_curves.png $(RUN)/adapter/* $(RUN)/train.ipynb
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval notebooks
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab notebooks/train.ipynb
+
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet ".[local,notebook,dev]"
+	build/lock/bin/python -m pip freeze --all --exclude tinker-utils --exclude pip | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf .venv build runs

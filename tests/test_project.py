@@ -1,0 +1,74 @@
+"""What the project says of itself agrees with what it is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tinker_utils.config import LoraConfig, TrainingConfig
+from tinker_utils.rules import rules
+
+ROOT = Path(__file__).parents[1]
+
+
+def lock() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").split()
+    return dict(line.lower().replace("_", "-").split("==") for line in lines)
+
+
+def test_every_dependency_is_pinned_in_the_lock():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(d for group in project["optional-dependencies"].values() for d in group)]
+    names = {re.match(r"[A-Za-z0-9_-]+", line)[0].lower() for line in wanted}
+    assert names <= set(lock())
+    assert lock()["torch"] == "2.13.0"
+    assert lock()["tinker"].startswith("0.38.")
+
+
+def test_conda_users_get_the_same_environment():
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    (pip,) = (entry["pip"] for entry in dependencies if isinstance(entry, dict))
+    assert pip == ["--requirement requirements.lock", "--editable ."]
+
+
+def test_the_settings_page_lists_every_setting_as_it_is():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = [
+        f"| `{rule.key}` | {default(getattr(cls(), name))} | {rule.expected} | {rule.help} |"
+        for cls in (TrainingConfig, LoraConfig)
+        for name, rule in rules(cls).items()
+    ]
+    assert [row for row in rows if row not in page] == []
+    assert page.partition("## ")[0].count("\n| `") == len(rows)
+
+
+def default(value: object) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_no_file_holds_a_key_or_a_path_of_one_machine():
+    pattern = re.compile(rb"tml-[A-Za-z0-9]{20,}|/root/|/home/\w+/|--index-url|--find-links")
+    here = Path(__file__)
+    found = {str(path): m[0] for path in tracked() if path != here and (m := pattern.search(path.read_bytes()))}
+    assert found == {}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_links_in_the_documents_lead_somewhere():
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinker_utils.chat import Conversation
+from tinker_utils.config import TrainingConfig
+from tinker_utils.errors import RenderingError
+from tinker_utils.rendering import prompt_tokens, render
+from tinker_utils.service import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(TrainingConfig(service="local", model="tiny"))
+
+
+def chat(*turns: tuple[str, str]) -> Conversation:
+    return Conversation(tuple({"role": role, "content": content} for role, content in turns), "train.jsonl:7")
+
+
+ONE = chat(("system", "Be brief."), ("user", "Two plus two?"), ("assistant", "four"))
+TWO = chat(("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"), ("user", "unanswered"))
+
+ONE_PROMPT = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nTwo plus two?<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def weighted_text(example, tokenizer) -> str:
+    return tokenizer.decode(example.target_tokens[example.weights > 0])
+
+
+def test_the_completion_is_what_the_template_adds_to_the_prompt(tokenizer):
+    (example,) = render([ONE], tokenizer, 512).examples
+    assert tokenizer.decode(example.tokens) == ONE_PROMPT + "four<|im_end|>\n"
+    assert weighted_text(example, tokenizer) == "four<|im_end|>\n"
+    prompt = tokenizer.encode(ONE_PROMPT, add_special_tokens=False)
+    assert example.tokens[: len(prompt)].tolist() == prompt == prompt_tokens(ONE.messages[:2], tokenizer)
+    # The first completion token is the target of the prompt's last token.
+    assert example.weights.tolist() == [0.0] * (len(prompt) - 1) + [1.0] * (len(example.tokens) - len(prompt))
+
+
+def test_the_last_assistant_message_is_trained_on_and_what_follows_it_is_left_out(tokenizer):
+    (example,) = render([TWO], tokenizer, 512).examples
+    assert weighted_text(example, tokenizer) == "d<|im_end|>\n"
+    assert "unanswered" not in tokenizer.decode(example.tokens)
+
+
+def test_all_assistant_messages_can_be_trained_on(tokenizer):
+    (example,) = render([TWO], tokenizer, 512, "all_assistant").examples
+    assert weighted_text(example, tokenizer) == "b<|im_end|>\nd<|im_end|>\n"
+
+
+def test_long_examples_are_cut_and_those_that_lose_their_completion_are_skipped(tokenizer):
+    prompt = len(tokenizer.encode(ONE_PROMPT, add_special_tokens=False))
+    whole = render([ONE], tokenizer, 512).examples[0]
+    rendered = render([ONE, ONE], tokenizer, prompt + 1)
+    assert (rendered.cut, rendered.skipped, len(rendered.examples)) == (2, 0, 2)
+    assert rendered.examples[0].tokens.tolist() == whole.tokens[: prompt + 1].tolist()
+    assert rendered.examples[0].completion_tokens == 1
+    gone = render([ONE, TWO], tokenizer, prompt)
+    assert (gone.cut, gone.skipped, len(gone.examples)) == (1, 1, 1)
+    assert "1 cut to" in gone.describe("train", prompt)
+    assert "1 skipped" in gone.describe("train", prompt)
+
+
+def test_a_conversation_without_an_answer_is_skipped_and_counted(tokenizer):
+    rendered = render([chat(("user", "hello")), ONE], tokenizer, 512)
+    assert (rendered.skipped, len(rendered.examples)) == (1, 1)
+
+
+def test_an_empty_answer_still_ends_the_turn(tokenizer):
+    (example,) = render([chat(("user", "x"), ("assistant", ""))], tokenizer, 512).examples
+    assert weighted_text(example, tokenizer) == "<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["naïve café 漢字 🜂", "\n\nstarts with newlines", " \t", "a" * 500, "<|im_end|>", "\x00\x7f"]
+)
+def test_any_text_renders_to_itself_and_to_the_prompts_own_tokens(tokenizer, text):
+    conversation = chat(("user", text), ("assistant", text))
+    (example,) = render([conversation], tokenizer, 4096).examples
+    prompt = prompt_tokens(conversation.messages[:1], tokenizer)
+    assert example.tokens[: len(prompt)].tolist() == prompt
+    assert tokenizer.decode(example.tokens[len(prompt) :]) == f"{text}<|im_end|>\n"
+    assert example.weights[: len(prompt) - 1].sum() == 0
+    assert example.weights[len(prompt) - 1 :].all()
+
+
+class Template:
+    """The packaged tokenizer with another chat template."""
+
+    def __init__(self, tokenizer, template: str, is_fast: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self.is_fast = is_fast
+
+    def __call__(self, text, **options):
+        return self._tokenizer(text, **options)
+
+    def apply_chat_template(self, conversation, **options):
+        return self._tokenizer.apply_chat_template(conversation, chat_template=self._template, **options)
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer):
+    counting = Template(tokenizer, "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(RenderingError, match=r"train.jsonl:7: .*message 3 .*cannot be told apart"):
+        render([ONE], counting, 512)
+
+
+def test_a_template_that_rewrites_earlier_answers_can_train_on_the_last_one_only(tokenizer):
+    forgetful = Template(
+        tokenizer,
+        "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}[...]"
+        "{% else %}{{ m.role[0] }}:{{ m.content }};{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}",
+    )
+    assert weighted_text(render([TWO], forgetful, 512).examples[0], tokenizer) == "d;"
+    with pytest.raises(RenderingError, match="set training.train_on to last_assistant"):
+        render([TWO], forgetful, 512, "all_assistant")
+
+
+def test_a_template_that_raises_is_told_in_a_sentence(tokenizer):
+    picky = Template(tokenizer, "{{ raise_exception('no system role') }}")
+    with pytest.raises(RenderingError, match="refused 3 messages .*no system role"):
+        render([ONE], picky, 512)
+
+
+def test_a_token_across_the_edge_is_split_as_sampling_will_see_it(tokenizer):
+    """Without a mark between prompt and answer the tokenizer would join `t` and `h`; the prompt alone ends in `t`."""
+    joined = Template(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    conversation = chat(("user", "wi"), ("assistant", "th the"))
+    assert len(tokenizer.encode("with the")) < len(tokenizer.encode("wi")) + len(tokenizer.encode("th the"))
+    (example,) = render([conversation], joined, 512).examples
+    expected = tokenizer.encode("wi") + tokenizer.encode("th the")
+    assert example.tokens.tolist() == expected
+    assert weighted_text(example, tokenizer) == "th the"
+
+
+def test_a_tokenizer_without_offsets_gives_the_same(tokenizer):
+    template = tokenizer.chat_template
+    fast = render([ONE, TWO], Template(tokenizer, template), 512).examples
+    slow = render([ONE, TWO], Template(tokenizer, template, is_fast=False), 512).examples
+    for a, b in zip(fast, slow, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.weights, b.weights)
