@@ -20,7 +20,7 @@ LAYERS = {
     **dict.fromkeys(["rundir", "checkpoints"], PURE),
     **dict.fromkeys(["local", "model", "service", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
-    **dict.fromkeys(["export"], LOOP),
+    **dict.fromkeys(["export", "evaluation_samples"], LOOP),
     **dict.fromkeys(["plotting", "notebook", "dashboard", "config_form", "visualize"], VIEW),
 }
 ALLOWED = {PURE: {PURE}, SERVICE: {PURE, SERVICE}, LOOP: {PURE, SERVICE, LOOP}, VIEW: {PURE, VIEW}}

@@ -369,6 +369,19 @@ async def test_without_validation_data_nothing_is_evaluated(config, service, run
         await fit(dataclasses.replace(once, early_stopping_patience=1), tmp_path / "other", service=service)
 
 
+async def test_the_hosted_path_says_before_the_run_what_it_will_not_honour(config, run, monkeypatch, local_service):
+    """The SDK's own environment leads `service: tinker` to the embedded server: the same calls, another address."""
+    monkeypatch.setenv("TINKER_BASE_URL", local_service.base_url)
+    hosted = dataclasses.replace(
+        config, service="tinker", epochs=1, lora=LoraConfig(rank=4, target_modules=("q_proj", "v_proj"))
+    )
+    result = await fit(hosted, run.path)
+    assert (result.status, result.cost_usd) == ("completed", None)  # no price is known for this model
+    first, second = (r["message"] for r in records(run)[:2])
+    assert "lora.alpha = 32 and lora.dropout = 0.05 are sent as metadata only" in first
+    assert "lora.target_modules names q_proj, v_proj of the attention's modules" in second
+
+
 async def test_a_second_run_in_the_directory_is_refused(config, service, run):
     second: list[BaseException] = []
 
@@ -383,6 +396,23 @@ async def test_a_second_run_in_the_directory_is_refused(config, service, run):
 
     await fit(dataclasses.replace(config, epochs=1), run.path, service=service, on_record=observe)
     assert second
+
+
+async def test_samples_are_written_at_each_evaluation_if_asked_for(config, service, run):
+    asking = dataclasses.replace(config, samples_at_evaluation=2, epochs=1)
+    stopped = await fit(asking, run.path, service=service, on_record=stop_at(run, 2))
+    assert stopped.status == "stopped"
+    await fit(asking, run.path, service=service)
+    samples = [json.loads(line) for line in run.samples.read_text(encoding="utf-8").splitlines()]
+    assert [s["step"] for s in samples] == [2, 2, 4, 4, 6, 6]
+    first, second = (
+        json.loads(line)["messages"]
+        for line in (config.data_dir / "valid.jsonl").read_text(encoding="utf-8").splitlines()[:2]
+    )
+    assert [(s["prompt"], s["reference"]) for s in samples[:2]] == [
+        (messages[-2]["content"], messages[-1]["content"]) for messages in (first, second)
+    ]
+    assert all(isinstance(s["completion"], str) for s in samples)
 
 
 async def test_a_callback_that_raises_does_not_end_the_run(config, service, run):

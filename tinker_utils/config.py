@@ -113,6 +113,9 @@ class TrainingConfig(Checked):
     early_stopping_threshold: float = setting(
         0.01, "training.early_stopping_threshold", "number", "it is in nats per completion token.", low=0, high=100
     )
+    samples_at_evaluation: int = setting(
+        0, "training.samples_at_evaluation", "integer", "0 writes no samples.jsonl.", low=0, high=64
+    )
     budget_usd: float | None = setting(
         None, "training.budget_usd", "number", "null sets no limit.", low=0, open_low=True, optional=True
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from tinker_utils.metrics import MetricsWriter, Record
-from tinker_utils.rundir import RunDirectory, State
+from tinker_utils.metrics import MetricsWriter, Record, encode_record
+from tinker_utils.rundir import RunDirectory, State, write_atomically
 
 OnRecord = Callable[[Record], object]
 
@@ -56,11 +57,24 @@ class Journal:
                 message=f"on_record raised {type(error).__name__} ({error}) and is not called any more.",
             )  # fmt: skip
 
-    def rewind(self, size: int) -> None:
-        """Cut metrics.jsonl back to its first `size` bytes: what came later belongs to steps that are run again."""
+    def rewind(self, size: int, step: int) -> None:
+        """Cut metrics.jsonl back to its first `size` bytes, and leave out samples of later steps than `step`.
+
+        What came later belongs to steps that are run again.
+        """
         self._metrics.close()
         self._run.truncate_metrics(size)
         self._metrics = MetricsWriter(self._run.metrics)
+        if self._run.samples.exists():
+            lines = self._run.samples.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_atomically(self._run.samples, "".join(kept))
+
+    def sample(self, step: int, **fields: Any) -> None:
+        """Append a generation to samples.jsonl."""
+        line = encode_record({"step": step, "timestamp": round(time.time(), 3), **fields})
+        with self._run.samples.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def metrics_size(self) -> int:
         """Bytes of metrics.jsonl written so far: where to cut it if the run is resumed from here."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tinker_utils.batching import in_batches
 from tinker_utils.bookkeeping import Bookkeeper
+from tinker_utils.evaluation_samples import EvaluationSamples
 from tinker_utils.journal import Journal
 from tinker_utils.model import Model, SubmittedEvaluation, SubmittedSave, SubmittedStep
 from tinker_utils.preparation import Preparation
@@ -73,6 +74,8 @@ class TrainingLoop:
         self._model = model
         valid = preparation.valid
         self._valid_batches = tuple(in_batches(valid.examples, _EVALUATED_TOGETHER)) if valid else ()
+
+        self._samples = EvaluationSamples(preparation, journal, model)
 
         self._queue: deque[_Work] = deque()
         self._submitted = self._saved = books.progress.step
@@ -145,6 +148,8 @@ class TrainingLoop:
             self._submitted_eval_tokens += self._eval_tokens
         if preparation.evaluates(step) or preparation.checkpoints(step):
             self._submit_save(step)
+        if preparation.evaluates(step):
+            self._samples.submit(step)
 
     def _submit_save(self, step: int) -> None:
         save = self._model.submit_save(f"step-{step:06d}", self._config.checkpoint_ttl_seconds)
@@ -165,6 +170,7 @@ class TrainingLoop:
             self._evaluated(work.step, work.request)
         else:
             self._has_saved(work.step, work.request.result())
+        self._samples.record(self._last_step)
 
     def _doing(self, work: _Work) -> tuple[str, str]:
         if self._ending is not None:
@@ -293,7 +299,8 @@ class TrainingLoop:
         return TrainingResult.from_state(self._run, self._journal.state)
 
     async def _tidy(self) -> None:
-        """Wait a little for removals; one that fails costs storage, not the run."""
+        """Wait a little for samples and removals; a removal that fails costs storage, not the run."""
+        await self._samples.drain(self._last_step, _TIDY_SECONDS)
         if not self._housekeeping:
             return
         wrapped = [asyncio.wrap_future(future) for future in self._housekeeping]

@@ -6,7 +6,7 @@ Nothing here waits. A request is submitted, and its futures say when its `result
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,11 +81,24 @@ class SubmittedSave:
         return str(self.futures[0].result().path)
 
 
+@dataclass(frozen=True)
+class SubmittedSamples:
+    """Completions on their way, written by the weights of one moment."""
+
+    futures: tuple[Future[list[list[int]]], ...]
+
+    def result(self) -> list[list[int]]:
+        """Token ids of each completion."""
+        return self.futures[0].result()
+
+
 class Model:
     """A model in training on a service. Requests run in the order of submission; none of these calls waits."""
 
     def __init__(self, client: tinker.TrainingClient) -> None:
         self._client = client
+        # The SDK hands out a sampling client only once its weights are there: a thread waits for that.
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
 
     def submit_step(
         self, batch: Batch, learning_rate: float, weight_decay: float, grad_clip_norm: float
@@ -113,6 +126,26 @@ class Model:
         A checkpoint of the same name is replaced: it is what an attempt that was cut off left behind.
         """
         return SubmittedSave((self._client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True).future(),))
+
+    def submit_samples(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> SubmittedSamples:
+        """Greedy completions at the weights that the requests submitted so far lead to."""
+        opening = self._client.save_weights_and_get_sampling_client()
+        return SubmittedSamples((self._threads.submit(lambda: complete(opening.result(), prompts, max_tokens)),))
+
+
+def complete(
+    client: tinker.SamplingClient,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Token ids that a sampling client writes after each prompt, with the end-of-turn token where it was reached."""
+    import tinker
+
+    params = tinker.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    futures = [client.sample(tinker.ModelInput.from_ints(list(prompt)), 1, params) for prompt in prompts]
+    return [list(future.result().sequences[0].tokens) for future in futures]
 
 
 def _datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker.Datum]:

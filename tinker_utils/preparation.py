@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tinker_utils.batching import BatchPlan
-from tinker_utils.chat import read_conversations
+from tinker_utils.chat import Conversation, read_conversations
 from tinker_utils.config import TrainingConfig
 from tinker_utils.cost import Prices, prices_for, token_cost
 from tinker_utils.errors import DataError
@@ -21,7 +21,11 @@ TRAIN_FILE, VALID_FILE = "train.jsonl", "valid.jsonl"
 
 @dataclass(frozen=True, eq=False)
 class Preparation:
-    """A run before it starts. `valid` is None where there is no validation file, and so no evaluation."""
+    """A run before it starts.
+
+    `valid` is None where there is no validation file, and so no evaluation; `sampled` are the conversations of the
+    validation file whose prompts the model is to answer at each evaluation.
+    """
 
     config: TrainingConfig
     tokenizer: Tokenizer
@@ -30,6 +34,7 @@ class Preparation:
     plan: BatchPlan
     prices: Prices | None
     data_digest: str
+    sampled: tuple[Conversation, ...] = ()
 
     @property
     def total_steps(self) -> int:
@@ -139,7 +144,8 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Prepa
         )
     plan = BatchPlan(train.examples, config.batch_size, config.seed, config.epochs)
     prices = prices_for(config.service, config.model)
-    return Preparation(config, tokenizer, train, valid, plan, prices, _digest(train_file, valid_file))
+    sampled = tuple(c for c in held_out or () if c.last_assistant())[: config.samples_at_evaluation]
+    return Preparation(config, tokenizer, train, valid, plan, prices, _digest(train_file, valid_file), sampled)
 
 
 def _digest(*files: Path) -> str:

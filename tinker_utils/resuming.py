@@ -26,6 +26,7 @@ _HARMLESS = frozenset(
         "training.resume_from_checkpoint",
         "training.early_stopping_patience",
         "training.early_stopping_threshold",
+        "training.samples_at_evaluation",
         "training.budget_usd",
         "data.dir",
         "output.dir",

@@ -34,14 +34,24 @@ def sample_answers(
     Raises:
         ServiceError: the service refuses, or does not have the checkpoint.
     """
-    answered = [(c, last) for c in conversations if (last := c.last_assistant())]
-    prompts = [prompt_tokens(c.messages[:last], tokenizer) for c, last in answered]
-    completions = service.sample(prompts, checkpoint, max_tokens=max_tokens)
-    return [
-        Sample(
-            prompt=c.messages[last - 1]["content"],
-            completion=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
-            reference=c.messages[last]["content"],
-        )
-        for (c, last), tokens in zip(answered, completions, strict=True)
-    ]
+    answered = [conversation for conversation in conversations if conversation.last_assistant()]
+    completions = service.sample(prompts_of(answered, tokenizer), checkpoint, max_tokens=max_tokens)
+    return as_samples(answered, completions, tokenizer)
+
+
+def prompts_of(conversations: Sequence[Conversation], tokenizer: Any) -> list[list[int]]:
+    """The prompt tokens of each conversation's last assistant message, which each of them must have."""
+    return [prompt_tokens(c.messages[: c.last_assistant()], tokenizer) for c in conversations]
+
+
+def as_samples(
+    conversations: Sequence[Conversation], completions: Sequence[Sequence[int]], tokenizer: Any
+) -> list[Sample]:
+    """Completions as text, beside the prompt and the answer that each conversation has."""
+    samples = []
+    for conversation, tokens in zip(conversations, completions, strict=True):
+        last = conversation.last_assistant() or 0
+        completion = tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+        messages = conversation.messages
+        samples.append(Sample(messages[last - 1]["content"], completion, messages[last]["content"]))
+    return samples

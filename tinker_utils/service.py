@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinker_utils.config import TrainingConfig
 from tinker_utils.errors import ServiceError
-from tinker_utils.model import Model
+from tinker_utils.model import Model, complete
 from tinker_utils.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
 
 if TYPE_CHECKING:
@@ -83,13 +83,8 @@ class Service:
         Returns:
             Token ids of each completion, the end-of-turn token included where it was reached.
         """
-        import tinker
-
         with _service_errors("sampling"):
-            client = self._sampling_client(checkpoint)
-            params = tinker.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-            futures = [client.sample(tinker.ModelInput.from_ints(list(prompt)), 1, params) for prompt in prompts]
-            return [list(future.result().sequences[0].tokens) for future in futures]
+            return complete(self._sampling_client(checkpoint), prompts, max_tokens, temperature, seed)
 
     def _sampling_client(self, checkpoint: str | None) -> tinker.SamplingClient:
         if checkpoint is None:

@@ -136,7 +136,7 @@ async def _train(
         journal.activity("starting", f"connecting to {preparation.config.service}")
         async with _open(preparation.config, run, service) as connection:
             model, point, doubts = await asyncio.to_thread(_model, connection, preparation, points)
-            journal.rewind(point.metrics_bytes)
+            journal.rewind(point.metrics_bytes, point.progress.step)
             for warning in preparation.warnings + doubts:
                 journal.record("notice", point.progress.step, kind="warning", message=warning)
             if point.path is not None:

@@ -1,0 +1,50 @@
+"""What the model writes at each evaluation, if asked for: submitted in line, written down when it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import asdict
+
+from tinker_utils.journal import Journal
+from tinker_utils.model import Model, SubmittedSamples
+from tinker_utils.preparation import Preparation
+from tinker_utils.samples import as_samples, prompts_of
+from tinker_utils.service import service_error
+
+_MAX_TOKENS = 128
+
+
+class EvaluationSamples:
+    """Generations that nothing waits for, and whose failure ends no run."""
+
+    def __init__(self, preparation: Preparation, journal: Journal, model: Model) -> None:
+        self._preparation = preparation
+        self._journal = journal
+        self._model = model
+        self._prompts = prompts_of(preparation.sampled, preparation.tokenizer)
+        self._pending: deque[tuple[int, SubmittedSamples]] = deque()
+
+    def submit(self, step: int) -> None:
+        """Ask for the samples of step `step`, at the weights that what was submitted so far leads to."""
+        if self._prompts:
+            self._pending.append((step, self._model.submit_samples(self._prompts, _MAX_TOKENS)))
+
+    def record(self, last_step: int | None) -> None:
+        """Write what has arrived; samples of steps after `last_step` are no part of the run, and are dropped."""
+        while self._pending and self._pending[0][1].futures[0].done():
+            step, submitted = self._pending.popleft()
+            error = submitted.futures[0].exception()
+            if error is not None:
+                message = str(service_error("sampling", error))
+                self._journal.record("notice", step, kind="warning", message=message)
+            elif last_step is None or step <= last_step:
+                for sample in as_samples(self._preparation.sampled, submitted.result(), self._preparation.tokenizer):
+                    self._journal.sample(step, **asdict(sample))
+
+    async def drain(self, last_step: int | None, timeout_s: float) -> None:
+        """Wait a little for what is still on its way, and write it."""
+        if self._pending:
+            waiting = [asyncio.wrap_future(submitted.futures[0]) for _, submitted in self._pending]
+            await asyncio.wait(waiting, timeout=timeout_s)
+            self.record(last_step)
