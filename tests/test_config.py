@@ -141,6 +141,15 @@ def test_a_dumped_configuration_reads_back_the_same(tmp_path):
     assert load_config_from_yaml(tmp_path / "config.yaml", "run") == config
 
 
+def test_settings_can_be_replaced_by_their_dotted_keys():
+    config = load_config_from_yaml(CONFIG, "local")
+    changed = config.with_overrides({"lora.rank": 64, "training.epochs": 3})
+    assert (changed.lora.rank, changed.epochs) == (64, 3)
+    assert changed.with_overrides({"lora.rank": 16, "training.epochs": config.epochs}) == config
+    with pytest.raises(ConfigError, match="lora.rnk"):
+        config.with_overrides({"lora.rnk": 64})
+
+
 def test_the_home_directory_is_not_written_out(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     config = TrainingConfig(data_dir=tmp_path / "chats")

@@ -18,10 +18,13 @@ LAYERS = {
     **dict.fromkeys(["errors", "rules", "strict_yaml", "config", "chat", "rendering", "batching", "loss"], PURE),
     **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
     **dict.fromkeys(["rundir", "checkpoints"], PURE),
+    **dict.fromkeys(["table", "inspection"], PURE),
+    **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
     **dict.fromkeys(["local", "model", "service", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
-    **dict.fromkeys(["export", "evaluation_samples"], LOOP),
+    **dict.fromkeys(["export", "evaluation_samples", "rerun", "study"], LOOP),
     **dict.fromkeys(["plotting", "notebook", "dashboard", "config_form", "visualize"], VIEW),
+    **dict.fromkeys(["mask_view", "overlay"], VIEW),
 }
 ALLOWED = {PURE: {PURE}, SERVICE: {PURE, SERVICE}, LOOP: {PURE, SERVICE, LOOP}, VIEW: {PURE, VIEW}}
 FRAMEWORKS = {
@@ -34,7 +37,7 @@ FRAMEWORKS = {
     "matplotlib": {"plotting", "notebook", "visualize"},
     "ipywidgets": {"dashboard", "config_form"},
     "IPython": {"dashboard", "config_form", "notebook"},
-    "tqdm": {"notebook"},
+    "tqdm": {"notebook", "rerun"},
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

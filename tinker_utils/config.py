@@ -137,6 +137,21 @@ class TrainingConfig(Checked):
             target[leaf] = _plain(getattr(owner, name))
         return nested
 
+    def to_flat_dict(self) -> dict[str, Any]:
+        """The settings by their dotted keys: what `from_values` takes."""
+        flat: dict[str, Any] = {}
+        for key, value in self.to_dict().items():
+            flat |= {f"{key}.{leaf}": v for leaf, v in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
+        """The same with some settings replaced, by their dotted keys.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is not allowed.
+        """
+        return from_values(self.to_flat_dict() | dict(overrides), self.base_dir)
+
 
 def _plain(value: object) -> object:
     if isinstance(value, Path):

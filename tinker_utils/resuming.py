@@ -123,12 +123,5 @@ def refuse_changes(run: RunDirectory, state: State, preparation: Preparation) ->
 
 def differences(before: TrainingConfig, now: TrainingConfig) -> list[str]:
     """The settings that a run cannot change on its way and that differ, as `key was A and is B`."""
-    old, new = _flat(before), _flat(now)
+    old, new = before.to_flat_dict(), now.to_flat_dict()
     return [f"{key} was {old[key]} and is {new[key]}" for key in old if key not in _HARMLESS and old[key] != new[key]]
-
-
-def _flat(config: TrainingConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.to_dict().items():
-        flat |= {f"{key}.{leaf}": v for leaf, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat

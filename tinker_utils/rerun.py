@@ -1,0 +1,104 @@
+"""A notebook over a grid of settings: each combination by papermill, into a run directory of its own."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tinker_utils.errors import ConfigError, TinkerUtilsError
+from tinker_utils.rundir import RunDirectory
+
+Outcome = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """One combination: its settings, its run directory (with the executed notebook in it), and what came of it."""
+
+    overrides: dict[str, Any]
+    output_dir: Path
+    outcome: Outcome
+    error: str | None = None
+
+
+def rerun(
+    notebook: Path | str,
+    grid: Mapping[str, Sequence[Any]],
+    output_dir: Path | str,
+    parameters: Mapping[str, Any] | None = None,
+) -> list[Rerun]:
+    """Execute a training notebook once for each combination of settings.
+
+    A combination whose run has ended is skipped, so that calling again after a failure or an interruption does what is
+    left; a run that was cut off is resumed. A failure is noted and does not keep the others from running.
+
+    Args:
+        notebook: a notebook with the parameters `output_dir` and `overrides`, such as notebooks/train.ipynb.
+        grid: dotted setting → the values to try, such as `{"lora.rank": [16, 64], "training.seed": [0, 1, 2]}`.
+        output_dir: one directory a combination is made below it, named after the settings.
+        parameters: further parameters, such as `config_path` and `section`; overrides in them hold for every
+            combination.
+
+    Returns:
+        One entry a combination, in the grid's order.
+
+    Raises:
+        ConfigError: a setting of the grid has no list of values.
+        TinkerUtilsError: the notebook cannot be read.
+    """
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    notebook = Path(notebook).resolve()
+    if not notebook.is_file():
+        raise TinkerUtilsError(f"{notebook.name}: there is no such notebook; give the path of an .ipynb file.")
+    common = dict(parameters or {})
+    shared: dict[str, Any] = common.pop("overrides", None) or {}
+    combinations = list(_combinations(grid))
+    return [
+        _run(notebook, combination, Path(output_dir).resolve() / _name(combination), common, shared)
+        for combination in tqdm(combinations, unit="run")
+    ]
+
+
+def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for key, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ConfigError(f"grid[{key!r}]: expected a list of values to try, received {values!r}; write [a, b].")
+    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+
+
+def _name(combination: Mapping[str, Any]) -> str:
+    """A directory's name that says the settings: `rank=64,seed=0`; the keys' last parts, where those are distinct."""
+    leaves = [key.rpartition(".")[2] for key in combination]
+    keys = leaves if len(set(leaves)) == len(leaves) else list(combination)
+    parts = (f"{key}={value}" for key, value in zip(keys, combination.values(), strict=True))
+    return re.sub(r"[^\w.=,+-]", "_", ",".join(parts)) or "run"
+
+
+def _run(
+    notebook: Path, combination: dict[str, Any], directory: Path, parameters: dict[str, Any], shared: dict[str, Any]
+) -> Rerun:
+    import papermill  # type: ignore[import-untyped]
+    from papermill.exceptions import PapermillExecutionError  # type: ignore[import-untyped]
+
+    run = RunDirectory(directory)
+    try:
+        if (run.read_state() or {}).get("status") in ("completed", "early_stopped"):
+            return Rerun(combination, directory, "skipped")
+        run.create()
+        papermill.execute_notebook(
+            str(notebook),
+            str(directory / notebook.name),
+            parameters={**parameters, "output_dir": str(directory), "overrides": {**shared, **combination}},
+            cwd=str(notebook.parent),
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        return Rerun(combination, directory, "failed", f"{error.ename}: {error.evalue}")
+    except TinkerUtilsError as error:
+        return Rerun(combination, directory, "failed", str(error))
+    return Rerun(combination, directory, "done")
