@@ -16,7 +16,9 @@ def test_the_first_real_runs_estimate():
 
 def test_the_comment_in_the_configuration_says_the_same():
     text = (Path(__file__).parents[1] / "configs" / "training.yaml").read_text(encoding="utf-8")
-    assert "19,845 examples of 500 tokens at $0.40 per million tokens are $11.91 for 3 epochs, and $5.95 for the" in text
+    assert (
+        "19,845 examples of 500 tokens at $0.40 per million tokens are $11.91 for 3 epochs, and $5.95 for the" in text
+    )
 
 
 def test_a_million_tokens_cost_the_price():

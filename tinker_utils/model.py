@@ -5,6 +5,7 @@ Nothing here waits. A request is submitted, and its futures say when its `result
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,7 +56,11 @@ class SubmittedStep:
     def result(self) -> tuple[BatchLoss, dict[str, float]]:
         """The batch's loss, and the optimizer's own figures where the service gives them."""
         loss = _batch_loss(self._passed.result(), self.batch, scale=self.batch.completion_tokens)
-        return loss, dict(self._stepped.result().metrics or {})
+        figures = dict(self._stepped.result().metrics or {})
+        # The protocol's JSON holds no NaN: the embedded service says in this way that the norm is none.
+        if figures.pop("grad_norm_nonfinite", 0.0):
+            figures["grad_norm"] = math.nan
+        return loss, figures
 
 
 @dataclass(frozen=True)

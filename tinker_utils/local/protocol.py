@@ -1,0 +1,205 @@
+"""The HTTP side of the service: endpoints of the tinker SDK 0.38, each decoded, handed on, and answered.
+
+A request that cannot be understood is answered with a 4xx that says why. A request that can, but fails when it is
+executed, answers through its future. Neither ends the server, and nothing is answered with a 500 on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from . import wire
+from .faults import RequestError
+from .guard import Signer
+from .protobuf import parse_forward_backward
+from .queueing import JSON, PROTOBUF
+from .rest import Rest
+from .service import RETRIEVE_TIMEOUT_S, Service
+
+SDK_VERSION = "0.38"
+"""The minor version of the SDK whose protocol this is."""
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=wire.Message)
+Endpoint = Callable[[Request], Awaitable[Response]]
+Answer = Callable[[M], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
+
+
+def sdk_warning(version: str) -> str | None:
+    """A sentence if this version of the SDK is not the one whose protocol is spoken here; None if it is."""
+    if version == SDK_VERSION or version.startswith(f"{SDK_VERSION}."):
+        return None
+    return (
+        f"tinker_utils.local speaks the wire protocol of tinker {SDK_VERSION}, but this is tinker {version[:40]}: "
+        f"install tinker=={SDK_VERSION}.*, or expect requests to fail."
+    )
+
+
+def build_app(service: Service, base_url: str) -> Starlette:
+    """The application, without the `Guard` that belongs in front of it."""
+    endpoints = Endpoints(service)
+    rest = Rest(service, Signer(), base_url)
+    routes = [
+        _post("client/config", endpoints.client_config),
+        _post("client/dynamic_config", endpoints.client_dynamic_config),
+        _post("create_session", endpoints.create_session),
+        _post("session_heartbeat", endpoints.session_heartbeat),
+        _post("telemetry", endpoints.telemetry),
+        _post("create_model", _json(wire.CreateModelRequest, service.create_model)),
+        _post("load_weights", endpoints.ordered(wire.LoadWeightsRequest, service.load_weights)),
+        _post("get_info", _json(wire.GetInfoRequest, service.get_info)),
+        _post("forward_backward", endpoints.forward_backward),
+        _post("optim_step", endpoints.ordered(wire.OptimStepRequest, service.optim_step)),
+        _post("save_weights", endpoints.ordered(wire.SaveWeightsRequest, service.save_weights)),
+        _post(
+            "save_weights_for_sampler",
+            endpoints.ordered(wire.SaveWeightsForSamplerRequest, service.save_weights_for_sampler),
+        ),
+        _post(
+            "save_weights_external", endpoints.ordered(wire.SaveWeightsExternalRequest, service.save_weights_external)
+        ),
+        _post("create_sampling_session", _json(wire.CreateSamplingSessionRequest, endpoints.create_sampling_session)),
+        _post("join_sampling_session", _json(wire.JoinSamplingSessionRequest, service.samplers.join)),
+        _post("asample", _json(wire.SampleRequest, service.samplers.sample)),
+        _post("retrieve_future", endpoints.retrieve_future),
+        *rest.routes(),
+    ]
+    handlers: Mapping[Any, Any] = {RequestError: _on_request_error, HTTPException: _on_http_error, Exception: _on_bug}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+class Endpoints:
+    """Endpoints that need more than to decode and hand on."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def client_config(self, request: Request) -> Response:
+        """No flags: the SDK's own defaults are what this service wants."""
+        response = await self.client_dynamic_config(request)
+        # The SDK asks on a connection made for this, and then abandons it open.
+        response.headers["connection"] = "close"
+        return response
+
+    async def client_dynamic_config(self, request: Request) -> Response:
+        """No flags here, either."""
+        wire.decode(wire.ClientConfigRequest, await _body(request))
+        return reply({})
+
+    async def create_session(self, request: Request) -> Response:
+        """Open a session, and tell a client of another version that it may fail."""
+        message = wire.decode(wire.CreateSessionRequest, await _body(request))
+        session = self._service.sessions.create(message.user_metadata or {}, message.display_name)
+        warning = sdk_warning(message.sdk_version)
+        return reply({"type": "create_session", "session_id": session.session_id, "warning_message": warning})
+
+    async def session_heartbeat(self, request: Request) -> Response:
+        """Note that the client lives."""
+        message = wire.decode(wire.SessionHeartbeatRequest, await _body(request))
+        self._service.sessions.open(message.session_id)
+        return reply({"type": "session_heartbeat"})
+
+    async def telemetry(self, request: Request) -> Response:
+        """Take telemetry, and drop it."""
+        await _body(request)
+        return reply({"status": "accepted"})
+
+    async def create_sampling_session(self, message: wire.CreateSamplingSessionRequest) -> Mapping[str, Any]:
+        """Open a sampler; a checkpoint is looked up beside the event loop."""
+        return await self._service.samplers.create(message, run_in_threadpool)
+
+    async def forward_backward(self, request: Request) -> Response:
+        """Take a batch in, in protobuf."""
+        message = parse_forward_backward(await _body(request))
+        try:
+            return reply(self._service.forward_backward(message))
+        except RequestError as error:
+            self._service.lanes.skip(message.model_id, message.seq_id, str(error))
+            raise
+
+    def ordered(self, message_type: type[M], answer: Answer[M]) -> Endpoint:
+        """An endpoint of the requests that run in order: one that is refused must not hold up those behind it."""
+
+        def refused(body: bytes, reason: str) -> None:
+            model_id, sequence = _position(body)
+            if sequence >= 0:
+                self._service.lanes.skip(model_id, sequence, reason)
+
+        return _json(message_type, answer, refused)
+
+    async def retrieve_future(self, request: Request) -> Response:
+        """Wait for a result. 408 tells the SDK to ask again, and, unlike a 200 that says so, logs nothing there."""
+        message = wire.decode(wire.FutureRetrieveRequest, await _body(request))
+        result = await self._service.lanes.retrieve(message.request_id, RETRIEVE_TIMEOUT_S)
+        if result is None:
+            return reply({"type": "try_again", "request_id": message.request_id, "queue_state": "active"}, 408)
+        return Response(result.body, media_type=result.content_type)
+
+
+def reply(data: Mapping[str, Any], status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(json.dumps(data), status, media_type=JSON)
+
+
+def _json(
+    message_type: type[M], answer: Answer[M], refused: Callable[[bytes, str], None] = lambda body, reason: None
+) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        body = await _body(request)
+        try:
+            answered = answer(wire.decode(message_type, body))
+            return reply(await answered if isinstance(answered, Awaitable) else answered)
+        except RequestError as error:
+            refused(body, str(error))
+            raise
+
+    return endpoint
+
+
+def _post(path: str, endpoint: Endpoint) -> Route:
+    return Route(f"/api/v1/{path}", endpoint, methods=["POST"])
+
+
+async def _body(request: Request) -> bytes:
+    if request.headers.get("content-type", JSON).partition(";")[0].strip() not in (JSON, PROTOBUF):
+        raise RequestError(f"The body must be {JSON} or {PROTOBUF}.", 415)
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        raise RequestError("The client went away.") from error
+
+
+def _position(body: bytes) -> tuple[str, int]:
+    """Model and sequence number of a refused request, as far as they can be read; -1 if they cannot."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        data = json.loads(body)
+        model_id, sequence = data.get("model_id"), data.get("seq_id")
+        if isinstance(model_id, str) and isinstance(sequence, int) and 0 <= sequence < 2**63:
+            return model_id, sequence
+    return "", -1
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    return reply({"detail": str(error)}, error.status if isinstance(error, RequestError) else 400)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 400
+    return reply({"detail": f"{request.method} {request.url.path[:200]} is not served here."}, status)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed.", request.method, request.url.path[:200], exc_info=error)
+    return reply({"detail": f"The embedded service failed with {type(error).__name__}; its log has the details."}, 500)

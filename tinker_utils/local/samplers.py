@@ -1,0 +1,136 @@
+"""Sampling sessions: weights that clients draw from, and what they draw."""
+
+from __future__ import annotations
+
+import collections
+import shutil
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from . import wire
+from .checkpoints import Checkpoint
+from .engine import ADAPTER_FILE, Engine, SavedWeights
+from .faults import RequestError
+from .protobuf import encode_samples
+from .queries import read_query
+from .queueing import Job, Lanes, Result
+from .references import Reference
+from .served import Served
+from .sessions import Model, Sampler, Session, Sessions
+from .store import Store
+
+SNAPSHOTS_KEPT = 32
+"""Unnamed weights a session: a loop that samples from each step's weights must not fill the disk."""
+
+
+class Samplers:
+    """The samplers of all sessions. As the rest of the service, it lives on the event loop; its jobs do not."""
+
+    def __init__(self, engine: Engine, store: Store, served: Served, sessions: Sessions, lanes: Lanes) -> None:
+        self._engine = engine
+        self._store = store
+        self._served = served
+        self._sessions = sessions
+        self._lanes = lanes
+        self._snapshots: dict[str, collections.deque[Sampler]] = {}
+
+    async def create(self, request: wire.CreateSamplingSessionRequest, offload: Callable[..., Any]) -> dict[str, Any]:
+        """Open a sampler on the base model or on saved weights; `offload` awaits a call beside the event loop."""
+        session = self._sessions.open(request.session_id)
+        sampler_id = _sampler_id(session, request.sampling_session_seq_id)
+        if sampler_id not in session.samplers:
+            if request.model_path is not None:
+                weights = await offload(self._saved, Reference.from_path(request.model_path))
+                sampler = Sampler(sampler_id, weights.spec.base_model, request.model_path, weights)
+            elif request.base_model is not None:
+                sampler = Sampler(sampler_id, self._served.check(request.base_model))
+            else:
+                raise RequestError("A sampling session needs either base_model or model_path.")
+            self._open(session, sampler)
+        return {"type": "create_sampling_session", "sampling_session_id": sampler_id}
+
+    def snapshot(self, session: Session, model: Model, number: int) -> Job:
+        """A job that saves a model's weights for a sampler, which is opened at once and lasts as long as the session.
+
+        This serves "inflight" samplers, too: they promise the weights at their creation, or newer ones.
+        """
+        sampler = Sampler(_sampler_id(session, number), "", fault="its weights were not saved")
+        if sampler.sampler_id not in session.samplers:
+            self._open(session, sampler)
+            snapshots = self._snapshots.setdefault(session.session_id, collections.deque())
+            snapshots.append(sampler)
+            surplus = [snapshots.popleft()] if len(snapshots) > SNAPSHOTS_KEPT else []
+        else:
+            sampler, surplus = session.samplers[sampler.sampler_id], []
+        directory = self._store.scratch / uuid.uuid4().hex
+
+        def job() -> Result:
+            for old in surplus:
+                _discard(old, f"only the last {SNAPSHOTS_KEPT} unnamed weights of a session are kept")
+            directory.mkdir(mode=0o700)
+            self._engine.write(model.model_id, directory, optimizer=False)
+            spec = self._engine.spec(model.model_id)
+            sampler.weights, sampler.directory = SavedWeights(directory / ADAPTER_FILE, spec), directory
+            sampler.base_model, sampler.fault = spec.base_model, None
+            return Result.json({"type": "save_weights_for_sampler", "sampling_session_id": sampler.sampler_id})
+
+        return job
+
+    def join(self, request: wire.JoinSamplingSessionRequest) -> dict[str, Any]:
+        """Number a further client of a sampler."""
+        sampler = self._sessions.sampler(request.sampling_session_id)
+        sampler.clients += 1
+        return {"type": "join_sampling_session", "client_counter": sampler.clients - 1}
+
+    def sample(self, request: wire.SampleRequest) -> dict[str, Any]:
+        """Draw sequences."""
+        if request.sampling_session_id is None or request.seq_id is None:
+            raise RequestError("asample needs sampling_session_id and seq_id.")
+        sampler = self._sessions.sampler(request.sampling_session_id)
+        query = read_query(request)
+
+        def job() -> Result:
+            if sampler.fault is not None:
+                raise RequestError(f"Nothing can be drawn from {sampler.sampler_id}: {sampler.fault}.")
+            output = self._engine.sample(sampler.weights, query)
+            return Result(encode_samples(output.sequences, output.prompt_logprobs))
+
+        request_id = self._lanes.submit(sampler.sampler_id, request.seq_id, job)
+        sequence_ids = [f"{request_id}:{index}" for index in range(query.count)]
+        return {"request_id": request_id, "sample_sequence_ids": sequence_ids}
+
+    def close(self, session: Session, reason: str) -> None:
+        """Close a session's samplers, and remove the weights that were theirs alone."""
+        for sampler in session.samplers.values():
+            self._lanes.close(sampler.sampler_id, reason)
+            _discard(sampler, "its session has ended")
+        session.samplers.clear()
+        self._snapshots.pop(session.session_id, None)
+
+    def _open(self, session: Session, sampler: Sampler) -> None:
+        session.samplers[sampler.sampler_id] = sampler
+        self._lanes.open(sampler.sampler_id, ordered=False)
+
+    def _saved(self, reference: Reference) -> SavedWeights:
+        checkpoint = trained_here(self._store, self._served, reference)
+        return SavedWeights(checkpoint.directory / ADAPTER_FILE, checkpoint.info.lora)
+
+
+def trained_here(store: Store, served: Served, reference: Reference) -> Checkpoint:
+    """The checkpoint, if it can be loaded and was trained on the base model that this service serves."""
+    if reference.kind == "external_weights":
+        raise RequestError(f"{reference.path} is for downloading only: name a checkpoint under weights/ instead.")
+    checkpoint = store.read(reference)
+    served.check(checkpoint.info.lora.base_model)
+    return checkpoint
+
+
+def _sampler_id(session: Session, number: int) -> str:
+    return f"{session.session_id}:sample:{number}"
+
+
+def _discard(sampler: Sampler, fault: str) -> None:
+    sampler.fault = fault
+    if sampler.directory is not None:
+        shutil.rmtree(sampler.directory, ignore_errors=True)

@@ -1,0 +1,244 @@
+"""Checkpoints on disk: safetensors and JSON, written atomically, private to the user, never pickled.
+
+    STORE/
+      lock                                              held by the server that uses the store
+      runs/RUN/KIND/NAME~GENERATION/checkpoint.json     one directory a checkpoint, beside its tensor files
+      scratch/                                          half-written checkpoints; emptied at the start
+
+Everything is read from disk whenever it is asked for, so nothing in memory can disagree with it. A checkpoint becomes
+visible by one rename. Overwriting adds a generation and then removes the one before: whenever the process is killed,
+either the old or the new checkpoint is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from tinker_utils.errors import ServiceError
+
+from .checkpoints import Checkpoint, CheckpointInfo, expiry
+from .faults import RequestError
+from .references import KINDS, Reference
+
+_INFO = "checkpoint.json"
+
+logger = logging.getLogger(__name__)
+
+
+class Store:
+    """The checkpoints of one server; its methods may be called from any thread.
+
+    Args:
+        root: the directory, made (0700) if it is missing.
+        clock: unix seconds now; tests pass their own.
+
+    Raises:
+        ServiceError: the directory cannot be used, or another server uses it.
+    """
+
+    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
+        self.root = root.resolve()
+        self.clock = clock
+        self.scratch = self.root / "scratch"
+        self._guard = threading.RLock()
+        self._runs = self.root / "runs"
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_file = _lock(self.root / "lock")
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            for directory in (self._runs, self.scratch):
+                directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ServiceError(f"The store {root} cannot be used: {error.strerror or error}.") from error
+        self.prune()
+
+    def close(self) -> None:
+        """Let another server use the directory."""
+        self._lock_file.close()
+
+    @contextlib.contextmanager
+    def writing(self, info: CheckpointInfo, overwrite: bool = False) -> Iterator[Path]:
+        """An empty directory to write a checkpoint's files to; leaving the block publishes it, an error discards it.
+
+        Raises:
+            RequestError: a checkpoint of this name exists and `overwrite` is off.
+        """
+        reference = info.reference
+        self.check_free(reference, overwrite)
+        draft = self.scratch / uuid.uuid4().hex
+        draft.mkdir(mode=0o700)
+        try:
+            yield draft
+            size = sum(file.stat().st_size for file in draft.iterdir())
+            _write_json(draft / _INFO, dataclasses.replace(info, size_bytes=size).to_json())
+            for file in draft.iterdir():
+                file.chmod(0o600)
+                _sync(file)
+            _sync(draft)
+            with self._guard:
+                self._publish(draft, reference)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def check_free(self, reference: Reference, overwrite: bool) -> None:
+        """Raise the `RequestError` that `writing` would raise, before the work of writing is done."""
+        if not overwrite and self._find(reference) is not None:
+            raise RequestError(
+                f"The checkpoint {reference.path} exists already: choose another name, or pass overwrite=True."
+            )
+
+    def read(self, reference: Reference) -> Checkpoint:
+        """The checkpoint of this name; a `RequestError` (404) if there is none, or if it has expired."""
+        checkpoint = self._find(reference)
+        if checkpoint is None:
+            raise RequestError(
+                f"There is no checkpoint {reference.path}: it never existed, was deleted, or expired.", 404
+            )
+        return checkpoint
+
+    def list(self, run_id: str | None = None) -> list[CheckpointInfo]:
+        """Every checkpoint that has not expired, of one run or of all, the newest first."""
+        with self._guard:
+            runs = self._runs.iterdir() if run_id is None else [self._runs / _folder(run_id)]
+            found = [latest.info for run in runs for kind in KINDS for latest in self._latest(run / kind).values()]
+        return sorted((info for info in found if not self._expired(info)), key=lambda info: -info.created)
+
+    def delete(self, reference: Reference) -> None:
+        """Remove a checkpoint; a `RequestError` (404) if there is none."""
+        with self._guard:
+            self._discard(self.read(reference).directory)
+
+    def set_ttl(self, reference: Reference, ttl_seconds: int | None) -> None:
+        """Let a checkpoint expire that many seconds from now, or never."""
+        with self._guard:
+            checkpoint = self.read(reference)
+            info = dataclasses.replace(checkpoint.info, expires=expiry(self.clock(), ttl_seconds))
+            draft = self.scratch / uuid.uuid4().hex
+            _write_json(draft, info.to_json())
+            draft.replace(checkpoint.directory / _INFO)
+            _sync(checkpoint.directory)
+
+    def prune(self) -> None:
+        """Remove what has expired, and what an interrupted overwrite or removal left behind."""
+        with self._guard:
+            for kind_folder in self._runs.glob("*/*"):
+                latest = self._latest(kind_folder)
+                live = {checkpoint.directory for checkpoint in latest.values() if not self._expired(checkpoint.info)}
+                known = {directory for directory in kind_folder.iterdir() if _generation(directory)}
+                for directory in known - live - set(_unreadable(known - live)):
+                    self._discard(directory)
+
+    def _publish(self, draft: Path, reference: Reference) -> None:
+        folder = self._runs / _folder(reference.run_id) / reference.kind
+        for directory in (folder.parent, folder):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        older = [path for path in folder.glob(f"{reference.name}~*") if _generation(path)]
+        generation = 1 + max((_generation(path) for path in older), default=0)
+        draft.rename(folder / f"{reference.name}~{generation}")
+        _sync(folder)
+        _sync(folder.parent)
+        _sync(self._runs)
+        for path in older:
+            self._discard(path)
+
+    def _discard(self, directory: Path) -> None:
+        # Moved away first: what is left of an interrupted removal must not look like a checkpoint.
+        condemned = self.scratch / uuid.uuid4().hex
+        directory.rename(condemned)
+        shutil.rmtree(condemned, ignore_errors=True)
+        for parent in (directory.parent, directory.parent.parent):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+    def _find(self, reference: Reference) -> Checkpoint | None:
+        with self._guard:
+            folder = self._runs / _folder(reference.run_id) / reference.kind
+            found = self._latest(folder, f"{reference.name}~*").get(reference.name)
+        return None if found is None or self._expired(found.info) else found
+
+    def _latest(self, folder: Path, pattern: str = "*~*") -> dict[str, Checkpoint]:
+        """The newest generation of each checkpoint in a run's folder, expired or not."""
+        latest: dict[str, Checkpoint] = {}
+        for directory in sorted(folder.glob(pattern), key=_generation):
+            with contextlib.suppress(OSError):
+                info = _read_info(directory)
+                if info is not None:
+                    latest[info.reference.name] = Checkpoint(info, directory)
+        return latest
+
+    def _expired(self, info: CheckpointInfo) -> bool:
+        return info.expires is not None and info.expires <= self.clock()
+
+
+def _folder(run_id: str) -> str:
+    # Colons are legal in file names here, but not everywhere that a store may be copied to.
+    return run_id.replace(":", "_")
+
+
+def _generation(directory: Path) -> int:
+    """The generation in a checkpoint directory's name, from 1; 0 if the name is not one that the store gives."""
+    name, _, number = directory.name.rpartition("~")
+    return int(number) if name and number.isascii() and number.isdigit() else 0
+
+
+def _read_info(directory: Path) -> CheckpointInfo | None:
+    try:
+        return CheckpointInfo.from_json(cast(dict[str, Any], json.loads((directory / _INFO).read_bytes())))
+    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
+        logger.warning("The checkpoint in %s is damaged and left alone: %s", directory.name, error)
+        return None
+
+
+def _unreadable(directories: set[Path]) -> Iterator[Path]:
+    """Those that hold no valid checkpoint.json: they are nobody's to delete."""
+    for directory in directories:
+        try:
+            if _read_info(directory) is None:
+                yield directory
+        except OSError:
+            yield directory
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    path.chmod(0o600)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> Any:
+    file = path.open("a+", encoding="utf-8")
+    path.chmod(0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read(20).strip() or "unknown"
+        file.close()
+        raise ServiceError(
+            f"The store {path.parent} is in use by another server (process {owner}): end it, or choose another --store."
+        ) from error
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
