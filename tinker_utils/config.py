@@ -187,7 +187,7 @@ def load_config_from_yaml(
         ConfigError: the file or section is missing, a key is unknown or twice there, or a value is not allowed.
     """
     where = f"{path}, section {section}"
-    path = _find_upwards(Path(path))
+    path = find_upwards(Path(path))
     try:
         values = _flatten(_section(path, section))
         if isinstance(overrides, str):
@@ -220,7 +220,8 @@ def dump_config(config: TrainingConfig, section: str = "run") -> str:
     return yaml.safe_dump({section: config.to_dict()}, sort_keys=False, allow_unicode=True)
 
 
-def _find_upwards(path: Path) -> Path:
+def find_upwards(path: Path) -> Path:
+    """A relative path as it is found in the current directory or one above it; the path itself if it is nowhere."""
     here = Path.cwd()
     return next((above / path for above in (here, *here.parents) if (above / path).exists()), path)
 

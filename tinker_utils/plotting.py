@@ -30,6 +30,8 @@ UNIT_WORDS: dict[LossUnit, str] = {
 }
 
 _SIZE = (9.6, 5.2)  # inches
+# Records are pooled over several steps already: more would lag behind the curve of a short run.
+DEFAULT_SMOOTHING = 0.7
 _BINS = 450  # a panel is about 900 pixels wide
 _MARKED_POINTS = 60  # a line of more points is drawn without markers
 _NAMED_EPOCHS = 8
@@ -70,7 +72,7 @@ _LEGEND: _Style = {
 def figure(
     log: MetricsLog,
     *,
-    smoothing: float = 0.9,
+    smoothing: float = DEFAULT_SMOOTHING,
     quantity: Quantity = "loss",
     scale: Scale = "linear",
     title: str | None = None,

@@ -1,0 +1,223 @@
+"""What a run directory says to somebody who looks from outside."""
+
+import json
+import os
+import time
+
+import pytest
+
+from tinker_utils.metrics import MetricsWriter
+from tinker_utils.run_status import RunFollower
+from tinker_utils.rundir import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory(tmp_path / "mine")
+    run.create()
+    return run
+
+
+def write_state(run, status="running", doing="training", detail="training", **other):
+    activity = {"state": doing, "since": 1_700_000_000.0, "detail": detail}
+    run.write_state({"status": status, "reason": None, "activity": activity, **other})
+
+
+def write_metrics(run, *records):
+    with MetricsWriter(run.metrics) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def train(step, timestamp, **fields):
+    return {"type": "train", "timestamp": timestamp, "step": step, "train_loss": 2.0, "train_loss_total": 9.0} | fields
+
+
+def status_of(run, now=None):
+    follower = RunFollower(run)
+    follower.poll()
+    return follower.status(now)
+
+
+class TestSentence:
+    def test_before_the_run(self, tmp_path):
+        status = status_of(RunDirectory(tmp_path / "missing"))
+        assert status.sentence == "Waiting for the run to begin."
+        assert not status.live
+        assert not status.ended
+
+    @pytest.mark.parametrize(
+        ("doing", "detail", "sentence"),
+        [
+            ("starting", "loading the model", "Loading the model."),
+            ("training", "training", "Training."),
+            ("evaluating", "evaluating after step 250", "Evaluating after step 250."),
+            ("waiting", "waiting since 14:02:03 for the service", "Waiting since 14:02:03 for the service."),
+            ("stopping", "a stop was asked for", "Stopping: a stop was asked for."),
+        ],
+    )
+    def test_of_what_it_does(self, run, doing, detail, sentence):
+        write_state(run, doing=doing, detail=detail)
+        assert status_of(run).sentence == sentence
+        assert status_of(run).live
+
+    @pytest.mark.parametrize(
+        ("status", "sentence"),
+        [
+            ("completed", "Completed: because."),
+            ("early_stopped", "Stopped early: because."),
+            ("stopped", "Stopped: because."),
+            ("failed", "Failed: because."),
+        ],
+    )
+    def test_of_its_end(self, run, status, sentence):
+        write_state(run, status=status, doing="ended", reason="because")
+        assert status_of(run).sentence == sentence
+        assert status_of(run).ended
+        assert not status_of(run).live
+
+    def test_a_request_is_heard_before_the_run_answers(self, run):
+        write_state(run)
+        run.request_pause()
+        assert status_of(run).sentence.startswith("Pause heard")
+        run.request_stop()
+        assert status_of(run).sentence.startswith("Stop heard")
+        assert status_of(run).stop_asked
+
+    def test_while_it_pauses_and_when_it_goes_on(self, run):
+        write_state(run, doing="paused", detail="paused after step 3")
+        run.request_pause()
+        assert status_of(run).sentence == f"Paused since {time.strftime('%H:%M:%S', time.localtime(1_700_000_000))}."
+        run.request_resume()
+        assert status_of(run).sentence == "Resume heard."
+
+    def test_silence_is_said(self, run):
+        write_state(run)
+        os.utime(run.state, (1_000_000, 1_000_000))
+        assert status_of(run, now=1_000_000 + 100).sentence == "Training."
+        assert status_of(run, now=1_000_000 + 130).sentence.startswith("No news since ")
+
+    def test_a_pause_may_be_long(self, run):
+        write_state(run, doing="paused")
+        run.request_pause()
+        assert status_of(run, now=time.time() + 10_000).sentence.startswith("Paused since")
+
+    def test_metrics_without_a_state_are_of_a_run_that_has_ended(self, run):
+        write_metrics(run, train(1, 0.0))
+        assert status_of(run).ended
+        assert "without a run.json" in status_of(run).sentence
+
+    def test_a_damaged_state_is_said_and_not_raised(self, run):
+        run.state.write_text("{")
+        write_metrics(run, train(1, 0.0))
+        assert "run.json: cannot be read" in status_of(run).sentence
+
+
+class TestFigures:
+    def test_all_of_them(self, run):
+        write_state(
+            run,
+            plan={
+                "epochs": 2,
+                "total_steps": 100,
+                "patience": 5,
+                "expected_tokens": 5000,
+                "expected_cost_usd": 2.5,
+            },
+            progress={"evals_without_improvement": 2},
+        )
+        write_metrics(
+            run,
+            {"type": "val", "step": 10, "val_loss": 2.5, "val_loss_stderr": 0.1},
+            {"type": "val", "step": 20, "val_loss": 2.75, "val_loss_stderr": 0.1},
+            train(20, 0.0, epoch=1, tokens_seen=900, tokens_per_sec=33.0, learning_rate=1e-4, cost_usd=0.5),
+            {"type": "notice", "step": 20, "kind": "warning", "message": "look out"},
+        )
+        status = status_of(run)
+        assert (status.name, status.step, status.total_steps, status.epoch, status.epochs) == ("mine", 20, 100, 1, 2)
+        assert (status.tokens, status.expected_tokens) == (900, 5000)
+        assert (status.cost_usd, status.expected_cost_usd) == (0.5, 2.5)
+        assert (status.tokens_per_sec, status.learning_rate, status.train_loss) == (33.0, 1e-4, 2.0)
+        assert (status.val_loss, status.best_val_loss, status.best_step) == (2.75, 2.5, 10)
+        assert (status.evals_without_improvement, status.patience) == (2, 5)
+        assert status.warnings == ("look out",)
+
+    def test_time_left_leaves_pauses_out(self, run):
+        write_state(run, plan={"total_steps": 100})
+        moments = [0, 2, 4, 6, 8, 1008, 1010, 1012]
+        write_metrics(run, *(train(10 * (i + 1), moment) for i, moment in enumerate(moments)))
+        # 2 seconds for each ten steps, and twenty steps to go.
+        assert status_of(run).seconds_left == pytest.approx(4.0)
+
+    def test_no_time_left_without_speed_or_plan(self, run):
+        write_state(run)
+        write_metrics(run, train(10, 0.0), train(20, 1.0))
+        assert status_of(run).seconds_left is None
+
+    def test_what_is_damaged_is_left_out(self, run):
+        run.write_state({"status": "running", "plan": "none", "progress": [1], "activity": None})
+        write_metrics(run, train(10, "noon", cost_usd="much", learning_rate=None))
+        status = status_of(run)
+        assert status.total_steps is status.cost_usd is status.learning_rate is None
+        assert status.step == 10
+
+
+class TestFollowing:
+    def test_what_is_new_is_read_and_nothing_else(self, run):
+        follower = RunFollower(run)
+        follower.poll()
+        write_state(run)
+        with MetricsWriter(run.metrics) as writer:
+            writer.write(train(1, 0.0))
+            follower.poll()
+            assert follower.status().step == 1
+            writer.write({"type": "val", "step": 1, "val_loss": 3.0})
+            follower.poll()
+            assert follower.evaluations == 1
+            assert follower.status().best_val_loss == 3.0
+        write_state(run, status="completed")
+        follower.poll()
+        assert follower.status().ended
+
+    def test_a_run_that_begins_anew(self, run):
+        write_metrics(run, train(1, 0.0), {"type": "val", "step": 1, "val_loss": 3.0})
+        follower = RunFollower(run)
+        follower.poll()
+        assert follower.evaluations == 1
+        run.truncate_metrics(0)
+        follower.poll()
+        assert follower.evaluations == 0
+        assert follower.status().step is None
+
+    def test_metrics_of_another_name(self, tmp_path):
+        path = tmp_path / "old.jsonl"
+        path.write_text(json.dumps({"type": "train", "step": 5, "train_loss": 300.0}) + "\n")
+        follower = RunFollower(RunDirectory(tmp_path), path)
+        follower.poll()
+        assert follower.status().step == 5
+
+
+class TestSamples:
+    def samples_of(self, run, text):
+        run.samples.write_text(text)
+        follower = RunFollower(run)
+        follower.poll()
+        return [sample["completion"] for sample in follower.samples]
+
+    def line(self, step, completion):
+        return json.dumps({"step": step, "prompt": "p", "completion": completion}) + "\n"
+
+    def test_those_of_the_last_step(self, run):
+        text = self.line(1, "old") + self.line(2, "a") + self.line(2, "b")
+        assert self.samples_of(run, text) == ["a", "b"]
+
+    def test_not_more_than_three(self, run):
+        assert self.samples_of(run, "".join(self.line(1, str(i)) for i in range(9))) == ["0", "1", "2"]
+
+    def test_lines_that_are_torn_or_foreign(self, run):
+        assert self.samples_of(run, self.line(1, "a") + '{"step": 1, "comp') == ["a"]
+        assert self.samples_of(run, "[]\n") == []
+
+    def test_of_a_long_file(self, run):
+        text = self.line(1, "x" * 300_000) + self.line(2, "a")
+        assert self.samples_of(run, text) == ["a"]

@@ -1,0 +1,233 @@
+"""Follows a run directory from outside: what the run is doing, how far it is, and a sentence that says so.
+
+It reads what the loop writes and nothing else, so the run may train in this process, in another, or have ended.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.metrics import MetricsLog, MetricsReader, Record
+from tinker_utils.metrics_log import as_float
+from tinker_utils.rundir import RunDirectory, State
+
+ENDINGS = {
+    "completed": "Completed",
+    "early_stopped": "Stopped early",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+_ONLY_METRICS = "Metrics without a run.json: nothing is known of the run itself."
+_NOT_BEGUN = "Waiting for the run to begin."
+# Records over which the speed is taken that tells the time left.
+_RECENT = 50
+# A gap between two records that is longer than this many usual ones was a pause, or a run cut off and resumed.
+_PAUSE = 20
+# Seconds without a word after which a training process may be dead.
+_SILENCE = 120
+_LATEST_SAMPLES = 3
+_SAMPLES_TAIL = 1 << 17
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands; None where it is not known. Losses are in the log's `loss_unit`."""
+
+    name: str
+    sentence: str
+    live: bool = False  # it can be paused and stopped
+    ended: bool = False
+    stop_asked: bool = False
+    pause_asked: bool = False
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    seconds_left: float | None = None
+    tokens: int | None = None
+    expected_tokens: int | None = None
+    cost_usd: float | None = None
+    expected_cost_usd: float | None = None
+    tokens_per_sec: float | None = None
+    learning_rate: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    evals_without_improvement: int | None = None
+    patience: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class RunFollower:
+    """Reads a run as it grows.
+
+    Args:
+        run: the run directory; it need not exist yet.
+        metrics: its metrics file, if that has another name or place.
+    """
+
+    def __init__(self, run: RunDirectory, metrics: Path | None = None) -> None:
+        self.run = run
+        self.samples: list[Record] = []
+        self.evaluations = 0  # in the log's loss unit
+        self._noted: tuple[object, ...] = ()
+        self._best: tuple[float | None, int | None] = (None, None)
+        self._val_loss: float | None = None
+        self._reader = MetricsReader(metrics or run.metrics)
+        self._state: State | None = None
+        self._seen: dict[Path, tuple[int, int, int]] = {}
+        self._problem: str | None = None
+
+    @property
+    def log(self) -> MetricsLog:
+        """The metrics as far as they were read."""
+        return self._reader.log
+
+    def poll(self) -> None:
+        """Read what is new. What cannot be read now is said in the status."""
+        self._problem = None
+        try:
+            if self._changed(self.run.state):
+                self._state = self.run.read_state()
+            if self._changed(self.run.samples):
+                self.samples = _latest_samples(self.run.samples)
+            if self._changed(self._reader.path):
+                self._reader.poll()
+                self._note_evaluations()
+        except (OSError, RunDirectoryError) as error:
+            self._problem = str(error)
+
+    def _note_evaluations(self) -> None:
+        version = (self.log, *self.log.version)  # the log is another one when the file was replaced
+        if version != self._noted:
+            vals = self.log.val
+            self._noted, self.evaluations, self._best = version, len(vals), self.log.best()
+            self._val_loss = as_float(vals[-1].get("val_loss")) if vals else None
+
+    def status(self, now: float | None = None) -> RunStatus:
+        """How the run stands at `now` (Unix seconds)."""
+        state = self._state or {}
+        plan, progress = _mapping(state, "plan"), _mapping(state, "progress")
+        train = self.log.last_train or {}
+        step = _whole(train.get("step")) or _whole(progress.get("step"))
+        total = _whole(plan.get("total_steps"))
+        # Metrics without run.json come from another tool, or from an older version: nobody adds to them.
+        ended = state.get("status") in ENDINGS if self._state else self._has_metrics
+        return RunStatus(
+            name=self.run.path.resolve().name,
+            sentence=self._problem or self._sentence(time.time() if now is None else now),
+            live=self._state is not None and not ended,
+            ended=ended,
+            stop_asked=self.run.stop_requested(),
+            pause_asked=self.run.pause_requested(),
+            step=step,
+            total_steps=total,
+            epoch=_whole(train.get("epoch")) or _whole(progress.get("epoch")),
+            epochs=_whole(plan.get("epochs")),
+            seconds_left=None if ended else self._seconds_left(step, total),
+            tokens=_whole(train.get("tokens_seen")) or _whole(progress.get("tokens_seen")),
+            expected_tokens=_whole(plan.get("expected_tokens")),
+            cost_usd=as_float(train.get("cost_usd")),
+            expected_cost_usd=as_float(plan.get("expected_cost_usd")),
+            tokens_per_sec=as_float(train.get("tokens_per_sec")),
+            learning_rate=as_float(train.get("learning_rate")),
+            train_loss=as_float(train.get("train_loss")),
+            val_loss=self._val_loss,
+            best_val_loss=self._best[0],
+            best_step=self._best[1],
+            evals_without_improvement=_whole(progress.get("evals_without_improvement")),
+            patience=_whole(plan.get("patience")),
+            warnings=tuple(str(n.get("message")) for n in self.log.events_of("notice") if n.get("kind") == "warning"),
+        )
+
+    @property
+    def _has_metrics(self) -> bool:
+        return len(self.log.train) > 0 or self.evaluations > 0
+
+    def _changed(self, path: Path) -> bool:
+        try:
+            stat = path.stat()
+            seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        except FileNotFoundError:
+            seen = (0, 0, 0)
+        changed = self._seen.get(path) != seen
+        self._seen[path] = seen
+        return changed
+
+    def _sentence(self, now: float) -> str:
+        if self._state is None:
+            return _ONLY_METRICS if self._has_metrics else _NOT_BEGUN
+        if (status := self._state.get("status")) in ENDINGS:
+            return _sentence(ENDINGS[status], self._state.get("reason"))
+        activity = _mapping(self._state, "activity")
+        doing = activity.get("state")
+        if doing == "stopping":
+            return _sentence("Stopping", activity.get("detail"))
+        if self.run.stop_requested():
+            return "Stop heard: finishing the steps on their way, then saving."
+        if self.run.pause_requested() != (doing == "paused"):
+            return "Resume heard." if doing == "paused" else "Pause heard: finishing the steps on their way."
+        silent_since = max(modified for _, _, modified in self._seen.values()) / 1e9
+        if doing not in ("paused", "waiting") and now - silent_since > _SILENCE:
+            return f"No news since {_clock(silent_since)}: if the process has died, run it again to resume."
+        if doing == "paused":
+            return f"Paused since {_clock(as_float(activity.get('since')) or now)}."
+        return _sentence("", activity.get("detail") or doing or "running")
+
+    def _seconds_left(self, step: int | None, total: int | None) -> float | None:
+        """Seconds until the last planned step, at the speed of the latest records; pauses do not count."""
+        gaps = np.diff(self.log.train.last("timestamp", _RECENT))
+        steps = np.diff(self.log.train.last("step", _RECENT))
+        usable = (steps > 0) & (gaps >= 0)
+        if step is None or total is None or not usable.any():
+            return None
+        usable &= gaps <= _PAUSE * np.median(gaps[usable])
+        return float((total - step) * gaps[usable].sum() / steps[usable].sum())
+
+
+def _sentence(beginning: str, rest: object) -> str:
+    text = f"{beginning}: {rest}" if beginning and rest else beginning or str(rest)
+    return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))
+
+
+def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = state.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _whole(value: object) -> int | None:
+    number = as_float(value)
+    return None if number is None or not np.isfinite(number) else int(number)
+
+
+def _latest_samples(path: Path) -> list[Record]:
+    """The last samples in the file that were taken at one step, at most three; lines that cannot be read are left."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _SAMPLES_TAIL))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []
+    samples: list[Record] = []
+    for line in reversed(lines):
+        try:
+            sample = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(sample, dict) or (samples and sample.get("step") != samples[0].get("step")):
+            break
+        samples.append(sample)
+    return samples[::-1][:_LATEST_SAMPLES]
