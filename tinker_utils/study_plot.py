@@ -1,0 +1,78 @@
+"""Runs of a study → one figure: each variant's validation loss as a mean over its seeds, with error bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tinker_utils.metrics import MetricsLog
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, and a marker for each, for readers in grey.
+_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+class Run(Protocol):
+    """What is drawn of a run."""
+
+    @property
+    def variant(self) -> str:
+        """The variant's name."""
+
+    @property
+    def log(self) -> MetricsLog:
+        """What its metrics file says."""
+
+
+def study_figure(runs: Sequence[Run]) -> Figure:
+    """Validation loss by step: a line a variant, the mean over the seeds that got so far, bars of one stderr."""
+    drawing = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = drawing.add_subplot()
+    for i, variant in enumerate(dict.fromkeys(run.variant for run in runs)):
+        steps, means, errors = _by_step([run for run in runs if run.variant == variant])
+        axes.errorbar(
+            steps,
+            means,
+            errors,
+            label=variant,
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=4,
+            linewidth=1.5,
+            capsize=2,
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss, nats per completion token")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return drawing
+
+
+def _by_step(runs: Sequence[Run]) -> tuple[list[int], list[float], list[float]]:
+    """Steps, mean losses and their standard errors; 0 for a single seed."""
+    losses: dict[int, list[float]] = {}
+    for run in runs:
+        for record in run.log.val:
+            losses.setdefault(int(record["step"]), []).append(float(record["val_loss"]))
+    steps = sorted(losses)
+    means = [float(np.mean(losses[step])) for step in steps]
+    errors = [float(np.std(v, ddof=1)) / math.sqrt(len(v)) if len(v := losses[step]) > 1 else 0.0 for step in steps]
+    return steps, means, errors
+
+
+def describe_study(runs: Sequence[Run]) -> str:
+    """The picture in words: each variant's lowest and last mean validation loss."""
+    sentences = []
+    for variant in dict.fromkeys(run.variant for run in runs):
+        steps, means, _ = _by_step([run for run in runs if run.variant == variant])
+        lowest = int(np.argmin(means))
+        sentences.append(
+            f"{variant}: lowest mean validation loss {means[lowest]:.3f} at step {steps[lowest]}, "
+            f"{means[-1]:.3f} at the last step {steps[-1]}"
+        )
+    return "Validation loss by step. " + "; ".join(sentences) + "."
