@@ -32,9 +32,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 train: $(INSTALLED)
 	@mkdir -p $(RUN)
-	$(BIN)/papermill notebooks/train.ipynb $(RUN)/train.ipynb --cwd notebooks --log-output --no-progress-bar \
+	@# The notebook's live view is not seen here: the run's log, as it is written, takes its place.
+	@tail -n 0 -F $(RUN)/train.log 2>/dev/null & trap "kill $$!" EXIT; \
+	$(BIN)/papermill notebooks/train.ipynb $(RUN)/train.ipynb --cwd notebooks --no-progress-bar \
 		-p output_dir "$(abspath $(RUN))" -y '{overrides: {training.resume_from_checkpoint: false}}'
-	@echo && ls -1 $(RUN)/metrics.jsonl $(RUN)/training_curves.png $(RUN)/adapter/* $(RUN)/train.ipynb
+	@echo && echo "made:" && ls -1 $(RUN)/metrics.jsonl $(RUN)/training_curves.png $(RUN)/adapter/* $(RUN)/train.ipynb
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -2,8 +2,8 @@
 
 Trains a byte-level BPE tokenizer and a Qwen3-architecture language model of 0.9 million parameters on the text that
 `pretraining_text.py` generates, and writes both to `tinker_utils/local/base_model` in Hugging Face's format. Text,
-initial weights and order come from the seed, and torch runs its deterministic algorithms on a fixed number of threads:
-the same machine makes the same bytes. It takes about ten minutes on two cores.
+initial weights and order come from the seed, and torch runs deterministic algorithms on a fixed number of threads: the
+same machine and versions make the same bytes. It takes 15 to 25 minutes on one core, and ends at a loss of 0.32.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ PURPOSES = words(
     "for the teacher|for lunch|for dinner|for the holidays|for school|for work",
     "|",
 )
-SIGNS = ("", " ", ", ", "; ", ": ", " - ", " / ", " + ", "(", ")", " (", ") ", " [", "] ", " @", " #", " $", " %", " &")
-SIGNS += (" ^", " *", " =", " <", " > ", " | ", " ~", "!", "?", "_", ".", " {", "} ")
+# What may stand around the slots of an invented pattern; the first one is nothing, the second one a space.
+SIGNS = words("· ·, ·; ·: · - · / · + ·(·)· (·) · [·] · @· #· $· %· &· ^· *· =· <· > · | · ~·!·?·_·.· {·} ", "·")
 TENSES = {"past": "{past}", "future": "will {base}", "denied": "did not {base}", "perhaps": "perhaps {past}"}
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",

@@ -153,6 +153,8 @@ def test_a_few_steps_of_pretraining_give_the_same_weights_each_time(tokenizer, m
     monkeypatch.syspath_prepend(SCRIPTS)
     import pretrain_base_model as script
 
+    monkeypatch.setattr(script, "BATCH_BLOCKS", 1)
+
     def trained():
         torch.manual_seed(0)
         model = script.build_model(tokenizer)

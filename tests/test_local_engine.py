@@ -128,7 +128,7 @@ def test_splitting_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPat
     split, split_gradient = run("split")
     assert split.loss == pytest.approx(whole.loss, rel=1e-6)
     for ours, theirs in zip(split.logprobs, whole.logprobs, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(split_gradient, whole_gradient, rtol=1e-4, atol=1e-4)
 
 

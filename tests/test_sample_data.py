@@ -46,6 +46,11 @@ def test_no_sentence_occurs_twice_within_or_between_splits():
     assert len(sentences) == len(set(sentences))
 
 
+def test_the_wordings_of_a_training_event_share_their_answer():
+    answers = [row["messages"][2]["content"] for row in read_rows("train")]
+    assert len(set(answers)) == len(answers) // 3
+
+
 def test_answers_are_denser_than_their_sentences():
     for split in SPLITS:
         for row in read_rows(split):
