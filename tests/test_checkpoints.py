@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from tinker_utils.checkpoints import Checkpoint, Checkpoints
 
@@ -37,5 +38,7 @@ def test_it_survives_json():
     kept = Checkpoints()
     kept.add(Checkpoint(1, "a", periodic=True), is_best=True)
     kept.add(Checkpoint(2, "b"), is_best=False)
-    assert Checkpoints.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
+    later = {"step": 3, "path": "c", "periodic": True}
+    periodic = [*json.loads(json.dumps([asdict(each) for each in kept.periodic])), later]
+    assert Checkpoints.from_dict(json.loads(json.dumps(kept.to_dict())), periodic) == kept
     assert Checkpoints.from_dict(Checkpoints().to_dict()) == Checkpoints()

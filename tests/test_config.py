@@ -95,6 +95,11 @@ def test_an_integer_with_a_leading_zero_is_decimal(load):
         ("cloud: {training: {checkpoint_ttl_seconds: 60}}", "checkpoint_ttl_seconds.*or null, received 60"),
         ("cloud: {training: {lr_schedule: step}}", "lr_schedule: expected constant or linear or cosine"),
         ("cloud: {training: {epochs: 1, epochs: 2}}", "epochs stands there twice"),
+        ("cloud: {training.epochs: 1, training: {epochs: 2}}", "training.epochs: stands there twice"),
+        ("cloud: {training: {learning_rate: 1" + "0" * 400 + "}}", "training.learning_rate"),
+        ("cloud: {training: {epochs: !!bool maybe}}", "not valid YAML"),
+        ('cloud: {data: {dir: "a\\0b"}}', "data.dir"),
+        ("cloud: {service: 'https://host/?key=1'}", "service"),
         ("cloud: {service: hosted}", "service: expected tinker, local or a URL"),
         ("cloud: {service: 'ftp://x'}", "service"),
         ("cloud: {model: ''}", "model"),
@@ -124,11 +129,20 @@ def test_a_password_in_an_address_is_refused_and_not_shown(load):
     assert "hunter2" not in str(caught.value)
 
 
+def test_what_stands_in_the_place_of_an_address_is_never_shown(load):
+    with pytest.raises(ConfigError, match="service") as caught:
+        load("cloud: {service: tml-abcdefgh123456}")
+    assert "abcdefgh" not in str(caught.value)
+
+
 def test_overrides_win_by_full_key_by_unique_ending_and_as_text(load):
     text = "cloud: {training: {epochs: 3, seed: 1}}"
     assert load(text, overrides={"training.epochs": 1}).epochs == 1
     assert load(text, overrides={"epochs": 2, "lora.rank": 8}).lora.rank == 8
     assert load(text, overrides="{training.seed: 7}").seed == 7
+    assert load(text, overrides={"training": {"epochs": 4}}).epochs == 4
+    with pytest.raises(ConfigError, match="training.epochs: stands there twice"):
+        load(text, overrides={"training": {"epochs": 4}, "training.epochs": 5})
     with pytest.raises(ConfigError, match="training.epoch: there is no such setting"):
         load(text, overrides={"training.epoch": 1})
     with pytest.raises(ConfigError, match="training.epochs"):

@@ -70,6 +70,15 @@ def test_a_conversation_without_an_answer_is_skipped_and_counted(tokenizer):
     assert (rendered.skipped, len(rendered.examples)) == (1, 1)
 
 
+def test_an_answer_to_nothing_is_skipped_and_counted(tokenizer):
+    opening = chat(("assistant", "hello"), ("user", "hi"))
+    rendered = render([opening, ONE], tokenizer, 512)
+    assert (rendered.skipped, len(rendered.examples)) == (1, 1)
+    both = chat(("assistant", "hello"), ("user", "hi"), ("assistant", "well"))
+    (example,) = render([both], tokenizer, 512, "all_assistant").examples
+    assert weighted_text(example, tokenizer) == "well<|im_end|>\n"
+
+
 def test_an_empty_answer_still_ends_the_turn(tokenizer):
     (example,) = render([chat(("user", "x"), ("assistant", ""))], tokenizer, 512).examples
     assert weighted_text(example, tokenizer) == "<|im_end|>\n"

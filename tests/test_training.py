@@ -17,8 +17,9 @@ import pytest
 from tinker_utils.config import LoraConfig, TrainingConfig
 from tinker_utils.cost import Prices
 from tinker_utils.early_stopping import EarlyStopping
-from tinker_utils.errors import DataError, ResumeError, RunDirectoryError, ServiceError, TinkerUtilsError
+from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirectoryError, ServiceError, TinkerUtilsError
 from tinker_utils.export import export_adapter
+from tinker_utils.local import start_local_service
 from tinker_utils.preparation import prepare
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import connect
@@ -340,6 +341,80 @@ async def test_an_expired_checkpoint_falls_back_to_the_one_before(whole, config,
     assert records(run, "resume")[-1]["step"] < stopped.steps
     assert any("checkpoint before it" in r["message"] for r in records(run, "notice"))
     assert adapter_bytes(run, service) == whole[2]
+
+
+async def test_when_every_checkpoint_is_gone_nothing_is_thrown_away(config, service, run):
+    await fit(config, run.path, service=service, on_record=stop_at(run, 4))
+    before = run.metrics.read_text(encoding="utf-8")
+    for point in run.read_state()["resume_points"]:
+        service.delete_checkpoint(point["path"]).result()
+    with pytest.raises(ResumeError, match="none of the run's checkpoints is left"):
+        await fit(config, run.path, service=service)
+    assert run.metrics.read_text(encoding="utf-8").startswith(before)
+
+
+async def test_a_service_that_is_away_costs_the_run_nothing(config, run, tmp_path, monkeypatch):
+    with start_local_service("tiny", tmp_path / "store", threads=1) as own:
+        monkeypatch.setenv("TINKER_API_KEY", own.api_key)
+        away = dataclasses.replace(config, service=own.base_url)
+        await fit(away, run.path, on_record=stop_at(run, 4))
+        points = run.read_state()["resume_points"]
+    before = run.metrics.read_text(encoding="utf-8")
+    with pytest.raises(ServiceError, match="does not answer"):
+        await fit(away, run.path)
+    assert run.read_state()["resume_points"] == points
+    assert run.metrics.read_text(encoding="utf-8").startswith(before)
+
+
+async def test_an_embedded_server_that_dies_is_noticed_and_the_run_resumes(whole, config, run):
+    local = dataclasses.replace(config, service="local")
+    with connect(local, run.local_store) as own:
+
+        def kill(record: dict) -> None:
+            if record["type"] == "val" and record["step"] == 6:
+                own._local.process.kill()
+
+        with pytest.raises(ServiceError, match="embedded service ended with status -9"):
+            await fit(local, run.path, service=own, on_record=kill)
+    end = records(run, "end")[-1]
+    assert (end["status"], end["step"]) == ("failed", 6)
+    result = await fit(local, run.path)
+    assert (result.status, result.best_val_loss) == ("completed", whole[1].best_val_loss)
+
+
+async def test_the_checkpoint_a_run_ends_with_does_not_expire(config, service, run):
+    passing = dataclasses.replace(
+        config, checkpoint_ttl_seconds=3600, eval_interval_steps=0, eval_at_epoch_end=False, epochs=1
+    )
+    result = await fit(passing, run.path, service=service)
+    listed = service._rest.list_checkpoints(result.best_checkpoint.split("/")[2]).result().checkpoints
+    expiring = {c.tinker_path: c.expires_at is not None for c in listed}
+    assert expiring.pop(result.best_checkpoint) is False
+    assert set(expiring.values()) == {True}
+
+
+async def test_money_spent_is_not_forgotten_when_the_run_goes_on(config, service, run):
+    impatient = dataclasses.replace(config, early_stopping_patience=2, early_stopping_threshold=100.0)
+    prices = Prices(1e6, 0.0, 0.0)  # a dollar a token, trained or evaluated
+    preparation = dataclasses.replace(prepare(impatient), prices=prices)
+    evaluation = preparation.valid.tokens
+    first = await fit(impatient, run.path, service=service, preparation=preparation)
+    discarded = run.read_state()["progress"]["discarded_tokens"]
+    # Steps 7 to 9 were on their way, with the evaluation after step 8.
+    assert discarded > 0
+    assert first.cost_usd == first.tokens + discarded + 4 * evaluation
+    patient = dataclasses.replace(impatient, early_stopping_patience=0)
+    second = await fit(
+        patient, run.path, service=service, preparation=dataclasses.replace(prepare(patient), prices=prices)
+    )
+    assert second.cost_usd == second.tokens + discarded + 7 * evaluation
+    # The history counts each once; the last record stands before the sixth evaluation.
+    assert records(run, "train")[-1]["cost_usd"] == second.tokens + 5 * evaluation
+
+
+async def test_a_preparation_of_other_settings_is_refused(config, service, run):
+    with pytest.raises(ConfigError, match=r"training.learning_rate was 0.003 and is 0.001"):
+        await fit(dataclasses.replace(config, learning_rate=1e-3), run.path, preparation=prepare(config))
 
 
 async def test_the_budget_ends_the_run_before_it_is_passed(config, service, run):

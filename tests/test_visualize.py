@@ -119,7 +119,6 @@ def test_words_and_the_chosen_output(metrics, tmp_path, capsys):
         ("fine", ["--output", "{folder}"], "cannot be written (Is a directory)"),
         ("fine", ["--output", "{folder}/curves.pdf"], "ends in .png"),
         ("fine", ["--output", "{folder}/linked.png"], "is the metrics file itself"),
-        ("fine", ["--metrics-path", "{folder}"], "Is a directory"),
         ("fine", ["--unknown"], "unrecognized arguments"),
     ],
 )
@@ -154,3 +153,14 @@ def test_as_a_command_with_its_default_paths(tmp_path):
     drawn = subprocess.run(command, **how)
     assert drawn.returncode == 0, drawn.stderr
     assert (folder / "training_curves.png").exists()
+
+
+def test_a_run_directory_stands_for_its_metrics_file(metrics, capsys, monkeypatch):
+    write(metrics, NEW_KIND)
+    run_directory = metrics.with_name("metrics.jsonl")
+    if metrics != run_directory:
+        metrics.rename(run_directory)
+    monkeypatch.chdir(metrics.parent)
+    for path in (metrics.parent, "."):
+        assert run(capsys, "--metrics-path", path)[0] == 0
+        (metrics.parent / "training_curves.png").unlink()

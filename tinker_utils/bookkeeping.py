@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tinker_utils.batching import Batch
@@ -18,6 +19,16 @@ from tinker_utils.resuming import ResumePoint
 
 # A service's own sum of losses may differ from ours by rounding; by more, it weights the tokens in another way.
 _TOLERATED_DISAGREEMENT = 1e-3
+# Checkpoints that a run can be resumed from, should the latest ones have expired: run.json holds the state at each.
+_POINTS_KEPT = 8
+
+
+@dataclass
+class Spent:
+    """What the service bills: tokens trained on and tokens evaluated."""
+
+    tokens: int = 0
+    eval_tokens: int = 0
 
 
 class Bookkeeper:
@@ -37,12 +48,14 @@ class Bookkeeper:
         self.progress = deepcopy(point.progress)
         self.stopper = EarlyStopping(config.early_stopping_patience, config.early_stopping_threshold)
         self.stopper.load_state_dict(point.early_stopping)
+        # Unlike the progress, what was spent never goes back to a checkpoint: the service bills steps run again, too.
+        self._spent = Spent(**(journal.state.get("spent") or {}))
         self._preparation = preparation
         self._journal = journal
         self._points = list(points)
         self._checkpoints = deepcopy(point.checkpoints)
         self._warned = False
-        self._window_began = time.monotonic()
+        self._window_began = time.monotonic() - self.progress.window_seconds
 
     def trained(self, step: int, batch: Batch, loss: BatchLoss, figures: dict[str, float], log: bool) -> None:
         """Count a step; with `log`, write a train record of the steps since the last one.
@@ -53,6 +66,7 @@ class Bookkeeper:
         progress.step = step
         progress.tokens += batch.tokens
         progress.completion_tokens += batch.completion_tokens
+        self._spent.tokens += batch.tokens
         progress.window_nll += loss.total
         progress.window_tokens += batch.tokens
         progress.window_completion_tokens += batch.completion_tokens
@@ -86,7 +100,7 @@ class Bookkeeper:
             "completion_tokens": progress.window_completion_tokens,
             "tokens_seen": progress.tokens,
             "learning_rate": self._preparation.learning_rate(progress.step),
-            "cost_usd": self._cost(),
+            "cost_usd": self._preparation.cost_usd(progress.tokens, progress.eval_tokens),
         }
         extra = {key.partition(":")[0]: value for key, value in (figures or {}).items()}
         self._journal.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
@@ -100,7 +114,9 @@ class Bookkeeper:
     def evaluated(self, step: int, batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Decision:
         """Write a val record, and say what the evaluation means."""
         pooled = _pooled(batches, losses)
-        self.progress.eval_tokens += sum(batch.tokens for batch in batches)
+        tokens = sum(batch.tokens for batch in batches)
+        self.progress.eval_tokens += tokens
+        self._spent.eval_tokens += tokens
         decision = self.stopper.update(pooled.loss, step)
         self._journal.record(
             "val",
@@ -116,17 +132,14 @@ class Bookkeeper:
         )
         return decision
 
-    def saved(self, step: int, path: str) -> tuple[bool, list[Checkpoint]]:
-        """Make a checkpoint the point to resume from.
-
-        Returns:
-            Whether it is the best one, and which others it supersedes: run.json does not name those any more.
-        """
+    def saved(self, step: int, path: str) -> list[Checkpoint]:
+        """Make a checkpoint the point to resume from; returns those it supersedes, which run.json names no more."""
         checkpoint = Checkpoint(step, path, periodic=self._preparation.checkpoints(step))
         is_best = self.stopper.best_step == step
         superseded = self._checkpoints.add(checkpoint, is_best)
         kind = "best" if is_best else "periodic" if checkpoint.periodic else "latest"
         self._journal.record("checkpoint", step, path=path, kind=kind)
+        self.progress.window_seconds = time.monotonic() - self._window_began
         point = ResumePoint(
             path,
             deepcopy(self.progress),
@@ -135,15 +148,17 @@ class Bookkeeper:
             self._journal.metrics_size(),
         )
         kept = {each.path for each in self._checkpoints.kept}
-        self._points = [each for each in self._points if each.path in kept] + [point]
-        self.publish(resume_points=[each.to_dict() for each in self._points])
-        return is_best, superseded
+        self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
+        periodic = [asdict(each) for each in self._checkpoints.periodic]
+        self.publish(resume_points=[each.to_dict() for each in self._points], periodic_checkpoints=periodic)
+        return superseded
 
     def discarded(self, trained: int, evaluated: int) -> None:
         """Count and price tokens that were trained or evaluated beyond the run's last step."""
         self.progress.discarded_steps += trained > 0
         self.progress.discarded_tokens += trained
-        self.progress.eval_tokens += evaluated
+        self._spent.tokens += trained
+        self._spent.eval_tokens += evaluated
 
     def record_early_stop(self) -> None:
         """Write the record of a run that stopped for want of improvement."""
@@ -160,13 +175,20 @@ class Bookkeeper:
         """The lowest validation loss so far, in nats per completion token."""
         return self.stopper.best if self.stopper.best_step is not None else None
 
-    def _cost(self) -> float | None:
-        progress = self.progress
-        return self._preparation.cost_usd(progress.tokens + progress.discarded_tokens, progress.eval_tokens)
+    @property
+    def result_path(self) -> str | None:
+        """The checkpoint that the run would end with now."""
+        result = self._checkpoints.result
+        return result.path if result else None
+
+    @property
+    def spent(self) -> Spent:
+        """Tokens trained on and evaluated since the run began, whether they are part of its result or not."""
+        return replace(self._spent)
 
     def publish(self, **changes: Any) -> None:
         """Bring run.json up to the counters of now."""
-        progress, result = self.progress, self._checkpoints.result
+        progress = self.progress
         view = {
             "step": progress.step,
             "epoch": self._preparation.plan.epoch_of(max(progress.step, 1)),
@@ -174,12 +196,12 @@ class Bookkeeper:
             "completion_tokens_seen": progress.completion_tokens,
             "discarded_steps": progress.discarded_steps,
             "discarded_tokens": progress.discarded_tokens,
-            "cost_usd": self._cost(),
+            "cost_usd": self._preparation.cost_usd(self._spent.tokens, self._spent.eval_tokens),
             "best_step": self.stopper.best_step,
             "best_val_loss": self.best,
             "evals_without_improvement": self.stopper.evals_without_improvement,
         }
-        self._journal.publish(progress=view, best_checkpoint=result and result.path, **changes)
+        self._journal.publish(progress=view, best_checkpoint=self.result_path, spent=asdict(self._spent), **changes)
 
 
 def _pooled(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> PooledLoss:

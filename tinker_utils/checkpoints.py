@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,11 +46,12 @@ class Checkpoints:
         return self.best or self.latest
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
+        """The best and the latest as plain JSON; the periodic ones are many, and the same for every resume point."""
+        return {"best": self.best and asdict(self.best), "latest": self.latest and asdict(self.latest)}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Checkpoints:
-        """The inverse of `to_dict`."""
+    def from_dict(cls, state: Mapping[str, Any], periodic: Sequence[Mapping[str, Any]] = ()) -> Checkpoints:
+        """The inverse of `to_dict`, given a run's periodic checkpoints: those up to the latest one are its own."""
         best, latest = (state[role] and Checkpoint(**state[role]) for role in ("best", "latest"))
-        return cls(best, latest, [Checkpoint(**each) for each in state["periodic"]])
+        before = [Checkpoint(**each) for each in periodic if latest and each["step"] <= latest.step]
+        return cls(best, latest, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,15 @@ class TrainingConfig(Checked):
         path = path.expanduser()
         return path if path.is_absolute() or path.exists() else self.base_dir / path
 
+    def resolved(self) -> TrainingConfig:
+        """The same with input paths made absolute, so that it means the same from any directory."""
+        directory = self.resolve(Path(self.model))
+        is_directory = self.service == "local" and directory.is_dir() and self.model != "tiny"
+        model = str(directory.resolve()) if is_directory else self.model
+        return replace(self, model=model, data_dir=self.resolve(self.data_dir).absolute())
+
     def to_dict(self) -> dict[str, Any]:
-        """The settings, nested as in the YAML file; the home directory is written as `~`."""
+        """The settings, nested as in the YAML file."""
         nested: dict[str, Any] = {}
         for (name, rule), owner in _all_rules(self):
             section, _, leaf = rule.key.rpartition(".")
@@ -154,10 +161,19 @@ class TrainingConfig(Checked):
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        home = Path.home()
-        return f"~/{value.relative_to(home)}" if value.is_relative_to(home) else str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def _without_home(settings: dict[str, Any]) -> dict[str, Any]:
+    home = f"{Path.home()}/"
+    return {
+        key: _without_home(value)
+        if isinstance(value, dict)
+        else f"~/{value.removeprefix(home)}"
+        if isinstance(value, str) and value.startswith(home)
+        else value
+        for key, value in settings.items()
+    }
 
 
 def _all_rules(config: TrainingConfig) -> list[tuple[tuple[str, Rule], object]]:
@@ -189,12 +205,12 @@ def load_config_from_yaml(
     where = f"{path}, section {section}"
     path = find_upwards(Path(path))
     try:
-        values = _flatten(_section(path, section))
+        values = _distinct(_flatten(_section(path, section)))
         if isinstance(overrides, str):
             overrides = parse_yaml(overrides) or {}
         if overrides is not None and not isinstance(overrides, Mapping):
             raise ConfigError(f"overrides: expected dotted keys and values, received {overrides!r}; write key: value.")
-        values |= {_full_key(str(key)): value for key, value in (overrides or {}).items()}
+        values |= _distinct(_flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()}))
         directory = path.resolve().parent
         return from_values(values, directory.parent if directory.name == "configs" else directory)
     except ConfigError as error:
@@ -216,8 +232,8 @@ def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingC
 
 
 def dump_config(config: TrainingConfig, section: str = "run") -> str:
-    """The configuration as YAML that `load_config_from_yaml(…, section)` reads back."""
-    return yaml.safe_dump({section: config.to_dict()}, sort_keys=False, allow_unicode=True)
+    """The configuration as YAML that `load_config_from_yaml(…, section)` reads back; the home directory is `~`."""
+    return yaml.safe_dump({section: _without_home(config.to_dict())}, sort_keys=False, allow_unicode=True)
 
 
 def find_upwards(path: Path) -> Path:
@@ -244,18 +260,27 @@ def _section(path: Path, section: str) -> Mapping[str, Any]:
     return dict(content[section])
 
 
-def _flatten(section: Mapping[str, Any]) -> dict[str, Any]:
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ConfigError(f"{key}: stands there twice; keep one of the two.")
+        values[key] = value
+    return values
+
+
+def _flatten(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
     groups = {key.partition(".")[0] for key in _KEYS if "." in key}
-    flat: dict[str, Any] = {}
+    flat: list[tuple[str, Any]] = []
     for key, value in section.items():
         if key in groups and isinstance(value, Mapping):
-            flat |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in value.items()}
+            flat += [(f"{key}.{leaf}", leaf_value) for leaf, leaf_value in value.items()]
         elif key in groups:
             raise ConfigError(
                 f"{key}: expected settings indented below it, received {value!r}; see configs/training.yaml."
             )
         else:
-            flat[str(key)] = value
+            flat.append((str(key), value))
     return flat
 
 

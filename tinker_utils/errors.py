@@ -8,6 +8,7 @@ TinkerUtilsError
 ├── RunDirectoryError (RuntimeError)  a run directory is locked, damaged or not writable
 ├── ResumeError (RuntimeError)        a run cannot be continued with these settings or this data
 └── ServiceError (RuntimeError)       the training service cannot be reached, or refused a request
+    └── CheckpointGoneError           the service does not have a checkpoint any more
 
 Every child also inherits the standard type that fits it, so `except ValueError` keeps working for callers that do
 not know this project.
@@ -50,3 +51,7 @@ class ResumeError(TinkerUtilsError, RuntimeError):
 
 class ServiceError(TinkerUtilsError, RuntimeError):
     """The training service cannot be reached, refused a request, or answered what cannot be used."""
+
+
+class CheckpointGoneError(ServiceError):
+    """The service answers, but does not have the checkpoint: it expired or was deleted."""

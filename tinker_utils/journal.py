@@ -32,6 +32,7 @@ class Journal:
 
     def __init__(self, run: RunDirectory, state: State, on_record: OnRecord | None = None) -> None:
         self.state = state
+        self._last_step = 0
         self._run = run
         self._on_record = on_record
         self._metrics = MetricsWriter(run.metrics)
@@ -41,6 +42,7 @@ class Journal:
         """Append a record of that type to metrics.jsonl, and a line to train.log."""
         record: Record = {"type": record_type, "timestamp": round(time.time(), 3), "step": step, **fields}
         self._metrics.write(record)
+        self._last_step = step
         self._log.write(_sentence(record) + "\n")
         self._log.flush()
         if self._on_record is not None:
@@ -96,6 +98,13 @@ class Journal:
         self.record("end", step, status=status, reason=reason, **fields)
         self.publish(status=status, reason=reason)
         self.activity("ended", reason)
+
+    def abandon(self, status: str, reason: str) -> None:
+        """`end` for a run that was broken off: at the last step recorded, and silent if the disk refuses even that."""
+        progress = self.state.get("progress") or {}
+        best = {name: progress.get(name) for name in ("best_step", "best_val_loss")}
+        with contextlib.suppress(OSError):
+            self.end(status, reason, self._last_step, **best)
 
     def close(self) -> None:
         """Close the files."""

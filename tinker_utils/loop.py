@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -79,9 +80,9 @@ class TrainingLoop:
 
         self._queue: deque[_Work] = deque()
         self._submitted = self._saved = books.progress.step
-        self._submitted_tokens = books.progress.tokens
-        self._submitted_eval_tokens = books.progress.eval_tokens
-        self._housekeeping: list[Future[None]] = []
+        self._submitted_tokens = books.spent.tokens
+        self._submitted_eval_tokens = books.spent.eval_tokens
+        self._removals: list[Future[None]] = []
         # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
         self._ending: tuple[Status, str] | None = None
         self._last_step: int | None = None
@@ -101,7 +102,7 @@ class TrainingLoop:
             if self._queue:
                 await self._take(self._queue.popleft())
             elif self._paused:
-                await self._rest()
+                await self._wait_while_paused()
             else:
                 return await self._finish()
 
@@ -161,7 +162,10 @@ class TrainingLoop:
     async def _take(self, work: _Work) -> None:
         """Wait for an answer and act on it."""
         self._journal.activity(*self._doing(work))
+        began = time.monotonic()
         await self._answered(work)
+        if not isinstance(work.request, SubmittedStep):
+            self._books.rested(time.monotonic() - began)
         if self._last_step is not None and work.step > self._last_step:
             self._discard(work)
         elif isinstance(work.request, SubmittedStep):
@@ -182,20 +186,25 @@ class TrainingLoop:
     async def _answered(self, work: _Work) -> None:
         """Wait for an answer without being cancelled, saying so when it takes long."""
         began = time.time()
-        waiting = {asyncio.wrap_future(future) for future in work.request.futures}
+        answers = [asyncio.wrap_future(future) for future in work.request.futures]
+        for answer in answers:
+            # One that fails behind another is no news: without this, asyncio would print it.
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        waiting = set(answers)
         noticed = False
         while waiting:
             try:
-                done, waiting = await asyncio.wait(
+                _, waiting = await asyncio.wait(
                     waiting, timeout=_SAY_WAITING_AFTER, return_when=asyncio.FIRST_EXCEPTION
                 )
             except asyncio.CancelledError:
                 self._interrupt()
                 continue
-            for future in done:
-                if error := future.exception():
+            for answer in answers:
+                if answer.done() and (error := answer.exception()):
                     raise service_error(f"step {work.step}", error) from error
             if waiting:
+                self._service.check_alive()
                 noticed = self._say_waiting(work, began, noticed)
         if noticed:
             self._journal.record("notice", work.step, kind="answered", message="the service answers again")
@@ -215,17 +224,16 @@ class TrainingLoop:
         due = step % self._config.log_interval_steps == 0 or step == self._preparation.total_steps
         self._books.trained(step, request.batch, loss, figures, log=due or not finite)
         if not finite:
-            self._cut(step, "failed", f"the loss or the gradient of step {step} is not a finite number")
+            # The step's own evaluation and save, already on their way, are of spoiled weights and must not count.
+            self._cut(step - 1, "failed", f"the loss or the gradient of step {step} is not a finite number")
 
     def _evaluated(self, step: int, request: SubmittedEvaluation) -> None:
         if self._books.evaluated(step, request.batches, request.result()).stop:
             self._end_early()
 
     def _has_saved(self, step: int, path: str) -> None:
-        is_best, superseded = self._books.saved(step, path)
-        self._housekeeping += [self._service.delete_checkpoint(old.path) for old in superseded]
-        if is_best and self._config.checkpoint_ttl_seconds is not None:
-            self._housekeeping.append(self._service.keep_checkpoint(path))
+        superseded = self._books.saved(step, path)
+        self._removals += [self._service.delete_checkpoint(old.path) for old in superseded]
 
     def _discard(self, work: _Work) -> None:
         """Count what was trained beyond the run's last step, and keep nothing of it."""
@@ -234,14 +242,15 @@ class TrainingLoop:
         elif isinstance(work.request, SubmittedEvaluation):
             self._books.discarded(trained=0, evaluated=self._eval_tokens)
         else:
-            self._housekeeping.append(self._service.delete_checkpoint(work.request.result()))
+            self._removals.append(self._service.delete_checkpoint(work.request.result()))
 
     # Pausing, stopping, ending
 
     def _heed_requests(self) -> None:
         if self._run.stop_requested():
             self._stop("a stop was asked for")
-        paused = self._run.pause_requested() and self._ending is None
+        more = self._ending is None and self._submitted < self._preparation.total_steps
+        paused = more and self._run.pause_requested()
         if paused != self._paused:
             self._paused = paused
             kind, message = (
@@ -249,7 +258,7 @@ class TrainingLoop:
             )
             self._journal.record("notice", self._books.progress.step, kind=kind, message=message)
 
-    async def _rest(self) -> None:
+    async def _wait_while_paused(self) -> None:
         """Wait a moment for a pause to end; the time does not count in tokens per second."""
         self._journal.activity("paused", f"paused after step {self._books.progress.step}")
         began = time.monotonic()
@@ -283,8 +292,9 @@ class TrainingLoop:
         self._cut(self._books.progress.step, "early_stopped", reason)
 
     def _cut(self, step: int, status: Status, reason: str) -> None:
-        """End the run at `step`; what was submitted beyond it will be discarded."""
-        self._ending, self._last_step = (status, reason), step
+        """End the run at `step`; what was submitted beyond it will be discarded. Only the first cut counts."""
+        if self._last_step is None:
+            self._ending, self._last_step = (status, reason), step
 
     async def _finish(self) -> TrainingResult:
         books = self._books
@@ -299,13 +309,28 @@ class TrainingLoop:
         return TrainingResult.from_state(self._run, self._journal.state)
 
     async def _tidy(self) -> None:
-        """Wait a little for samples and removals; a removal that fails costs storage, not the run."""
-        await self._samples.drain(self._last_step, _TIDY_SECONDS)
-        if not self._housekeeping:
+        """Wait a little for samples, for removals, and for the result's expiry to be lifted; an interrupt skips it."""
+        path = self._books.result_path
+        keeping = [self._service.keep_checkpoint(path)] if path and self._config.checkpoint_ttl_seconds else []
+        try:
+            await self._samples.drain(self._last_step, _TIDY_SECONDS)
+            lost = await _failures(keeping)
+            left = await _failures(self._removals)
+        except asyncio.CancelledError:
+            self._interrupt()
             return
-        wrapped = [asyncio.wrap_future(future) for future in self._housekeeping]
-        done, pending = await asyncio.wait(wrapped, timeout=_TIDY_SECONDS)
-        failed = len(pending) + sum(future.exception() is not None for future in done)
-        if failed:
-            message = f"{failed} superseded checkpoints could not be removed from the service"
-            self._journal.record("notice", self._books.progress.step, kind="warning", message=message)
+        step = self._books.progress.step
+        if left:
+            message = f"{left} superseded checkpoints could not be removed from the service"
+            self._journal.record("notice", step, kind="warning", message=message)
+        if lost:
+            message = f"the expiry of {path} could not be lifted: export it before it is gone"
+            self._journal.record("notice", step, kind="warning", message=message)
+
+
+async def _failures(futures: Sequence[Future[None]]) -> int:
+    """How many of some requests failed, or were not answered in time."""
+    if not futures:
+        return 0
+    done, pending = await asyncio.wait([asyncio.wrap_future(future) for future in futures], timeout=_TIDY_SECONDS)
+    return len(pending) + sum(future.exception() is not None for future in done)

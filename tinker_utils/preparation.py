@@ -93,7 +93,9 @@ class Preparation:
         elif not self.evaluations:
             sentences.append("No evaluation is due before the run ends: lower training.eval_interval_steps.")
         elif not self.config.early_stopping_patience:
-            sentences.append("Early stopping is off (training.early_stopping_patience is 0): overfitting goes unseen.")
+            sentences.append(
+                "Early stopping is off (training.early_stopping_patience is 0): overfitting will not end the run."
+            )
         budget, cost = self.config.budget_usd, self.expected_cost_usd
         if budget is not None and cost is None:
             sentences.append("training.budget_usd cannot be kept: no price of this model on this service is known.")
@@ -135,7 +137,7 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Prepa
     for file, rendered in ((train_file, train), (valid_file, valid)):
         if rendered is not None and not rendered.examples:
             raise DataError(
-                f"{file}: none of its {rendered.skipped} conversations has a completion token within "
+                f"{file}: none of its {rendered.skipped} conversations has an answer to a prompt within "
                 f"training.max_seq_length = {config.max_seq_length}; raise it, or add assistant messages."
             )
     if valid is None and config.early_stopping_patience:

@@ -93,7 +93,7 @@ class RenderedSet:
         return (
             f"{name}: {len(self.examples):,} examples, {self.tokens:,} tokens, {self.completion_tokens:,} of them "
             f"completion tokens; {self.cut:,} cut to {max_seq_length:,} tokens, "
-            f"{self.skipped:,} skipped for having no completion token."
+            f"{self.skipped:,} skipped for having no answer to a prompt within that."
         )
 
 
@@ -129,11 +129,13 @@ def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
 def _text_and_spans(conversation: Conversation, tokenizer: Tokenizer, train_on: str) -> tuple[str, list[Span]]:
     """The conversation's text up to the last trained message, and the [start, end) of each completion in it."""
     last = conversation.last_assistant()
-    if last is None:
+    if not last:  # none at all, or one without a prompt before it
         return "", []
     messages = conversation.messages
     trained = (
-        [i for i in range(last + 1) if messages[i]["role"] == "assistant"] if train_on != "last_assistant" else [last]
+        [i for i in range(1, last + 1) if messages[i]["role"] == "assistant"]
+        if train_on != "last_assistant"
+        else [last]
     )
     try:
         text = _apply(tokenizer, messages[: last + 1])

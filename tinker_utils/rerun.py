@@ -58,6 +58,11 @@ def rerun(
     common = dict(parameters or {})
     shared: dict[str, Any] = common.pop("overrides", None) or {}
     combinations = list(_combinations(grid))
+    names = [_name(combination) for combination in combinations]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            "grid: two combinations would share a directory; use values that differ in letters or digits."
+        )
     return [
         _run(notebook, combination, Path(output_dir).resolve() / _name(combination), common, shared)
         for combination in tqdm(combinations, unit="run")
@@ -99,6 +104,6 @@ def _run(
         )
     except PapermillExecutionError as error:
         return Rerun(combination, directory, "failed", f"{error.ename}: {error.evalue}")
-    except TinkerUtilsError as error:
-        return Rerun(combination, directory, "failed", str(error))
+    except Exception as error:  # a kernel that died, for one: the other combinations are to run all the same
+        return Rerun(combination, directory, "failed", f"{type(error).__name__}: {error}")
     return Rerun(combination, directory, "done")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tinker_utils.checkpoints import Checkpoints
@@ -14,7 +14,8 @@ from tinker_utils.preparation import Preparation
 from tinker_utils.rundir import RunDirectory, State
 
 FORMAT = 1
-# Settings that a run can be continued with at any value: they decide when it looks, saves and ends, not what it learns.
+# Settings that a run can be continued with at any value: they decide when it looks, saves and ends. More epochs do
+# stretch the schedule of the learning rate; the run says so.
 _HARMLESS = frozenset(
     {
         "training.epochs",
@@ -38,7 +39,7 @@ _HARMLESS = frozenset(
 class Progress:
     """Counters of a run up to and including `step`.
 
-    The window holds the steps since the last train record: its negative log-likelihood in nats, and its tokens.
+    The window holds the steps since the last train record: its negative log-likelihood in nats, its tokens and time.
     Discarded are steps that were on their way when an evaluation ended the run: trained and paid, but no part of the
     result.
     """
@@ -50,6 +51,7 @@ class Progress:
     window_nll: float = 0.0
     window_tokens: int = 0
     window_completion_tokens: int = 0
+    window_seconds: float = 0.0
     discarded_steps: int = 0
     discarded_tokens: int = 0
 
@@ -64,18 +66,24 @@ class ResumePoint:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     metrics_bytes: int = 0
 
+    def without_lost_best(self, kept: Checkpoints) -> ResumePoint:
+        """The same without its best checkpoint, if later ones had superseded that and it was removed."""
+        if self.checkpoints.best is None or self.checkpoints.best in kept.kept:
+            return self
+        return replace(self, checkpoints=replace(self.checkpoints, best=None))
+
     def to_dict(self) -> State:
         """Plain JSON."""
         return {**asdict(self), "checkpoints": self.checkpoints.to_dict()}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> ResumePoint:
-        """The inverse of `to_dict`."""
+    def from_dict(cls, state: Mapping[str, Any], periodic: Sequence[Mapping[str, Any]]) -> ResumePoint:
+        """The inverse of `to_dict`, given the run's periodic checkpoints."""
         return cls(
             state["path"],
             Progress(**state["progress"]),
             state["early_stopping"],
-            Checkpoints.from_dict(state["checkpoints"]),
+            Checkpoints.from_dict(state["checkpoints"], periodic),
             int(state["metrics_bytes"]),
         )
 
@@ -92,7 +100,8 @@ def resume_points(run: RunDirectory, state: State) -> list[ResumePoint]:
                 f"{run.state}: has the format {state['format']!r}, and this version reads {FORMAT}; "
                 "start anew in another directory."
             )
-        points = [ResumePoint.from_dict(each) for each in state["resume_points"]]
+        periodic = state["periodic_checkpoints"]
+        points = [ResumePoint.from_dict(each, periodic) for each in state["resume_points"]]
     except (KeyError, TypeError, ValueError) as error:
         raise RunDirectoryError(
             f"{run.state}: is damaged ({type(error).__name__}: {error}); "
@@ -121,7 +130,20 @@ def refuse_changes(run: RunDirectory, state: State, preparation: Preparation) ->
         )
 
 
-def differences(before: TrainingConfig, now: TrainingConfig) -> list[str]:
-    """The settings that a run cannot change on its way and that differ, as `key was A and is B`."""
-    old, new = before.to_flat_dict(), now.to_flat_dict()
-    return [f"{key} was {old[key]} and is {new[key]}" for key in old if key not in _HARMLESS and old[key] != new[key]]
+def differences(before: TrainingConfig, now: TrainingConfig, harmless: frozenset[str] = _HARMLESS) -> list[str]:
+    """The settings that differ and are not harmless, as `key was A and is B`."""
+    old, new = before.resolved().to_flat_dict(), now.resolved().to_flat_dict()
+    return [f"{key} was {old[key]} and is {new[key]}" for key in old if key not in harmless and old[key] != new[key]]
+
+
+def stretched_schedule(state: State, preparation: Preparation) -> list[str]:
+    """What to say when another number of steps moves the learning rate of the steps that are left."""
+    planned = (state.get("plan") or {}).get("total_steps")
+    config = preparation.config
+    moves = config.lr_schedule != "constant" or config.warmup_ratio > 0
+    if planned in (None, preparation.total_steps) or not moves:
+        return []
+    return [
+        f"The run was planned for {planned} steps and now has {preparation.total_steps}: warm-up and decay of the "
+        "learning rate follow the new number from here on."
+    ]

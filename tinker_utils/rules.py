@@ -45,8 +45,8 @@ class Rule:
             return None
         checked = _CONVERTERS[self.kind](value)
         if checked is None or not self._in_range(checked):
-            # An address may hold a password, and must not be shown then.
-            received = "another address" if self.kind == "service" and "@" in str(value) else repr(value)
+            # What stands in the place of an address may be a key or hold a password, and must not be shown.
+            received = "something else" if self.kind == "service" else repr(value)
             raise ConfigError(f"{self.key}: expected {self.expected}, received {received}; {self.help}")
         return checked
 
@@ -83,8 +83,20 @@ def _integer(value: object) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _path(value: object) -> Path | None:
+    """A path, with `~` for the home directory; the system allows no NUL in one."""
+    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+        return None
+    return Path(value).expanduser()
 
 
 def _modules(value: object) -> tuple[str, ...] | None:
@@ -110,7 +122,7 @@ def _service(value: object) -> str | None:
         )
     except ValueError:
         return None
-    return value.rstrip("/") if valid else None
+    return value.rstrip("/") if valid and not (url.query or url.fragment) else None
 
 
 _CONVERTERS: dict[Kind, Callable[[object], object | None]] = {
@@ -118,9 +130,7 @@ _CONVERTERS: dict[Kind, Callable[[object], object | None]] = {
     "number": _number,
     "true or false": lambda value: value if isinstance(value, bool) else None,
     "text": lambda value: value if isinstance(value, str) and value.strip() else None,
-    "path": lambda value: (
-        Path(value) if isinstance(value, Path) or (isinstance(value, str) and value.strip()) else None
-    ),
+    "path": _path,
     "list of module names": _modules,
     "service": _service,
 }

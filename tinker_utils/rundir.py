@@ -16,11 +16,14 @@ from tinker_utils.errors import RunDirectoryError
 
 State = dict[str, Any]
 
+_PREVIOUS = "previous"
+
 # What `archive` moves aside when a run is started anew.
+# run.json goes first: without it there is no run to be continued from half of its files.
 _RUN_FILES = (
+    "run.json",
     "config.yaml",
     "metrics.jsonl",
-    "run.json",
     "train.log",
     "samples.jsonl",
     "training_curves.png",
@@ -40,8 +43,10 @@ class RunDirectory:
         self.samples = self.path / "samples.jsonl"
         self.picture = self.path / "training_curves.png"
         self.adapter = self.path / "adapter"
-        # Checkpoints of the embedded service, when the run started that service itself.
-        self.local_store = self.path / "checkpoints"
+        # Checkpoints of the embedded service, when the run started that service itself. They stay where they are when
+        # a run is moved aside: a service may be at work on them.
+        owner = self.path.parents[1] if self.path.parent.name == _PREVIOUS else self.path
+        self.local_store = owner / "checkpoints"
         self._stop = self.path / "STOP"
         self._pause = self.path / "PAUSE"
         self._lock = self.path / ".lock"
@@ -124,7 +129,7 @@ class RunDirectory:
         present = [self.path / name for name in _RUN_FILES if (self.path / name).exists()]
         if not present:
             return None
-        previous = self.path / "previous"
+        previous = self.path / _PREVIOUS
         previous.mkdir(exist_ok=True)
         number = 1 + max((int(p.name) for p in previous.iterdir() if p.name.isdecimal()), default=0)
         aside = previous / str(number)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tinker_utils.config import TrainingConfig
-from tinker_utils.errors import ServiceError
+from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.model import Model, complete
 from tinker_utils.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from tinker_utils.local import LocalService
 
+_PROBE_SECONDS = 10
+# What the SDK adds to a failure's message for its own developers.
+_SDK_DETAIL = re.compile(r" for self\.request_id=.*$")
 _KEY_LIKE = re.compile(r"tml-[A-Za-z0-9_\-]{8,}|eyJ[A-Za-z0-9_\-.]{16,}")
 _TINY = "tiny"
 
@@ -48,7 +52,7 @@ class Service:
         lora = config.lora
         with _service_errors("creating the model"):
             future = self._client.create_lora_training_client(
-                config.model,
+                self.base_model,
                 rank=lora.rank,
                 seed=config.seed,
                 train_mlp=lora.train_mlp,
@@ -64,7 +68,36 @@ class Service:
             future = self._client.create_training_client_from_state_with_optimizer(
                 checkpoint, user_metadata=_lora_metadata(config)
             )
-            return Model(future.result())
+            try:
+                return Model(future.result())
+            except Exception as error:
+                if self._has(checkpoint):
+                    raise
+                raise CheckpointGoneError(f"The checkpoint {checkpoint} expired or was deleted.") from error
+
+    def _has(self, checkpoint: str) -> bool:
+        """Whether the service lists a checkpoint; an answer that does not come is raised, not taken for a no."""
+        run_id, _, checkpoint_id = checkpoint.removeprefix("tinker://").partition("/")
+        try:
+            listed = self._rest.list_checkpoints(run_id).result()
+        except Exception as error:
+            if getattr(error, "status_code", None) == 404:
+                return False
+            raise
+        return any(each.checkpoint_id == checkpoint_id for each in listed.checkpoints)
+
+    def check_alive(self) -> None:
+        """Notice that the embedded server has ended: the SDK would go on asking for its answer.
+
+        Raises:
+            ServiceError: it has; the message ends with what it said last.
+        """
+        if self._local is not None and self._local.process.poll() is not None:
+            last = next(iter(reversed(self._local.log_tail().splitlines())), "nothing")
+            raise ServiceError(
+                f"the embedded service ended with status {self._local.process.returncode} (it last said: {last}); "
+                "start the run again, and it goes on from its latest checkpoint."
+            )
 
     def sample(
         self,
@@ -157,17 +190,30 @@ def connect(config: TrainingConfig, store: Path) -> Service:
         if config.service == "local":
             from tinker_utils.local import start_local_service
 
-            local = start_local_service(_local_model(config), store)
+            local = start_local_service(local_model(config), store)
             client = tinker.ServiceClient(base_url=local.base_url, api_key=local.api_key)
-            return Service(
-                client, tinker.RestClient(base_url=local.base_url, api_key=local.api_key), config.model, local
-            )
+            rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
+            return Service(client, rest, local_model(config), local)
         if config.service == "tinker":
             # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
             return Service(tinker.ServiceClient(), tinker.RestClient(), config.model)
         key = os.environ.get("TINKER_API_KEY")
+        _probe(config.service)
         client = tinker.ServiceClient(base_url=config.service, api_key=key)
         return Service(client, tinker.RestClient(base_url=config.service, api_key=key), config.model)
+
+
+def _probe(address: str) -> None:
+    """Ask a server for any answer at all: the SDK would try for minutes, without a word, if it is not there."""
+    try:
+        urllib.request.urlopen(f"{address}/api/v1/healthz", timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise ServiceError(
+            f"service: {address} does not answer ({reason}); start the server, or correct the URL."
+        ) from error
 
 
 def load_tokenizer(config: TrainingConfig) -> Any:
@@ -176,7 +222,7 @@ def load_tokenizer(config: TrainingConfig) -> Any:
     Raises:
         ServiceError: it cannot be loaded, or has no chat template.
     """
-    name = _local_model(config) if config.service == "local" else config.model
+    name = local_model(config) if config.service == "local" else config.model
     if name == _TINY:
         name = str(Path(__file__).with_name("local") / "base_model")
     try:
@@ -197,10 +243,11 @@ def unsupported_settings(config: TrainingConfig) -> list[str]:
     """What the service will not honour, one sentence each, to be said before a run starts."""
     if config.service == "local":
         return []
-    lora, service = config.lora, "the hosted service" if config.service == "tinker" else config.service
+    hosted = config.service == "tinker"
+    lora, service = config.lora, "the hosted service" if hosted else "a server other than the embedded one"
     sentences = [
         f"lora.alpha = {lora.alpha} and lora.dropout = {lora.dropout:g} are sent as metadata only: the protocol has no "
-        f"place for them, and {service} uses its own values."
+        f"place for them, and {service} {'uses' if hosted else 'may use'} its own values."
     ]
     groups = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
     for name, modules in groups.items():
@@ -208,15 +255,15 @@ def unsupported_settings(config: TrainingConfig) -> list[str]:
         if chosen and chosen != set(modules):
             sentences.append(
                 f"lora.target_modules names {', '.join(sorted(chosen))} of the {name}'s modules: "
-                f"{service} can only train all of them or none, and will train all."
+                f"{service} {'trains' if hosted else 'may train'} all of them or none, so all will be trained."
             )
     return sentences
 
 
-def _local_model(config: TrainingConfig) -> str:
+def local_model(config: TrainingConfig) -> str:
     """A model's name as the embedded server takes it: a directory is looked for as other input paths are."""
     directory = config.resolve(Path(config.model))
-    return config.model if config.model == _TINY or not directory.is_dir() else str(directory)
+    return config.model if config.model == _TINY or not directory.is_dir() else str(directory.resolve())
 
 
 def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
@@ -254,4 +301,7 @@ def service_error(doing: str, error: BaseException) -> ServiceError:
 
 def _first_line(error: BaseException) -> str:
     line = next(iter(str(error).strip().splitlines()), "no further word")
-    return _KEY_LIKE.sub("[key]", line)[:300].rstrip(".")
+    key = os.environ.get("TINKER_API_KEY")
+    if key:
+        line = line.replace(key, "[key]")
+    return _KEY_LIKE.sub("[key]", _SDK_DETAIL.sub("", line))[:300].rstrip(".")

@@ -65,5 +65,5 @@ def parse_yaml(text: str) -> Any:
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise ConfigError(f"{line}this is not valid YAML ({problem}); correct the file.") from error
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"this is not valid YAML ({type(error).__name__}); correct the file.") from error

@@ -10,13 +10,20 @@ from pathlib import Path
 from tinker_utils.bookkeeping import Bookkeeper
 from tinker_utils.config import TrainingConfig, dump_config
 from tinker_utils.early_stopping import EarlyStopping
-from tinker_utils.errors import ServiceError, TinkerUtilsError
+from tinker_utils.errors import CheckpointGoneError, ConfigError, ResumeError, TinkerUtilsError
 from tinker_utils.journal import Journal, OnRecord
 from tinker_utils.loop import TrainingLoop
 from tinker_utils.model import Model
 from tinker_utils.preparation import Preparation, prepare
 from tinker_utils.result import TrainingResult
-from tinker_utils.resuming import FORMAT, ResumePoint, refuse_changes, resume_points
+from tinker_utils.resuming import (
+    FORMAT,
+    ResumePoint,
+    differences,
+    refuse_changes,
+    resume_points,
+    stretched_schedule,
+)
 from tinker_utils.rundir import RunDirectory, State, write_atomically
 from tinker_utils.service import Service, connect
 
@@ -46,21 +53,26 @@ async def fit(
         ConfigError, DataError, RenderingError: the run cannot begin.
         ResumeError: the run in `output_dir` cannot go on with these settings or data.
         RunDirectoryError: the directory is in use, damaged or not writable.
-        ServiceError: the service cannot be reached, or refused a request; what was trained is saved in `output_dir`.
+        ServiceError: the service cannot be reached, or refused a request; the run resumes from its latest checkpoint.
     """
+    config = config.resolved()
     run = RunDirectory(output_dir or config.output_dir)
     run.create()
     with run.lock():
         run.clear_requests()
         if preparation is None:
             preparation = await asyncio.to_thread(prepare, config)
+        elif changed := differences(preparation.config, config, harmless=frozenset()):
+            raise ConfigError(f"preparation: was made of other settings ({'; '.join(changed)}); prepare(config) again.")
         before = _previous_state(run, preparation)
         points = resume_points(run, before) if before else [ResumePoint()]
         if before and _has_ended(before, points[0], preparation):
             return TrainingResult.from_state(run, before)
         write_atomically(run.config, dump_config(config))
-        with Journal(run, _first_state(preparation, points), on_record) as journal:
-            return await _train(run, preparation, journal, points, service)
+        state = _first_state(preparation, points, before or {})
+        remarks = preparation.warnings + stretched_schedule(before or {}, preparation)
+        with Journal(run, state, on_record) as journal:
+            return await _train(run, preparation, journal, points, remarks, service)
 
 
 def fit_blocking(
@@ -102,7 +114,7 @@ def _has_ended(state: State, point: ResumePoint, preparation: Preparation) -> bo
     return stopper.exhausted or point.progress.step >= preparation.total_steps
 
 
-def _first_state(preparation: Preparation, points: list[ResumePoint]) -> State:
+def _first_state(preparation: Preparation, points: list[ResumePoint], before: State) -> State:
     config = preparation.config
     return {
         "format": FORMAT,
@@ -120,35 +132,42 @@ def _first_state(preparation: Preparation, points: list[ResumePoint]) -> State:
             "expected_tokens": preparation.expected_tokens,
             "expected_cost_usd": preparation.expected_cost_usd,
         },
-        "progress": None,
-        "best_checkpoint": None,
+        "progress": before.get("progress"),
+        "best_checkpoint": before.get("best_checkpoint"),
+        "spent": before.get("spent"),
         "data_digest": preparation.data_digest,
-        "resume_points": [point.to_dict() for point in points if point.path is not None],
+        "resume_points": [point.to_dict() for point in reversed(points) if point.path is not None],
+        "periodic_checkpoints": before.get("periodic_checkpoints", []),
     }
 
 
 async def _train(
-    run: RunDirectory, preparation: Preparation, journal: Journal, points: list[ResumePoint], service: Service | None
+    run: RunDirectory,
+    preparation: Preparation,
+    journal: Journal,
+    points: list[ResumePoint],
+    remarks: list[str],
+    service: Service | None,
 ) -> TrainingResult:
     """Open the service, restore or create the model, and loop; run.json says how it ended, also when it failed."""
-    step = points[0].progress.step
     try:
         journal.activity("starting", f"connecting to {preparation.config.service}")
         async with _open(preparation.config, run, service) as connection:
             model, point, doubts = await asyncio.to_thread(_model, connection, preparation, points)
             journal.rewind(point.metrics_bytes, point.progress.step)
-            for warning in preparation.warnings + doubts:
+            for warning in remarks + doubts:
                 journal.record("notice", point.progress.step, kind="warning", message=warning)
             if point.path is not None:
                 journal.record("resume", point.progress.step, path=point.path)
-            points = [p for p in points if p.path is not None and p.progress.step <= point.progress.step]
+            points = [p for p in reversed(points) if p.path is not None and p.progress.step <= point.progress.step]
             books = Bookkeeper(preparation, journal, point, points)
             return await TrainingLoop(run, preparation, journal, books, connection, model).run()
-    except TinkerUtilsError as error:
-        journal.end("failed", str(error), step)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        journal.abandon("stopped", "aborted; it resumes from its latest checkpoint")
         raise
-    except asyncio.CancelledError:
-        journal.end("stopped", "aborted; it resumes from its latest checkpoint", step)
+    except Exception as error:
+        known = isinstance(error, TinkerUtilsError)
+        journal.abandon("failed", str(error) if known else f"{type(error).__name__}: {error}")
         raise
     finally:
         run.clear_requests()
@@ -171,13 +190,23 @@ async def _open(config: TrainingConfig, run: RunDirectory, service: Service | No
 def _model(
     service: Service, preparation: Preparation, points: list[ResumePoint]
 ) -> tuple[Model, ResumePoint, list[str]]:
-    """The model of the latest checkpoint that can be loaded, or a new one; where it stands; what to say of it."""
+    """The model of the latest checkpoint that is left, or a new one; where it stands; what to say of it.
+
+    Only a checkpoint that the service says it does not have is passed over: any other failure may pass, and must not
+    cost the run what it has trained.
+    """
     doubts: list[str] = []
-    for point in points:
-        if point.path is None:
-            return service.new_model(preparation.config), point, doubts
+    *saved, start = points
+    for point in saved:
         try:
-            return service.restored_model(point.path, preparation.config), point, doubts
-        except ServiceError as error:
-            doubts.append(f"{error} The checkpoint before it is tried.")
-    raise AssertionError("the last point is the run's start, which needs no checkpoint")
+            model = service.restored_model(str(point.path), preparation.config)
+        except CheckpointGoneError as error:
+            doubts.append(f"{error} The run goes on from the checkpoint before it.")
+            continue
+        return model, point.without_lost_best(points[0].checkpoints) if doubts else point, doubts
+    if doubts:
+        raise ResumeError(
+            "none of the run's checkpoints is left on the service; choose another output directory, "
+            "or set training.resume_from_checkpoint: false to start anew."
+        )
+    return service.new_model(preparation.config), start, doubts

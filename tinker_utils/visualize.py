@@ -31,6 +31,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(arguments)
+    if options.metrics_path.is_dir():
+        options.metrics_path /= _DEFAULT_METRICS.name
     output = options.output or options.metrics_path.with_name(_PICTURE)
     try:
         _refuse_output(output, options.metrics_path)
