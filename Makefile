@@ -52,7 +52,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab notebooks/train.ipynb
+	@# Jupyter refuses to run as root, as one is in a container, unless told that it may.
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
