@@ -93,9 +93,8 @@ def forecast(config: TrainingConfig, data: DataLengths) -> Forecast:
         *_about_settings(config, data),
         *_about_evaluation(config, data, evaluations),
         *_about_data(config, data),
+        *_about_money(config, cost),
     )
-    if config.budget_usd is not None and cost is not None and cost > config.budget_usd:
-        warnings += (f"All epochs would cost ${cost:.2f}; the run stops before it passes ${config.budget_usd:.2f}.",)
     warm = warmup_steps(steps, config.warmup_ratio)
     return Forecast(len(data.train), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
 

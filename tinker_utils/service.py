@@ -190,10 +190,11 @@ def connect(config: TrainingConfig, store: Path) -> Service:
         if config.service == "local":
             from tinker_utils.local import start_local_service
 
-            local = start_local_service(local_model(config), store)
+            model = config.resolved().model
+            local = start_local_service(model, store)
             client = tinker.ServiceClient(base_url=local.base_url, api_key=local.api_key)
             rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
-            return Service(client, rest, local_model(config), local)
+            return Service(client, rest, model, local)
         if config.service == "tinker":
             # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
             return Service(tinker.ServiceClient(), tinker.RestClient(), config.model)
@@ -222,7 +223,7 @@ def load_tokenizer(config: TrainingConfig) -> Any:
     Raises:
         ServiceError: it cannot be loaded, or has no chat template.
     """
-    name = local_model(config) if config.service == "local" else config.model
+    name = config.resolved().model
     if name == _TINY:
         name = str(Path(__file__).with_name("local") / "base_model")
     try:
@@ -258,12 +259,6 @@ def unsupported_settings(config: TrainingConfig) -> list[str]:
                 f"{service} {'trains' if hosted else 'may train'} all of them or none, so all will be trained."
             )
     return sentences
-
-
-def local_model(config: TrainingConfig) -> str:
-    """A model's name as the embedded server takes it: a directory is looked for as other input paths are."""
-    directory = config.resolve(Path(config.model))
-    return config.model if config.model == _TINY or not directory.is_dir() else str(directory.resolve())
 
 
 def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
