@@ -34,7 +34,7 @@ train: $(INSTALLED)
 	@mkdir -p $(RUN)
 	@# The notebook's live view is not seen here: the run's log, as it is written, takes its place.
 	@tail -n 0 -F $(RUN)/train.log 2>/dev/null & trap "kill $$!" EXIT; \
-	$(BIN)/papermill notebooks/train.ipynb $(RUN)/train.ipynb --cwd notebooks --no-progress-bar \
+	$(BIN)/papermill notebooks/02_train.ipynb $(RUN)/train.ipynb --cwd notebooks --no-progress-bar \
 		-p output_dir "$(abspath $(RUN))" -y '{overrides: {training.resume_from_checkpoint: false}}'
 	@echo && echo "made:" && ls -1 $(RUN)/metrics.jsonl $(RUN)/training_curves.png $(RUN)/adapter/* $(RUN)/train.ipynb
 
@@ -53,7 +53,7 @@ format: $(INSTALLED)
 
 lab: $(INSTALLED)
 	@# Jupyter refuses to run as root, as one is in a container, unless told that it may.
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/02_train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

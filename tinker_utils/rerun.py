@@ -37,7 +37,7 @@ def rerun(
     left; a run that was cut off is resumed. A failure is noted and does not keep the others from running.
 
     Args:
-        notebook: a notebook with the parameters `output_dir` and `overrides`, such as notebooks/train.ipynb.
+        notebook: a notebook with the parameters `output_dir` and `overrides`, such as notebooks/02_train.ipynb.
         grid: dotted setting → the values to try, such as `{"lora.rank": [16, 64], "training.seed": [0, 1, 2]}`.
         output_dir: one directory a combination is made below it, named after the settings.
         parameters: further parameters, such as `config_path` and `section`; overrides in them hold for every
