@@ -1,25 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
+from local_service import Running
 
-from tinker_utils.metrics import MetricsLog
-from tinker_utils.result import TrainingResult
-from tinker_utils.study import Estimate, StudyRun, difference, estimate
+from tinker_utils.config import LoraConfig, TrainingConfig
+from tinker_utils.service import connect
+from tinker_utils.study import Estimate, Evaluation, StudyRun, difference, estimate, run_study
 from tinker_utils.study_plot import describe_study, study_figure
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 
 
 def run(variant: str, seed: int, losses: list[float], may_stop: bool = False) -> StudyRun:
-    """A run evaluated every 10 steps."""
-    log = MetricsLog()
-    for i, loss in enumerate(losses, start=1):
-        log.add({"type": "val", "step": 10 * i, "epoch": 1, "val_loss": loss, "completion_tokens": 5})
-    best = min(losses)
-    steps = 10 * len(losses)
-    result = TrainingResult("completed", "", Path("x"), steps, 0, 0, 10 * losses.index(best) + 10, best, None, None)
-    return StudyRun(variant, seed, may_stop, result, log)
+    """A run evaluated every 10 steps, twice an epoch, with 100 tokens a step."""
+    points = [Evaluation(10 * i, (i + 1) // 2, loss, 1000 * i) for i, loss in enumerate(losses, start=1)]
+    return StudyRun(variant, seed, may_stop, tuple(points))
 
 
 RUNS = [
@@ -31,20 +30,20 @@ RUNS = [
 
 
 def test_a_run_that_may_stop_hands_over_its_best_weights_and_another_its_last():
-    assert [r.kept_val_loss for r in RUNS] == [2.0, 4.0, 1.0, 2.0]
-    assert [r.final_val_loss for r in RUNS] == [2.0, 4.0, 1.5, 2.0]
+    assert [r.kept.val_loss for r in RUNS] == [2.0, 4.0, 1.0, 2.0]
+    assert [r.last.val_loss for r in RUNS] == [2.0, 4.0, 1.5, 2.0]
 
 
 def test_an_estimate_is_a_mean_and_its_standard_error():
     assert Estimate.of([1.0, 3.0]) == Estimate(2.0, pytest.approx(math.sqrt(2.0) / math.sqrt(2)))
     assert math.isnan(Estimate.of([1.0]).stderr)
     assert str(Estimate(1.23456, 0.5)) == "1.235 ± 0.500"
-    assert estimate(RUNS, "was", lambda r: r.final_val_loss).mean == 3.0
+    assert estimate(RUNS, "was", lambda r: r.last.val_loss).mean == 3.0
 
 
 def test_differences_are_paired_by_seed():
     # Per seed -1 and -2: mean -1.5, standard deviation sqrt(0.5), over sqrt(2).
-    assert difference(RUNS, "stops", "was", lambda r: r.kept_val_loss) == Estimate(-1.5, pytest.approx(0.5))
+    assert difference(RUNS, "stops", "was", lambda r: r.kept.val_loss) == Estimate(-1.5, pytest.approx(0.5))
 
 
 def test_the_picture_has_a_line_a_variant_with_means_and_errors():
@@ -53,3 +52,51 @@ def test_the_picture_has_a_line_a_variant_with_means_and_errors():
     assert lines["was"].get_xydata().tolist() == [[10, 3.0], [20, 1.5], [30, 3.0]]
     assert lines["stops"].get_xydata().tolist() == [[10, 3.0], [20, 1.5], [30, 1.5]]
     assert "was: lowest mean validation loss 1.500 at step 20, 3.000 at the last step 30" in describe_study(RUNS)
+
+
+def test_a_replay_ends_where_the_epochs_or_the_patience_end():
+    was = run("was", 7, [3.0, 1.0, 0.995, 2.0, 0.5, 0.4])
+    shorter = was.replayed("two epochs", epochs=2)
+    assert (shorter.last.step, shorter.last.tokens, shorter.kept.val_loss, shorter.seed) == (40, 4000, 2.0, 7)
+    # 0.995 is lower than 1.0, but not by more than 0.01: the second evaluation without an improvement is 2.0.
+    stopped = was.replayed("early stopping", patience=2, threshold=0.01)
+    assert (stopped.last.step, stopped.kept.val_loss, stopped.may_stop) == (40, 0.995, True)
+    assert was.replayed("patient", patience=5).last == was.last
+
+
+@pytest.fixture
+def config(local_service: Running, tmp_path, monkeypatch) -> TrainingConfig:
+    """Four steps an epoch, evaluated every second step, at a rate that does not depend on the planned length."""
+    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    for name, count in (("train", 14), ("valid", 6)):
+        lines = (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
+    return TrainingConfig(
+        service=local_service.base_url,
+        model="tiny",
+        lora=LoraConfig(rank=4),
+        epochs=3,
+        learning_rate=3e-3,
+        lr_schedule="constant",
+        warmup_ratio=0.0,
+        log_interval_steps=2,
+        eval_interval_steps=2,
+        data_dir=tmp_path,
+    )
+
+
+async def test_a_replay_is_the_run_that_those_settings_give(config, tmp_path):
+    variants = {
+        "was": dataclasses.replace(config, early_stopping_patience=0),
+        "one epoch": dataclasses.replace(config, early_stopping_patience=0, epochs=1),
+        # A threshold that no evaluation passes stops the run at the third evaluation: the first sets the anchor.
+        "stops": dataclasses.replace(config, early_stopping_patience=2, early_stopping_threshold=9.0),
+    }
+    with connect(config, tmp_path / "unused") as service:
+        was, one_epoch, stops = await run_study(variants, [3], tmp_path / "runs", service)
+        again = await run_study(variants, [3], tmp_path / "runs", service)
+    assert [e.step for e in was.evaluations] == [2, 4, 6, 8, 10, 12]
+    assert was.replayed("one epoch", epochs=1) == one_epoch
+    assert stops.last.step == 6
+    assert was.replayed("stops", patience=2, threshold=9.0) == stops
+    assert again == [was, one_epoch, stops]

@@ -9,34 +9,67 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tinker_utils.config import TrainingConfig
+from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.metrics import MetricsLog, read_metrics
-from tinker_utils.result import TrainingResult
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import Service
 from tinker_utils.training import fit
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run: its loss in nats per completion token, and the tokens trained on until then."""
+
+    step: int
+    epoch: int
+    val_loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class StudyRun:
-    """One variant at one seed; `may_stop` says whether early stopping was on."""
+    """One variant at one seed, as its evaluations tell it; `may_stop` says whether early stopping was on."""
 
     variant: str
     seed: int
     may_stop: bool
-    result: TrainingResult
-    log: MetricsLog
+    evaluations: tuple[Evaluation, ...]
 
     @property
-    def final_val_loss(self) -> float:
-        """The last evaluation, in nats per completion token: what a run without a kept best ends with."""
-        return float(self.log.val[-1]["val_loss"])
+    def last(self) -> Evaluation:
+        """The evaluation that the run ended with."""
+        return self.evaluations[-1]
 
     @property
-    def kept_val_loss(self) -> float:
-        """The loss of the weights handed over: the best ones by a run that may stop early, the last ones otherwise."""
-        best = self.result.best_val_loss
-        return best if self.may_stop and best is not None else self.final_val_loss
+    def best(self) -> Evaluation:
+        """The evaluation of the lowest loss."""
+        return min(self.evaluations, key=lambda evaluation: evaluation.val_loss)
+
+    @property
+    def kept(self) -> Evaluation:
+        """That of the weights handed over: the best ones by a run that may stop early, the last ones otherwise."""
+        return self.best if self.may_stop else self.last
+
+    def replayed(
+        self, variant: str, *, epochs: int | None = None, patience: int = 0, threshold: float = 0.01
+    ) -> StudyRun:
+        """What the run would have been, had it ended after `epochs`, or by early stopping.
+
+        Neither touches what comes before the end, so this is the very run that those settings would have given, as
+        long as the learning rate does not depend on the planned length (constant, without a warm-up).
+        """
+        stopper = EarlyStopping(patience, threshold)
+        seen = []
+        for evaluation in self.evaluations:
+            if epochs is not None and evaluation.epoch > epochs:
+                break
+            seen.append(evaluation)
+            if stopper.update(evaluation.val_loss, evaluation.step).stop:
+                break
+        return StudyRun(variant, self.seed, patience > 0, tuple(seen))
 
 
 @dataclass(frozen=True)
@@ -78,12 +111,26 @@ async def run_study(
     for seed in seeds:
         for name, config in variants.items():
             directory = Path(output_dir) / name.replace("/", "-") / f"seed-{seed}"
-            result = await fit(dataclasses.replace(config, seed=seed), directory, service=service)
-            log = read_metrics(RunDirectory(directory).metrics)
-            runs.append(StudyRun(name, seed, config.early_stopping_patience > 0, result, log))
+            await fit(dataclasses.replace(config, seed=seed), directory, service=service)
+            evaluations = evaluations_of(read_metrics(RunDirectory(directory).metrics))
+            runs.append(StudyRun(name, seed, config.early_stopping_patience > 0, evaluations))
             if on_run is not None:
                 on_run(runs[-1])
     return runs
+
+
+def evaluations_of(log: MetricsLog) -> tuple[Evaluation, ...]:
+    """A run's evaluations, each with the tokens of the train records up to it."""
+    steps, tokens = log.train["step"], log.train["tokens_seen"]
+    return tuple(
+        Evaluation(
+            int(record["step"]),
+            int(record["epoch"]),
+            math.nan if record["val_loss"] is None else float(record["val_loss"]),
+            int(tokens[np.searchsorted(steps, record["step"], side="right") - 1]),
+        )
+        for record in log.val
+    )
 
 
 def estimate(runs: Sequence[StudyRun], variant: str, measure: Callable[[StudyRun], float]) -> Estimate:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from tinker_utils.metrics import MetricsLog
-
 # Okabe and Ito's colours, which colour-blind readers tell apart, and a marker for each, for readers in grey.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+class Point(Protocol):
+    """One evaluation."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps before it."""
+
+    @property
+    def val_loss(self) -> float:
+        """In nats per completion token."""
 
 
 class Run(Protocol):
@@ -24,8 +35,8 @@ class Run(Protocol):
         """The variant's name."""
 
     @property
-    def log(self) -> MetricsLog:
-        """What its metrics file says."""
+    def evaluations(self) -> Sequence[Point]:
+        """In the order of their steps."""
 
 
 def study_figure(runs: Sequence[Run]) -> Figure:
@@ -55,10 +66,10 @@ def study_figure(runs: Sequence[Run]) -> Figure:
 
 def _by_step(runs: Sequence[Run]) -> tuple[list[int], list[float], list[float]]:
     """Steps, mean losses and their standard errors; 0 for a single seed."""
-    losses: dict[int, list[float]] = {}
+    losses: defaultdict[int, list[float]] = defaultdict(list)
     for run in runs:
-        for record in run.log.val:
-            losses.setdefault(int(record["step"]), []).append(float(record["val_loss"]))
+        for evaluation in run.evaluations:
+            losses[evaluation.step].append(evaluation.val_loss)
     steps = sorted(losses)
     means = [float(np.mean(losses[step])) for step in steps]
     errors = [float(np.std(v, ddof=1)) / math.sqrt(len(v)) if len(v := losses[step]) > 1 else 0.0 for step in steps]
