@@ -44,6 +44,9 @@ def test_each_combination_runs_once_failures_are_listed_and_finished_ones_skippe
 
     RunDirectory(first[1].output_dir).write_state({"status": "early_stopped"})
     assert [r.outcome for r in rerun(notebook, grid, tmp_path / "runs", options)] == ["skipped", "skipped"]
+    changed = rerun(notebook, {"lora.rank": [4], "training.seed": [0]}, tmp_path / "runs", {**options, "note": "other"})
+    assert changed[0].outcome == "done"
+    assert RunDirectory(changed[0].output_dir).read_state()["note"] == "other"
 
 
 def test_settings_with_the_same_ending_keep_their_full_names(notebook, tmp_path):

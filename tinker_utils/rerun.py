@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ def rerun(
 ) -> list[Rerun]:
     """Execute a training notebook once for each combination of settings.
 
-    A combination whose run has ended is skipped, so that calling again after a failure or an interruption does what is
-    left; a run that was cut off is resumed. A failure is noted and does not keep the others from running.
+    A combination whose run has ended is skipped if it was made with the same parameters, so that calling again after a
+    failure or an interruption does what is left; a run that was cut off is resumed. A failure is noted and does not
+    keep the others from running.
 
     Args:
         notebook: a notebook with the parameters `output_dir` and `overrides`, such as notebooks/02_train.ipynb.
@@ -90,15 +92,17 @@ def _run(
     import papermill  # type: ignore[import-untyped]
     from papermill.exceptions import PapermillExecutionError  # type: ignore[import-untyped]
 
-    run = RunDirectory(directory)
+    run, executed = RunDirectory(directory), directory / notebook.name
+    parameters = {**parameters, "output_dir": str(directory), "overrides": {**shared, **combination}}
     try:
-        if (run.read_state() or {}).get("status") in ("completed", "early_stopped"):
+        ended = (run.read_state() or {}).get("status") in ("completed", "early_stopped")
+        if ended and _parameters_of(executed) == parameters:
             return Rerun(combination, directory, "skipped")
         run.create()
         papermill.execute_notebook(
             str(notebook),
-            str(directory / notebook.name),
-            parameters={**parameters, "output_dir": str(directory), "overrides": {**shared, **combination}},
+            str(executed),
+            parameters=parameters,
             cwd=str(notebook.parent),
             progress_bar=False,
         )
@@ -107,3 +111,11 @@ def _run(
     except Exception as error:  # a kernel that died, for one: the other combinations are to run all the same
         return Rerun(combination, directory, "failed", f"{type(error).__name__}: {error}")
     return Rerun(combination, directory, "done")
+
+
+def _parameters_of(executed: Path) -> Any:
+    """The parameters that papermill notes in a notebook that it executed; None where there are none."""
+    try:
+        return json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
