@@ -6,16 +6,20 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN ?= runs/sample
+# benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
+BENCHMARKS ?=
+BENCH_INSTALLED := .venv-bench/.installed
 # The number of threads decides in which order PyTorch adds up; two make results repeatable on any machine that has them.
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: help install train test check format lab lock clean
+.PHONY: help install train test check format lab bench lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
 	@echo "make test    run the tests, and the notebooks as tests"
 	@echo "make lab     open JupyterLab"
+	@echo "make bench   measure against peers, into benchmarks/RESULTS.md"
 	@echo "make check   ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
@@ -55,10 +59,19 @@ lab: $(INSTALLED)
 	@# Jupyter refuses to run as root, as one is in a container, unless told that it may.
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/02_train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
+bench: $(INSTALLED) $(BENCH_INSTALLED)
+	$(BIN)/python benchmarks/write_results.py $(BENCHMARKS)
+
+# TRL has dependencies of its own; the project's are not changed for it.
+$(BENCH_INSTALLED): benchmarks/requirements-trl.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet ".[local,notebook,dev]"
 	build/lock/bin/python -m pip freeze --all --exclude tinker-utils --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf .venv build runs
+	rm -rf .venv .venv-bench build runs
