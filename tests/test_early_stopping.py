@@ -62,9 +62,10 @@ def test_what_is_no_number_is_never_best_and_never_an_improvement(nothing):
 def test_state_survives_json_and_leaves_the_settings_alone():
     before = EarlyStopping(2, 0.01)
     feed(before, [3.0, 2.0, 2.5])
-    after = EarlyStopping(4, 0.2)
+    after = EarlyStopping(4, 0.2, 1.5)
     after.load_state_dict(json.loads(json.dumps(before.state_dict(), allow_nan=False)))
-    assert (after.patience, after.threshold) == (4, 0.2)
+    assert (after.patience, after.threshold, after.significance) == (4, 0.2, 1.5)
+    assert after.anchor_step == 2
     assert (after.anchor, after.best, after.best_step, after.evals_without_improvement) == (2.0, 2.0, 2, 1)
 
 
@@ -83,8 +84,37 @@ def test_a_raised_patience_lets_a_stopped_run_go_on():
     assert not patient.exhausted
 
 
+def test_significance_asks_for_more_than_so_many_errors():
+    stopper = EarlyStopping(9, threshold=0.01, significance=2.0)
+    stopper.update(3.0, 1)
+    assert not stopper.update(2.8, 2, error=0.1).improved, "exactly two errors are not more than two"
+    assert (stopper.anchor, stopper.anchor_step, stopper.best, stopper.best_step) == (3.0, 1, 2.8, 2)
+    assert stopper.update(2.7, 3, error=0.1).improved
+    assert stopper.anchor_step == 3
+    assert not stopper.update(2.695, 4, error=0.001).improved, "the threshold holds as well"
+    assert stopper.update(2.68, 5, error=0.001).improved
+
+
+@pytest.mark.parametrize("error", [None, math.nan, math.inf])
+def test_where_the_error_is_not_known_the_threshold_decides(error):
+    stopper = EarlyStopping(9, threshold=0.1, significance=2.0)
+    stopper.update(3.0, 1)
+    assert not stopper.update(2.95, 2, error=error).improved
+    assert stopper.update(2.85, 3, error=error).improved
+
+
+def test_a_state_that_knows_of_no_anchor_step_can_be_read():
+    state = EarlyStopping(2).state_dict()
+    del state["anchor_step"]
+    stopper = EarlyStopping(2, significance=1.0)
+    stopper.load_state_dict(state)
+    assert stopper.anchor_step is None
+
+
 def test_negative_settings_are_refused():
     with pytest.raises(ValueError, match="negative"):
         EarlyStopping(-1)
     with pytest.raises(ValueError, match="negative"):
         EarlyStopping(1, math.nan)
+    with pytest.raises(ValueError, match="negative"):
+        EarlyStopping(1, significance=-1.0)

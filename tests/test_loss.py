@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tinker_utils.loss import PooledLoss, disagreement, negative_log_likelihood, perplexity, pool
+from tinker_utils.loss import PooledLoss, disagreement, negative_log_likelihood, paired_difference, perplexity, pool
 
 
 def test_only_weighted_tokens_count():
@@ -62,6 +62,32 @@ def test_the_standard_error_is_the_spread_of_repeated_samples():
         losses.append(pooled.loss)
         errors.append(pooled.stderr)
     assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.06)
+
+
+def test_a_paired_difference_by_hand():
+    # Differences 1 and -2 over 2 and 3 tokens: d = -1/5; residuals 1.4 and -1.4; se² = 2/1 · 3.92 / 25.
+    difference = paired_difference([3.0, 6.0], [2.0, 8.0], [2, 3])
+    assert difference.loss == pytest.approx(-0.2)
+    assert difference.stderr == pytest.approx(math.sqrt(2 * (1.4**2 + 1.4**2) / 25))
+    assert difference.loss == pytest.approx(pool([3.0, 6.0], [2, 3]).loss - pool([2.0, 8.0], [2, 3]).loss)
+    assert paired_difference([3.0], [2.0], [2]).stderr is None
+
+
+def test_the_error_of_a_paired_difference_is_its_spread_over_repeated_samples():
+    """What is hard for both drops out: the error is that of the difference, far below the error of either loss."""
+    rng = np.random.default_rng(2)
+    differences, errors, own = [], [], []
+    for _ in range(2000):
+        tokens = rng.integers(5, 60, 80)
+        before = tokens * rng.gamma(4.0, 0.5, 80)
+        after = before - tokens * rng.normal(0.05, 0.1, 80)
+        difference = paired_difference(after, before, tokens)
+        differences.append(difference.loss)
+        errors.append(difference.stderr)
+        own.append(pool(after, tokens).stderr)
+    assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.06)
+    assert np.mean(differences) == pytest.approx(-0.05, abs=4 * np.std(differences) / math.sqrt(2000))
+    assert np.mean(errors) < np.mean(own) / 5
 
 
 def test_perplexity_of_a_hopeless_model_is_infinite():

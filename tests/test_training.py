@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tinker_utils.config import LoraConfig, TrainingConfig
@@ -162,6 +164,49 @@ def test_losses_are_those_of_plain_transformers_and_peft(whole, config, tmp_path
         total += float(mean) * (len(ids) - len(prompt))
         count += len(ids) - len(prompt)
     assert total / count == pytest.approx(result.best_val_loss, abs=1e-4)
+
+
+async def test_an_evaluation_says_how_far_it_is_from_the_best_and_how_sure_that_is(config, service, run):
+    kept: dict[int, np.ndarray] = {}
+
+    def copy(record: dict) -> None:
+        if record["type"] == "val" and record["is_best"]:
+            file = run.evaluations / f"step-{record['step']:06d}.f64"
+            kept[record["step"]] = np.frombuffer(file.read_bytes(), "<f8")
+
+    await fit(config, run.path, service=service, on_record=copy)
+    tokens = np.array([example.completion_tokens for example in prepare(config).valid.examples])
+    first, *later = records(run, "val")
+    assert (first["val_diff_best"], first["val_diff_best_stderr"]) == (None, None)
+    best, compared = first, 0
+    for record in later:
+        assert record["val_diff_best"] == record["val_loss"] - best["val_loss"]
+        assert record["is_best"] == (record["val_diff_best"] < 0)
+        if record["is_best"]:
+            differences = kept[record["step"]] - kept[best["step"]]
+            assert record["val_diff_best"] == pytest.approx(differences.sum() / tokens.sum())
+            residuals = differences - differences.sum() / tokens.sum() * tokens
+            error = math.sqrt(VALID / (VALID - 1) * (residuals**2).sum()) / tokens.sum()
+            assert record["val_diff_best_stderr"] == pytest.approx(error)
+            best, compared = record, compared + 1
+    assert compared, "no evaluation improved on the first: the test shows nothing"
+    assert {file.name for file in run.evaluations.iterdir()} <= {f"step-{step:06d}.f64" for step in kept}
+    assert "val_diff_best_stderr=" in run.log.read_text(encoding="utf-8")
+
+
+async def test_significance_stops_a_run_whose_gains_could_be_luck(whole, config, service, run):
+    """At ten errors none of these few steps' gains counts as one; by the threshold alone each of them does."""
+    strict = dataclasses.replace(
+        config, early_stopping_patience=2, early_stopping_threshold=0.0, early_stopping_significance=10.0
+    )
+    plain = await fit(
+        dataclasses.replace(strict, early_stopping_significance=None), run.path / "plain", service=service
+    )
+    result = await fit(strict, run.path / "strict", service=service)
+    assert (plain.status, plain.steps) == ("completed", 12)
+    losses = [record["val_loss"] for record in records(whole[0], "val")]
+    assert losses[2] < losses[1] < losses[0], "the losses fall, and the threshold alone goes on"
+    assert (result.status, result.steps) == ("early_stopped", 6)
 
 
 def stop_at(run: RunDirectory, step: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -10,9 +11,10 @@ from typing import Any
 
 from tinker_utils.batching import Batch
 from tinker_utils.checkpoints import Checkpoint
-from tinker_utils.early_stopping import Decision, EarlyStopping
+from tinker_utils.early_stopping import Decision
+from tinker_utils.evaluations import Evaluation, PastEvaluations
 from tinker_utils.journal import Journal
-from tinker_utils.loss import PooledLoss, disagreement, pool
+from tinker_utils.loss import disagreement
 from tinker_utils.model import BatchLoss
 from tinker_utils.preparation import Preparation
 from tinker_utils.resuming import ResumePoint
@@ -39,22 +41,27 @@ class Bookkeeper:
         journal: where to write.
         point: where the run goes on.
         points: the points that it could be resumed from so far, `point` among them.
+        past: the evaluations that later ones are compared with.
     """
 
     def __init__(
-        self, preparation: Preparation, journal: Journal, point: ResumePoint, points: Sequence[ResumePoint]
+        self,
+        preparation: Preparation,
+        journal: Journal,
+        point: ResumePoint,
+        points: Sequence[ResumePoint],
+        past: PastEvaluations,
     ) -> None:
-        config = preparation.config
         self.progress = deepcopy(point.progress)
-        self.stopper = EarlyStopping(config.early_stopping_patience, config.early_stopping_threshold)
-        self.stopper.load_state_dict(point.early_stopping)
+        self.stopper = point.stopper(preparation.config)
+        self._past = past
         # Unlike the progress, what was spent never goes back to a checkpoint: the service bills steps run again, too.
         self._spent = Spent(**(journal.state.get("spent") or {}))
         self._preparation = preparation
         self._journal = journal
         self._points = list(points)
         self._checkpoints = deepcopy(point.checkpoints)
-        self._warned = False
+        self._warned: set[str] = set()  # what was said once
         self._window_began = time.monotonic() - self.progress.window_seconds
 
     def trained(self, step: int, batch: Batch, loss: BatchLoss, figures: dict[str, float], log: bool) -> None:
@@ -77,14 +84,17 @@ class Bookkeeper:
     def _cross_check(self, step: int, loss: BatchLoss) -> None:
         """Say, once, that the service's own sum is not ours: it weights tokens in another way than is documented."""
         apart = 0.0 if loss.reported is None else disagreement(loss.total, loss.reported)
-        if self._warned or not apart > _TOLERATED_DISAGREEMENT:
-            return
-        self._warned = True
-        message = (
-            f"the service's loss:sum is {loss.reported:.6g} nats where its logprobs give {loss.total:.6g}; "
-            "the logprobs are used, but its gradients may be scaled in another way, too."
-        )
-        self._journal.record("notice", step, kind="warning", message=message)
+        if apart > _TOLERATED_DISAGREEMENT:
+            self._warn_once(
+                "loss:sum", step,
+                f"the service's loss:sum is {loss.reported:.6g} nats where its logprobs give {loss.total:.6g}; "
+                "the logprobs are used, but its gradients may be scaled in another way, too.",
+            )  # fmt: skip
+
+    def _warn_once(self, about: str, step: int, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            self._journal.record("notice", step, kind="warning", message=message)
 
     def record_window(self, figures: dict[str, float] | None = None) -> None:
         """Write a train record of the steps since the last one, if there are any."""
@@ -113,11 +123,13 @@ class Bookkeeper:
 
     def evaluated(self, step: int, batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Decision:
         """Write a val record, and say what the evaluation means."""
-        pooled = _pooled(batches, losses)
+        evaluation = _evaluation(batches, losses)
+        pooled = evaluation.pooled
         tokens = sum(batch.tokens for batch in batches)
         self.progress.eval_tokens += tokens
         self._spent.eval_tokens += tokens
-        decision = self.stopper.update(pooled.loss, step)
+        best, best_error = self.best, self._past.error_against(self.stopper.best_step, evaluation)
+        decision = self._decide(step, evaluation)
         self._journal.record(
             "val",
             step,
@@ -128,8 +140,25 @@ class Bookkeeper:
             completion_tokens=pooled.completion_tokens,
             val_loss_stderr=pooled.stderr,
             perplexity=pooled.perplexity,
+            val_diff_best=None if best is None or pooled.loss is None else pooled.loss - best,
+            val_diff_best_stderr=best_error,
             is_best=decision.is_best,
         )
+        return decision
+
+    def _decide(self, step: int, evaluation: Evaluation) -> Decision:
+        """Whether the evaluation is the best and an improvement; if so, later ones are compared with it."""
+        stopper = self.stopper
+        error = self._past.error_against(stopper.anchor_step, evaluation)
+        if stopper.significance and math.isfinite(stopper.anchor) and error is None:
+            self._warn_once(
+                "significance", step,
+                "training.early_stopping_significance cannot be kept to, because the losses of single examples are not "
+                "known; training.early_stopping_threshold alone decides.",
+            )  # fmt: skip
+        decision = stopper.update(evaluation.pooled.loss, step, error)
+        if decision.is_best or decision.improved:
+            self._past.keep(step, evaluation)
         return decision
 
     def saved(self, step: int, path: str) -> list[Checkpoint]:
@@ -151,6 +180,8 @@ class Bookkeeper:
         self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
         periodic = [asdict(each) for each in self._checkpoints.periodic]
         self.publish(resume_points=[each.to_dict() for each in self._points], periodic_checkpoints=periodic)
+        # Only now: until then run.json names points that may need the others.
+        self._past.keep_only({step for each in self._points for step in each.compared_steps})
         return superseded
 
     def discarded(self, trained: int, evaluated: int) -> None:
@@ -204,10 +235,7 @@ class Bookkeeper:
         self._journal.publish(progress=view, best_checkpoint=self.result_path, spent=asdict(self._spent), **changes)
 
 
-def _pooled(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> PooledLoss:
-    """The loss over all batches; with a standard error where every example's own loss is known."""
-    examples = [example for batch in batches for example in batch.data]
-    totals = [total for loss in losses for total in loss.totals or ()]
-    if len(totals) == len(examples):
-        return pool(totals, [example.completion_tokens for example in examples])
-    return PooledLoss(sum(loss.total for loss in losses), sum(example.completion_tokens for example in examples))
+def _evaluation(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Evaluation:
+    weights = tuple(example.completion_tokens for batch in batches for example in batch.data)
+    totals = tuple(total for loss in losses for total in loss.totals or ())
+    return Evaluation(sum(loss.total for loss in losses), totals if len(totals) == len(weights) else None, weights)

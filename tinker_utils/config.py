@@ -113,6 +113,15 @@ class TrainingConfig(Checked):
     early_stopping_threshold: float = setting(
         0.01, "training.early_stopping_threshold", "number", "it is in nats per completion token.", low=0, high=100
     )
+    early_stopping_significance: float | None = setting(
+        None,
+        "training.early_stopping_significance",
+        "number",
+        "null asks for none; it is in standard errors of the paired difference.",
+        low=0,
+        high=10,
+        optional=True,
+    )
     samples_at_evaluation: int = setting(
         0, "training.samples_at_evaluation", "integer", "0 writes no samples.jsonl.", low=0, high=64
     )

@@ -45,6 +45,7 @@ _GROUPS = {
         "eval_at_epoch_end": "So that epochs can be compared.",
         "early_stopping_patience": "Evaluations without improvement that end the run; 0 switches it off.",
         "early_stopping_threshold": "Nats per token that count as an improvement.",
+        "early_stopping_significance": "Errors of the paired difference that it must pass, too; 0 asks for none.",
     },
     "Money": {"budget_usd": "Dollars that the run may not pass; 0 sets no limit."},
 }

@@ -15,7 +15,8 @@ OnRecord = Callable[[Record], object]
 
 # What train.log shows of a record, in this order; the rest is in metrics.jsonl.
 _LOGGED = (
-    "step", "epoch", "train_loss", "val_loss", "val_loss_stderr", "is_best", "learning_rate", "grad_norm",
+    "step", "epoch", "train_loss", "val_loss", "val_loss_stderr", "val_diff_best",
+    "val_diff_best_stderr", "is_best", "learning_rate", "grad_norm",
     "tokens_per_sec", "cost_usd", "best_step", "best_val_loss", "kind", "status", "path", "reason", "message",
 )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +57,7 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def pool(totals: Sequence[float], completion_tokens: Sequence[int]) -> PooledLoss:
+def pool(totals: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:
     """Pool examples into one loss.
 
     The standard error is that of a ratio estimate with examples as the units, since the tokens of one example are not
@@ -77,6 +76,20 @@ def pool(totals: Sequence[float], completion_tokens: Sequence[int]) -> PooledLos
     residuals = y - total / tokens * x
     variance = m / (m - 1) * float((residuals**2).sum()) / tokens**2
     return PooledLoss(total, tokens, math.sqrt(variance) if math.isfinite(variance) else None)
+
+
+def paired_difference(totals: ArrayLike, before: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:
+    """The difference of two pooled losses over the same examples: the pooled loss of the examples' own differences.
+
+    What makes an example hard is in both evaluations and drops out, so the error of the difference is mostly far below
+    that of either loss. `loss` equals the difference of the two pooled losses; `stderr` is its error, as in `pool`.
+
+    Args:
+        totals: negative log-likelihood of each example in nats, shape [m].
+        before: the same at other weights, shape [m].
+        completion_tokens: completion tokens of each example, shape [m].
+    """
+    return pool(np.subtract(totals, before, dtype=np.float64), completion_tokens)
 
 
 def disagreement(own: float, reported: float) -> float:

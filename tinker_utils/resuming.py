@@ -27,6 +27,7 @@ _HARMLESS = frozenset(
         "training.resume_from_checkpoint",
         "training.early_stopping_patience",
         "training.early_stopping_threshold",
+        "training.early_stopping_significance",
         "training.samples_at_evaluation",
         "training.budget_usd",
         "data.dir",
@@ -71,6 +72,19 @@ class ResumePoint:
         if self.checkpoints.best is None or self.checkpoints.best in kept.kept:
             return self
         return replace(self, checkpoints=replace(self.checkpoints, best=None))
+
+    def stopper(self, config: TrainingConfig) -> EarlyStopping:
+        """Early stopping as it stood here, under the settings of now."""
+        stopper = EarlyStopping(
+            config.early_stopping_patience, config.early_stopping_threshold, config.early_stopping_significance
+        )
+        stopper.load_state_dict(self.early_stopping)
+        return stopper
+
+    @property
+    def compared_steps(self) -> tuple[int | None, int | None]:
+        """The evaluations that later ones are compared with: the best, and patience's anchor."""
+        return self.early_stopping["best_step"], self.early_stopping.get("anchor_step")
 
     def to_dict(self) -> State:
         """Plain JSON."""

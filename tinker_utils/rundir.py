@@ -26,6 +26,7 @@ _RUN_FILES = (
     "metrics.jsonl",
     "train.log",
     "samples.jsonl",
+    "evaluations",
     "training_curves.png",
     "adapter",
 )
@@ -41,6 +42,7 @@ class RunDirectory:
         self.state = self.path / "run.json"
         self.log = self.path / "train.log"
         self.samples = self.path / "samples.jsonl"
+        self.evaluations = self.path / "evaluations"
         self.picture = self.path / "training_curves.png"
         self.adapter = self.path / "adapter"
         # Checkpoints of the embedded service, when the run started that service itself. They stay where they are when

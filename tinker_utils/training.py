@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tinker_utils.bookkeeping import Bookkeeper
 from tinker_utils.config import TrainingConfig, dump_config
-from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import CheckpointGoneError, ConfigError, ResumeError, TinkerUtilsError
+from tinker_utils.evaluations import PastEvaluations
 from tinker_utils.journal import Journal, OnRecord
 from tinker_utils.loop import TrainingLoop
 from tinker_utils.model import Model
@@ -109,9 +109,7 @@ def _has_ended(state: State, point: ResumePoint, preparation: Preparation) -> bo
     """Whether the run came to its end and the settings of now ask for no more."""
     if state.get("status") not in ("completed", "early_stopped"):
         return False
-    stopper = EarlyStopping(preparation.config.early_stopping_patience, preparation.config.early_stopping_threshold)
-    stopper.load_state_dict(point.early_stopping)
-    return stopper.exhausted or point.progress.step >= preparation.total_steps
+    return point.stopper(preparation.config).exhausted or point.progress.step >= preparation.total_steps
 
 
 def _first_state(preparation: Preparation, points: list[ResumePoint], before: State) -> State:
@@ -160,7 +158,7 @@ async def _train(
             if point.path is not None:
                 journal.record("resume", point.progress.step, path=point.path)
             points = [p for p in reversed(points) if p.path is not None and p.progress.step <= point.progress.step]
-            books = Bookkeeper(preparation, journal, point, points)
+            books = Bookkeeper(preparation, journal, point, points, PastEvaluations(run.evaluations))
             return await TrainingLoop(run, preparation, journal, books, connection, model).run()
     except (asyncio.CancelledError, KeyboardInterrupt):
         journal.abandon("stopped", "aborted; it resumes from its latest checkpoint")
