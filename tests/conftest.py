@@ -11,3 +11,4 @@ os.environ.pop("TINKER_API_KEY", None)
 os.environ.pop("TINKER_BASE_URL", None)
 
 from local_service import local_service  # noqa: F401  (a fixture for every test module)
+from small_runs import config, data, key, run, service, whole  # noqa: F401  (the same)

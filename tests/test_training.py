@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import adapter_bytes, history, records
 
 from tinker_utils.config import LoraConfig, TrainingConfig
 from tinker_utils.cost import Prices
@@ -27,77 +28,7 @@ from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import connect
 from tinker_utils.training import fit, fit_blocking
 
-SAMPLE = Path(__file__).parents[1] / "data" / "sample"
-TRAIN, VALID = 22, 10  # 22 examples make 5 batches of 4 and one of 2
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("data")
-    for name, count in (("train", TRAIN), ("valid", VALID)):
-        lines = (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        (directory / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def config(data, local_service) -> TrainingConfig:
-    """Six steps an epoch against the shared server, evaluated every second step and at the end of each epoch."""
-    base_url, _, _ = local_service
-    return TrainingConfig(
-        service=base_url,
-        model="tiny",
-        lora=LoraConfig(rank=4),
-        epochs=2,
-        learning_rate=3e-3,
-        lr_schedule="cosine",
-        log_interval_steps=3,
-        checkpoint_interval_steps=4,
-        eval_interval_steps=2,
-        data_dir=data,
-    )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def key(local_service):
-    os.environ["TINKER_API_KEY"] = local_service[1]
-    yield
-    del os.environ["TINKER_API_KEY"]
-
-
-@pytest.fixture(scope="module")
-def service(config, tmp_path_factory):
-    with connect(config, tmp_path_factory.mktemp("unused")) as connection:
-        yield connection
-
-
-@pytest.fixture
-def run(tmp_path) -> RunDirectory:
-    return RunDirectory(tmp_path / "run")
-
-
-def records(run: RunDirectory, kind: str | None = None) -> list[dict]:
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if kind in (None, line["type"])]
-
-
-def history(run: RunDirectory) -> list[dict]:
-    """The records that must not depend on whether a run was cut off, without times, speeds and names of sessions."""
-    volatile = {"timestamp", "tokens_per_sec", "path"}
-    kinds = {"train", "val", "checkpoint", "early_stop", "end"}
-    return [{k: v for k, v in r.items() if k not in volatile} for r in records(run) if r["type"] in kinds]
-
-
-def adapter_bytes(run: RunDirectory, service) -> bytes:
-    return (export_adapter(run.path, service=service) / "adapter_model.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def whole(config, service, tmp_path_factory):
-    """A run that nothing disturbed: (its directory, its result, its adapter)."""
-    run = RunDirectory(tmp_path_factory.mktemp("whole") / "run")
-    result = fit_blocking(config, run.path, service=service)
-    return run, result, adapter_bytes(run, service)
+pytestmark = pytest.mark.usefixtures("key")
 
 
 def test_a_run_writes_its_directory(whole, config):

@@ -1,0 +1,195 @@
+"""A service that misbehaves: a relay that injects faults, and a ledger of every row that was trained on behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from relay import Message, Relay, reply
+
+from tinker_utils.local.protobuf import decode_batch, parse_forward_backward
+
+Pass = Callable[[], Awaitable[Message]]
+Act = Callable[[Pass], Awaitable[Message | None]]
+Row = tuple[int, ...]
+
+
+@dataclass
+class Fault:
+    """Something that happens to a request.
+
+    Attributes:
+        endpoint: which requests it may happen to; "" stands for every one.
+        act: what happens. It gets a function that passes the request on, and returns the reply, or None to drop the
+            connection.
+        skip: so many matching requests go unharmed first.
+        times: how often it happens.
+        on: a further condition on the request.
+    """
+
+    endpoint: str
+    act: Act
+    skip: int = 0
+    times: int = 1
+    on: Callable[[Message], bool] = lambda request: True
+
+    def strikes(self, request: Message) -> bool:
+        """Whether it happens to this request, which is counted."""
+        if self.times <= 0 or self.endpoint not in ("", request.endpoint) or not self.on(request):
+            return False
+        self.skip -= 1
+        if self.skip >= 0:
+            return False
+        self.times -= 1
+        return True
+
+
+async def dropped_before(forward: Pass) -> None:
+    """The connection breaks before the request reaches the service."""
+
+
+async def dropped_after(forward: Pass) -> None:
+    """The service gets the request, but its reply is lost."""
+    await forward()
+
+
+def refused(status: int, body: bytes = b'{"detail": "injected"}', **headers: str) -> Act:
+    """The front end answers instead of the service; `retry_after="1"` becomes a header of that name."""
+
+    async def act(forward: Pass) -> Message:
+        return reply(status, body, **{name.replace("_", "-"): value for name, value in headers.items()})
+
+    return act
+
+
+def late(seconds: float) -> Act:
+    """The service's reply comes late."""
+
+    async def act(forward: Pass) -> Message:
+        answered = await forward()
+        await asyncio.sleep(seconds)
+        return answered
+
+    return act
+
+
+def hanging(seconds: float) -> Act:
+    """The request is stuck on its way for so long, and then lost."""
+
+    async def act(forward: Pass) -> None:
+        await asyncio.sleep(seconds)
+
+    return act
+
+
+def rewritten(change: Callable[[bytes], bytes]) -> Act:
+    """The body of a result is changed on its way; a reply without a result stays as it is."""
+
+    async def act(forward: Pass) -> Message:
+        answered = await forward()
+        return answered.with_body(change(answered.body)) if answered.status == 200 else answered
+
+    return act
+
+
+class FaultyService(Relay):
+    """Passes everything on but for its `faults`, the first of which that strikes is the one that happens."""
+
+    def __init__(self, target: str, *faults: Fault) -> None:
+        super().__init__(target)
+        self.faults = list(faults)
+        self.ledger = Ledger()
+        self.struck: list[str] = []  # the endpoints that a fault happened to
+        self._away_until = 0.0
+
+    def go_away(self, seconds: float) -> None:
+        """An outage: for so long every connection is cut, also those that wait for a reply."""
+        self._away_until = time.monotonic() + seconds
+        self._loop.call_soon_threadsafe(self.drop_connections)
+
+    async def answer(self, request: Message) -> Message | None:
+        """The reply, if no fault gets in the way."""
+        if time.monotonic() < self._away_until:
+            return None
+
+        async def forward() -> Message:
+            answered = await self.forward(request)
+            self.ledger.note(request, answered)
+            return answered
+
+        for fault in self.faults:
+            if fault.strikes(request):
+                self.struck.append(request.endpoint)
+                return await fault.act(forward)
+        return await forward()
+
+
+def about(request_id_ends: str) -> Callable[[Message], bool]:
+    """Whether a poll asks for the result of a request whose id ends so; `:7` is a model's seventh."""
+    return lambda request: json.loads(request.body)["request_id"].endswith(request_id_ends)
+
+
+@dataclass
+class _Lineage:
+    """A model: what was trained on in it, by sequence number, and the checkpoint that it began with."""
+
+    origin: str | None = None
+    rows: dict[int, list[Row]] = field(default_factory=dict)
+    steps: set[int] = field(default_factory=set)
+
+
+class Ledger:
+    """Every row that reached the service to be trained on, kept by model, and by what each checkpoint holds.
+
+    A request that the client repeats carries the same sequence number, and the service runs it once; so it is one
+    entry here.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Lineage] = {}
+        self._checkpoints: dict[str, tuple[str, int]] = {}
+        self._lock = threading.Lock()
+
+    def note(self, request: Message, answered: Message) -> None:
+        """Write down what the service has accepted."""
+        if answered.status != 200:
+            return
+        with self._lock:
+            if request.endpoint == "forward_backward":
+                self._note_rows(request.body)
+            elif request.endpoint in ("optim_step", "save_weights", "load_weights"):
+                self._note_json(request.endpoint, json.loads(request.body), json.loads(answered.body))
+
+    def _note_rows(self, body: bytes) -> None:
+        message = parse_forward_backward(body)
+        if not message.forward_only:
+            rows = [tuple(datum.tokens.tolist()) for datum in decode_batch(message).data]
+            self._model(message.model_id).rows[message.seq_id] = rows
+
+    def _note_json(self, endpoint: str, asked: dict[str, object], answered: dict[str, object]) -> None:
+        model_id, sequence = str(answered["model_id"]), int(asked.get("seq_id") or 0)  # type: ignore[call-overload]
+        if endpoint == "load_weights":
+            self._model(model_id).origin = str(asked["path"])
+        elif endpoint == "optim_step":
+            self._model(model_id).steps.add(sequence)
+        else:
+            self._checkpoints[f"tinker://{model_id}/weights/{asked['path']}"] = (model_id, sequence)
+
+    def _model(self, model_id: str) -> _Lineage:
+        return self._models.setdefault(model_id, _Lineage())
+
+    def batches_in(self, checkpoint: str) -> list[list[Row]]:
+        """The batches that a checkpoint's weights have been trained on, in order, since the base model."""
+        model_id, sequence = self._checkpoints[checkpoint]
+        model = self._models[model_id]
+        before = self.batches_in(model.origin) if model.origin else []
+        return before + [rows for seq, rows in sorted(model.rows.items()) if seq < sequence]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the service was asked for, whether they became part of a result or not."""
+        return sum(len(model.steps) for model in self._models.values())
