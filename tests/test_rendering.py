@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tinker_utils.chat import Conversation
 from tinker_utils.config import TrainingConfig
 from tinker_utils.errors import RenderingError
-from tinker_utils.rendering import prompt_tokens, render
+from tinker_utils.rendering import encode, prompt_tokens, render
 from tinker_utils.service import load_tokenizer
 
 
@@ -153,3 +155,68 @@ def test_a_tokenizer_without_offsets_gives_the_same(tokenizer):
     for a, b in zip(fast, slow, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_array_equal(a.weights, b.weights)
+
+
+PIECES = st.sampled_from(
+    ["a", "the ", " ", "\n", "\n\n", "é", "漢", "🜂", "👩‍🚀", "<|im_end|>", "<|im_start|>", "1", ".", "\t"]
+)
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+CHATS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEXTS), min_size=1, max_size=6)
+# Templates with and without marks around an answer: in the latter a token may reach over its edges.
+TEMPLATES = {
+    "marked": None,
+    "bare": "{% for m in messages %}{{ m.content }}{% endfor %}",
+    "newline": "{% for m in messages %}{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant\n{% endif %}",
+}
+
+
+def by_all_offsets(conversation, tokenizer, train_on):
+    """(tokens, completion mask) from the place of every token in the text; None where one reaches over an edge."""
+    messages = list(conversation.messages)
+    trained = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"]
+    if train_on == "last_assistant":
+        trained = trained[-1:]
+    text = tokenizer.apply_chat_template(messages[: trained[-1] + 1], tokenize=False)
+    encoded = tokenizer([text], add_special_tokens=False, return_offsets_mapping=True)
+    (offsets,) = encoded["offset_mapping"]
+    mask = [False] * len(offsets)
+    for i in trained:
+        start = len(tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True))
+        end = len(tokenizer.apply_chat_template(messages[: i + 1], tokenize=False))
+        if any(a < edge < b for a, b in offsets for edge in (start, end)):
+            return None
+        mask = [m or start <= a < b <= end for m, (a, b) in zip(mask, offsets, strict=True)]
+    return encoded["input_ids"][0], mask
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
+@pytest.mark.parametrize("train_on", ["last_assistant", "all_assistant"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chats=st.lists(CHATS, min_size=1, max_size=4))
+def test_many_conversations_at_once_are_what_the_place_of_every_token_says(tokenizer, template, train_on, chats):
+    with_template = Template(tokenizer, template or tokenizer.chat_template)
+    conversations = [chat(*turns) for turns in chats]
+    for conversation, encoded in zip(conversations, encode(conversations, with_template, train_on), strict=True):
+        if not conversation.last_assistant():
+            assert encoded is None
+            continue
+        expected = by_all_offsets(conversation, with_template, train_on)
+        if expected is not None:
+            assert (encoded.tokens.tolist(), encoded.completion.tolist()) == expected
+        else:  # a token would join the two: they are encoded apart, and the text stays what it was
+            text = with_template.apply_chat_template(
+                list(conversation.messages[: conversation.last_assistant() + 1]), tokenize=False
+            )
+            assert tokenizer.decode(encoded.tokens) == text
+
+
+def test_the_conversation_that_a_template_refuses_is_named_among_many(tokenizer):
+    strict = Template(
+        tokenizer,
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not that') }}{% endif %}{% endfor %}",
+    )
+    good = chat(("user", "x"), ("assistant", "y"))
+    bad = Conversation(chat(("user", "no"), ("assistant", "y")).messages, "train.jsonl:9")
+    with pytest.raises(RenderingError, match=r"^train.jsonl:9: the chat template refused 2 messages .*not that"):
+        render([good, bad, good], strict, 512)

@@ -7,10 +7,10 @@ exactly what it has to write after exactly what it will be given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from tinker_utils.errors import RenderingError
 _ENCODE_TOGETHER = 1024
 
 Span = tuple[int, int]
+_Turn = tuple[Conversation, int]  # and which of its messages is trained on
 
 
 class Tokenizer(Protocol):
@@ -70,6 +71,18 @@ class Example:
         return len(self.tokens) - 1
 
 
+class Encoded(NamedTuple):
+    """A conversation in full length: token ids, int32, shape [n], and which of them are completion, bool, shape [n]."""
+
+    tokens: NDArray[np.int32]
+    completion: NDArray[np.bool_]
+
+    def example(self, max_seq_length: int) -> Example | None:
+        """The example that its first `max_seq_length` tokens make; None where no completion token is left in it."""
+        weights = self.completion[1:max_seq_length].astype(np.float32)
+        return Example(self.tokens[:max_seq_length], weights) if weights.any() else None
+
+
 @dataclass(frozen=True)
 class RenderedSet:
     """The usable examples of one file, and what became of the others."""
@@ -108,16 +121,30 @@ def render(
     examples: list[Example] = []
     cut = skipped = 0
     for start in range(0, len(conversations), _ENCODE_TOGETHER):
-        texts = [_text_and_spans(c, tokenizer, train_on) for c in conversations[start : start + _ENCODE_TOGETHER]]
-        for tokens, mask in _encode([text for text in texts if text[1]], tokenizer):
-            cut += len(tokens) > max_seq_length
-            tokens, mask = tokens[:max_seq_length], mask[:max_seq_length]
-            if mask[1:].any():
-                examples.append(Example(tokens, mask[1:].astype(np.float32)))
+        for encoded in encode(conversations[start : start + _ENCODE_TOGETHER], tokenizer, train_on):
+            cut += encoded is not None and len(encoded.tokens) > max_seq_length
+            example = encoded and encoded.example(max_seq_length)
+            if example:
+                examples.append(example)
             else:
                 skipped += 1
-        skipped += sum(not spans for _, spans in texts)
     return RenderedSet(tuple(examples), cut, skipped)
+
+
+def encode(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, train_on: str = "last_assistant"
+) -> list[Encoded | None]:
+    """Conversations in full length, up to the last trained message; None for one that holds no answer to a prompt.
+
+    All texts go to the tokenizer in one call, so that it works on several at once: a few hundred conversations make
+    the most of it, and as many have to fit into memory.
+
+    Raises:
+        RenderingError: as `render`.
+    """
+    texts = _texts_and_spans(conversations, tokenizer, train_on)
+    answers = iter(_encode([text for text in texts if text], tokenizer))
+    return [next(answers) if text else None for text in texts]
 
 
 def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -126,36 +153,55 @@ def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
     return list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
 
 
-def _text_and_spans(conversation: Conversation, tokenizer: Tokenizer, train_on: str) -> tuple[str, list[Span]]:
-    """The conversation's text up to the last trained message, and the [start, end) of each completion in it."""
-    last = conversation.last_assistant()
-    if not last:  # none at all, or one without a prompt before it
-        return "", []
-    messages = conversation.messages
-    trained = (
-        [i for i in range(1, last + 1) if messages[i]["role"] == "assistant"]
-        if train_on != "last_assistant"
-        else [last]
-    )
+def _texts_and_spans(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, train_on: str
+) -> list[tuple[str, list[Span]] | None]:
+    """Each conversation's text up to its last trained message, and the [start, end) of each completion in it."""
+    trained = [_trained(conversation, train_on) for conversation in conversations]
+    turns = [(c, i) for c, indices in zip(conversations, trained, strict=True) for i in indices]
+    answered = _apply_to_all(turns, tokenizer, prompt=False)
+    prompts = _apply_to_all(turns, tokenizer, prompt=True)
+    rendered = iter(zip(turns, prompts, answered, strict=True))
+    return [_with_spans([next(rendered) for _ in indices], train_on) if indices else None for indices in trained]
+
+
+def _trained(conversation: Conversation, train_on: str) -> list[int]:
+    """Which messages are trained on: none where there is no answer to a prompt."""
+    last = conversation.last_assistant() or 0
+    if train_on == "last_assistant":
+        return [last] if last else []
+    return [i for i in range(1, last + 1) if conversation.messages[i]["role"] == "assistant"]
+
+
+def _with_spans(turns: Sequence[tuple[_Turn, str, str]], train_on: str) -> tuple[str, list[Span]]:
+    """The text of the last of a conversation's trained turns, each given with its prompt and its answered prompt."""
+    *_, (_, _, text) = turns
+    for (conversation, index), prompt, answered in turns:
+        if not (answered.startswith(prompt) and text.startswith(answered)):
+            several = train_on != "last_assistant"
+            advice = "set training.train_on to last_assistant" if several else "use a model whose template only appends"
+            raise RenderingError(
+                f"{conversation.source}: the chat template does not begin the text of message {index + 1} with that of "
+                f"the messages before it, so prompt and completion cannot be told apart; {advice}."
+            )
+    return text, [(len(prompt), len(answered)) for _, prompt, answered in turns]
+
+
+def _apply_to_all(turns: Sequence[_Turn], tokenizer: Tokenizer, prompt: bool) -> list[str]:
+    """The text up to each turn, or with it: by one call, whose fixed costs are those of many templates."""
+    if not turns:
+        return []
+    chats = [list(conversation.messages[: index if prompt else index + 1]) for conversation, index in turns]
     try:
-        text = _apply(tokenizer, messages[: last + 1])
-        spans = [_span(text, i, messages, tokenizer, train_on) for i in trained]
-    except RenderingError as error:
-        raise RenderingError(f"{conversation.source}: {error}") from error
-    return text, spans
-
-
-def _span(text: str, index: int, messages: Sequence[Message], tokenizer: Tokenizer, train_on: str) -> Span:
-    prompt = _apply(tokenizer, messages[:index], prompt=True)
-    answered = _apply(tokenizer, messages[: index + 1])
-    if not (answered.startswith(prompt) and text.startswith(answered)):
-        several = train_on != "last_assistant"
-        advice = "set training.train_on to last_assistant" if several else "use a model whose template only appends"
-        raise RenderingError(
-            f"the chat template does not begin the text of message {index + 1} with that of the messages before it, "
-            f"so prompt and completion cannot be told apart; {advice}."
-        )
-    return len(prompt), len(answered)
+        return list(tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=prompt))
+    except Exception:  # one of them was refused: which?
+        texts = []
+        for (conversation, _), messages in zip(turns, chats, strict=True):
+            try:
+                texts.append(_apply(tokenizer, messages, prompt))
+            except RenderingError as error:
+                raise RenderingError(f"{conversation.source}: {error}") from error
+        return texts
 
 
 def _apply(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool = False) -> str:
@@ -168,20 +214,49 @@ def _apply(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool = Fal
         ) from error
 
 
-def _encode(
-    texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer
-) -> Iterable[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Tokens [n] and completion mask [n] of each text."""
+def _encode(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    """Tokens and completion mask of each text."""
     if not texts:
         return
-    encoded = tokenizer([text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    offsets = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
-    for (text, spans), ids, places in zip(texts, encoded["input_ids"], offsets, strict=True):
-        mask = None if places is None else _mask(np.asarray(places, dtype=np.int64).reshape(-1, 2), spans)
+    encoded = tokenizer(
+        [text for text, _ in texts], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+    )
+    places = encoded.encodings if tokenizer.is_fast else [None] * len(texts)
+    for (text, spans), ids, encoding in zip(texts, encoded["input_ids"], places, strict=True):
+        mask = None if encoding is None else _completion_mask(encoding, text, spans)
         if mask is None:
             yield _encode_in_parts(text, spans, tokenizer)
         else:
-            yield np.asarray(ids, dtype=np.int32), mask
+            yield Encoded(np.asarray(ids, dtype=np.int32), mask)
+
+
+def _completion_mask(encoding: Any, text: str, spans: list[Span]) -> NDArray[np.bool_] | None:
+    """Which tokens lie in a span; None where one reaches over a span's edge.
+
+    Only the tokens at the edges are looked up. Where that leaves a doubt (a tokenizer may leave characters out of its
+    offsets), those of all tokens are.
+    """
+    mask = np.zeros(len(encoding), dtype=np.bool_)
+    for start, end in spans:
+        first, behind = _token_from(encoding, start), _token_to(encoding, end, len(text))
+        if first is None or behind is None:
+            return _mask(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans)
+        mask[first:behind] = True
+    return mask
+
+
+def _token_from(encoding: Any, edge: int) -> int | None:
+    """The token whose characters begin at `edge`."""
+    token: int | None = encoding.char_to_token(edge)
+    return token if token is not None and encoding.token_to_chars(token)[0] == edge else None
+
+
+def _token_to(encoding: Any, edge: int, length: int) -> int | None:
+    """The token before which those up to `edge` end, in a text of `length` characters."""
+    if edge < length:
+        return _token_from(encoding, edge)
+    start, end = encoding.token_to_chars(len(encoding) - 1) or (0, 0)
+    return len(encoding) if start < end == edge else None
 
 
 def _mask(offsets: NDArray[np.int64], spans: list[Span]) -> NDArray[np.bool_] | None:
@@ -195,11 +270,11 @@ def _mask(offsets: NDArray[np.int64], spans: list[Span]) -> NDArray[np.bool_] | 
     return mask
 
 
-def _encode_in_parts(text: str, spans: list[Span], tokenizer: Tokenizer) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def _encode_in_parts(text: str, spans: list[Span], tokenizer: Tokenizer) -> Encoded:
     """Encode prompts and completions one by one, as sampling will: where a token would join the two."""
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     parts = [text[a:b] for a, b in pairwise(edges)]
     ids = tokenizer(parts, add_special_tokens=False)["input_ids"]
     tokens = np.concatenate([np.asarray(part, dtype=np.int32) for part in ids])
     mask = np.concatenate([np.full(len(part), i % 2 == 1) for i, part in enumerate(ids)])
-    return tokens, mask
+    return Encoded(tokens, mask)
