@@ -15,7 +15,8 @@ PACKAGE = Path(tinker_utils.__file__).parent
 
 PURE, SERVICE, LOOP, VIEW = range(4)
 LAYERS = {
-    **dict.fromkeys(["errors", "rules", "strict_yaml", "config", "chat", "rendering", "batching", "loss"], PURE),
+    **dict.fromkeys(["sentence", "errors", "rules", "strict_yaml", "strict_json", "config", "chat"], PURE),
+    **dict.fromkeys(["rendering", "batching", "loss"], PURE),
     **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
     **dict.fromkeys(["rundir", "checkpoints", "run_status", "throttle", "forecast"], PURE),
     **dict.fromkeys(["table", "inspection"], PURE),

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tinker_utils.errors import DataError
+from tinker_utils.sentence import quoted
+from tinker_utils.strict_json import json_problem, parse_json
 
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
@@ -51,18 +53,22 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); the directory must hold train.jsonl and valid.jsonl."
         ) from error
+    except DataError:
+        raise
+    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
+        raise DataError(f"{path}: there is no such file; correct data.dir.") from error
 
 
 def _conversation(raw: bytes, source: str) -> Conversation:
     try:
-        line = json.loads(raw.decode("utf-8"))
+        line = parse_json(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: is not JSON ({_json_problem(error)}); write one JSON object a line.") from error
+    except ValueError as error:
+        raise DataError(f"{source}: is not JSON ({json_problem(error)}); write one JSON object a line.") from error
     messages = line.get("messages") if isinstance(line, dict) else None
     if not isinstance(messages, list) or not messages:
-        received = f"the keys {sorted(line)}" if isinstance(line, dict) else type(line).__name__
+        received = f"the keys {quoted(sorted(line))}" if isinstance(line, dict) else type(line).__name__
         raise DataError(
             f'{source}: expected {{"messages": [at least one message]}}, received {received}; correct the line.'
         )
@@ -70,23 +76,26 @@ def _conversation(raw: bytes, source: str) -> Conversation:
         problem = _message_problem(message)
         if problem:
             raise DataError(f"{source}: message {position} {problem}; correct the line.")
+    if (b"\\ud" in raw or b"\\uD" in raw) and _has_half_pair(messages):
+        raise DataError(f"{source}: holds half of a surrogate pair, which is no character; correct the line.")
     return Conversation(tuple(messages), source)
-
-
-def _json_problem(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
 
 
 def _message_problem(message: object) -> str | None:
     if not isinstance(message, dict):
         return f"is a {type(message).__name__}, not an object with role and content"
     if message.get("role") not in ROLES:
-        return f"has the role {message.get('role')!r}, not one of {', '.join(ROLES)}"
+        return f"has the role {quoted(message.get('role'))}, not one of {', '.join(ROLES)}"
     content = message.get("content")
     if not isinstance(content, str):
         return f"has a content of type {type(content).__name__}, not text"
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no character"
     return None
+
+
+def _has_half_pair(messages: list[Any]) -> bool:
+    """Whether a text in the messages cannot be written as UTF-8; only an escape in the JSON can bring that in."""
+    try:
+        json.dumps(messages, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -56,7 +56,10 @@ def read_runs(paths: Iterable[Path | str] | Mapping[str, Path | str]) -> list[Ru
 
 
 def _found(path: Path | str) -> Path:
-    return find_upwards(Path(path).expanduser()).resolve()
+    try:
+        return find_upwards(Path(path).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # `~nobody`, a loop of links, a NUL
+        raise MetricsError(f"{path}: there is no such run; give a run directory or a metrics file.") from error
 
 
 def _place(path: Path) -> Path:

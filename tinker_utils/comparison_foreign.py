@@ -24,6 +24,7 @@ from tinker_utils.comparison_run import Run, Unit, curve, placed_on
 from tinker_utils.errors import MetricsError
 from tinker_utils.metrics import FloatArray, Record
 from tinker_utils.metrics_log import as_float
+from tinker_utils.strict_json import parse_json
 
 # Where the other programs keep what this project's configuration calls by the names on the right.
 _COOKBOOK_SETTINGS = {
@@ -48,6 +49,9 @@ _PEFT_SETTINGS = {
 }
 
 
+_LONGEST_SETTING = 300  # characters
+
+
 def read_text(path: Path) -> str:
     """What a file holds.
 
@@ -60,13 +64,15 @@ def read_text(path: Path) -> str:
         raise MetricsError(f"{path}: cannot be read ({error.strerror}); give a file that can.") from error
     except UnicodeDecodeError as error:
         raise MetricsError(f"{path}: is not UTF-8 text (byte {error.start + 1}); give a file that is.") from error
+    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
+        raise MetricsError(f"{path}: there is no such file; give a file that can be read.") from error
 
 
 def decoded(text: str) -> Any:
     """What a JSON text says; None where it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 
@@ -130,7 +136,7 @@ def read_trainer(path: Path, name: str) -> Run:
     evaluated = [entry for entry in entries if "eval_loss" in entry]
     settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
     if state.get("num_train_epochs"):
-        settings["training.epochs"] = _plain(state["num_train_epochs"])
+        settings["training.epochs"] = _in_cell(_plain(state["num_train_epochs"]))
     return Run(
         name=name,
         made_by="Hugging Face Trainer",
@@ -157,7 +163,11 @@ def _flat(settings: object, prefix: str) -> Iterator[tuple[str, str]]:
         for key, value in settings.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, _plain(settings)
+        yield prefix, _in_cell(_plain(settings))
+
+
+def _in_cell(text: str) -> str:
+    return text if len(text) <= _LONGEST_SETTING else f"{text[:_LONGEST_SETTING]}…"
 
 
 def _plain(value: object) -> str:

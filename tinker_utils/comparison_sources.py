@@ -14,8 +14,10 @@ from tinker_utils.comparison_foreign import (
     read_trainer,
 )
 from tinker_utils.comparison_run import Run, curve, placed_on
+from tinker_utils.config import exists, is_directory
 from tinker_utils.errors import ConfigError, MetricsError
 from tinker_utils.metrics import read_metrics
+from tinker_utils.sentence import one_sentence
 from tinker_utils.strict_yaml import parse_yaml
 
 LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
@@ -28,8 +30,8 @@ def find_log(path: Path) -> Path:
     Raises:
         MetricsError: there is no such file, or no log in the directory.
     """
-    if not path.is_dir():
-        if path.exists():
+    if not is_directory(path):
+        if exists(path):
             return path
         raise MetricsError(f"{path}: there is no such run; {_ADVICE}.")
     for name in LOG_NAMES:
@@ -86,7 +88,7 @@ def _read_own(path: Path, name: str) -> Run:
         valid=placed_on(train, log.val_column("step"), log.val_column("val_loss")),
         settings=_own_settings(path.with_name("config.yaml")),
         epochs=int(epochs.max()) if len(epochs) else None,
-        ending=end.get("status"),
+        ending=None if end.get("status") is None else one_sentence(str(end["status"])),
         unused_lines=log.skipped_lines + log.other_unit_records,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tinker_utils.rules import (
     rules,
     setting,
 )
+from tinker_utils.sentence import quoted, without_home
 from tinker_utils.strict_yaml import parse_yaml
 
 
@@ -135,13 +137,13 @@ class TrainingConfig(Checked):
     def resolve(self, path: Path) -> Path:
         """An input path as it can be opened: below the current directory if it is there, else below `base_dir`."""
         path = path.expanduser()
-        return path if path.is_absolute() or path.exists() else self.base_dir / path
+        return path if path.is_absolute() or exists(path) else self.base_dir / path
 
     def resolved(self) -> TrainingConfig:
         """The same with input paths made absolute, so that it means the same from any directory."""
         directory = self.resolve(Path(self.model))
-        is_directory = self.service == "local" and directory.is_dir() and self.model != "tiny"
-        model = str(directory.resolve()) if is_directory else self.model
+        local_files = self.service == "local" and self.model != "tiny" and is_directory(directory)
+        model = str(directory.resolve()) if local_files else self.model
         return replace(self, model=model, data_dir=self.resolve(self.data_dir).absolute())
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,16 +175,11 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-def _without_home(settings: dict[str, Any]) -> dict[str, Any]:
-    home = f"{Path.home()}/"
-    return {
-        key: _without_home(value)
-        if isinstance(value, dict)
-        else f"~/{value.removeprefix(home)}"
-        if isinstance(value, str) and value.startswith(home)
-        else value
-        for key, value in settings.items()
-    }
+def _without_home(value: Any) -> Any:
+    """Settings as they are written to a run's directory: it may be shown to others, and moved to another home."""
+    if isinstance(value, dict):
+        return {key: _without_home(each) for key, each in value.items()}
+    return without_home(value) if isinstance(value, str) else value
 
 
 def _all_rules(config: TrainingConfig) -> list[tuple[tuple[str, Rule], object]]:
@@ -190,6 +187,8 @@ def _all_rules(config: TrainingConfig) -> list[tuple[tuple[str, Rule], object]]:
     return own[:2] + [(item, config.lora) for item in rules(LoraConfig).items()] + own[2:]
 
 
+# A configuration of this project has a few thousand characters, and YAML is slow to read.
+_LONGEST_FILE = 1_000_000
 _LORA_FIELDS = {rule.key: name for name, rule in rules(LoraConfig).items()}
 _TRAINING_FIELDS = {rule.key: name for name, rule in rules(TrainingConfig).items()}
 _KEYS = (*_LORA_FIELDS, *_TRAINING_FIELDS)
@@ -212,13 +211,15 @@ def load_config_from_yaml(
         ConfigError: the file or section is missing, a key is unknown or twice there, or a value is not allowed.
     """
     where = f"{path}, section {section}"
-    path = find_upwards(Path(path))
     try:
+        path = find_upwards(Path(path))
         values = _distinct(_flatten(_section(path, section)))
         if isinstance(overrides, str):
             overrides = parse_yaml(overrides) or {}
         if overrides is not None and not isinstance(overrides, Mapping):
-            raise ConfigError(f"overrides: expected dotted keys and values, received {overrides!r}; write key: value.")
+            raise ConfigError(
+                f"overrides: expected dotted keys and values, received {quoted(overrides)}; write key: value."
+            )
         values |= _distinct(_flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()}))
         directory = path.resolve().parent
         return from_values(values, directory.parent if directory.name == "configs" else directory)
@@ -248,16 +249,32 @@ def dump_config(config: TrainingConfig, section: str = "run") -> str:
 def find_upwards(path: Path) -> Path:
     """A relative path as it is found in the current directory or one above it; the path itself if it is nowhere."""
     here = Path.cwd()
-    return next((above / path for above in (here, *here.parents) if (above / path).exists()), path)
+    return next((above / path for above in (here, *here.parents) if exists(above / path)), path)
+
+
+def exists(path: Path) -> bool:
+    """Whether the path leads to something that may be looked at; unlike `Path.exists`, it never raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_directory(path: Path) -> bool:
+    """Whether the path leads to a directory; unlike `Path.is_dir`, it never raises."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _section(path: Path, section: str) -> Mapping[str, Any]:
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(f"the file cannot be read ({error.strerror}); give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError("the file is not UTF-8 text; save it as UTF-8.") from error
+    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
+        raise ConfigError("there is no such file; give the path of a YAML file.") from error
+    if len(text) > _LONGEST_FILE:
+        raise ConfigError(f"the file has more than {_LONGEST_FILE:,} characters; give the path of a YAML file.")
+    content = parse_yaml(text)
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise ConfigError("the file holds no sections; write `cloud:` and the settings indented below it.")
     if section not in content:
@@ -286,7 +303,7 @@ def _flatten(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
             flat += [(f"{key}.{leaf}", leaf_value) for leaf, leaf_value in value.items()]
         elif key in groups:
             raise ConfigError(
-                f"{key}: expected settings indented below it, received {value!r}; see configs/training.yaml."
+                f"{key}: expected settings indented below it, received {quoted(value)}; see configs/training.yaml."
             )
         else:
             flat.append((str(key), value))

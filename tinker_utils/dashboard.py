@@ -39,6 +39,7 @@ from tinker_utils.dashboard_html import STYLE, picture_html, samples_html, statu
 from tinker_utils.metrics import MetricsLog
 from tinker_utils.run_status import RunFollower, RunStatus
 from tinker_utils.rundir import RunDirectory
+from tinker_utils.sentence import one_sentence
 from tinker_utils.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         try:
             look = await asyncio.to_thread(self._look, self._controls.settings())
         except Exception as error:  # nobody awaits this task: an error would be lost with it
-            self._status.value = escape(f"The view met an error, the run is not affected: {error!r}")
+            self._status.value = escape(one_sentence(f"The view met an error, the run is not affected: {error!r}"))
             return
         with self._throttle.spending():
             self._show(look)

@@ -16,9 +16,14 @@ not know this project.
 
 from __future__ import annotations
 
+from tinker_utils.sentence import one_sentence
+
 
 class TinkerUtilsError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of every error that this project raises on purpose; its message is fit to be shown and stored anywhere."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_sentence(message))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback: the sentence is all that a notebook's user needs."""

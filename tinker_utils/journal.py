@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from tinker_utils.metrics import MetricsWriter, Record, encode_record
+from tinker_utils.metrics_log import as_float
 from tinker_utils.rundir import RunDirectory, State, write_atomically
+from tinker_utils.sentence import one_sentence
+from tinker_utils.strict_json import parse_json
 
 OnRecord = Callable[[Record], object]
 
@@ -57,7 +59,7 @@ class Journal:
             self._on_record = None
             self.record(
                 "notice", record["step"], kind="warning",
-                message=f"on_record raised {type(error).__name__} ({error}) and is not called any more.",
+                message=one_sentence(f"on_record raised {type(error).__name__} ({error}) and is not called any more."),
             )  # fmt: skip
 
     def rewind(self, size: int, step: int) -> None:
@@ -69,9 +71,8 @@ class Journal:
         self._run.truncate_metrics(size)
         self._metrics = MetricsWriter(self._run.metrics)
         if self._run.samples.exists():
-            lines = self._run.samples.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_atomically(self._run.samples, "".join(kept))
+            lines = self._run.samples.read_bytes().splitlines(keepends=True)
+            write_atomically(self._run.samples, b"".join(line for line in lines if _is_sample_until(line, step)))
 
     def sample(self, step: int, **fields: Any) -> None:
         """Append a generation to samples.jsonl."""
@@ -121,9 +122,19 @@ class Journal:
         self.close()
 
 
+def _is_sample_until(line: bytes, step: int) -> bool:
+    """Whether a line of samples.jsonl is whole and of a step up to `step`; one that cannot be read is not."""
+    try:
+        sample = parse_json(line)
+    except ValueError:
+        return False
+    taken = as_float(sample.get("step")) if isinstance(sample, dict) else None
+    return line.endswith(b"\n") and taken is not None and taken <= step
+
+
 def _sentence(record: Record) -> str:
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["timestamp"]))
-    parts = [f"{name}={_short(record[name])}" for name in _LOGGED if record.get(name) is not None]
+    parts = [f"{name}={one_sentence(_short(record[name]))}" for name in _LOGGED if record.get(name) is not None]
     return f"{moment} {record['type']:<10} {' '.join(parts)}"
 
 

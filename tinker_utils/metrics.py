@@ -24,6 +24,7 @@ from tinker_utils.metrics_log import (
     TrainSeries,
     loss_unit_of,
 )
+from tinker_utils.strict_json import parse_json
 
 __all__ = [
     "FloatArray",
@@ -147,9 +148,9 @@ class MetricsReader:
             return False
         try:
             columns = shape.columns(alike)
+            last = parse_json(alike[alike.rfind(b"\n", 0, -1) + 1 :])
         except ValueError:
             return False
-        last = json.loads(alike[alike.rfind(b"\n", 0, -1) + 1 :])
         self.log.add_train_columns(columns, last)
         for index, line in others:
             self._take(line, self._lines + 1 + index)
@@ -160,8 +161,8 @@ class MetricsReader:
         if not line.strip():
             return
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line)
+        except ValueError:
             self.log.skip(number, "is not JSON")
         else:
             self.log.add(record, number)
@@ -185,10 +186,10 @@ def read_metrics(path: Path, columns: Collection[str] = tuple(TRAIN_COLUMNS)) ->
     """
     reader = MetricsReader(path, columns)
     try:
-        if not path.exists():
-            raise MetricsError(f"{path}: there is no such metrics file; give the metrics.jsonl of a run.")
         reader.poll()
         reader.take_rest()
+    except (FileNotFoundError, ValueError) as error:  # a ValueError: a NUL, or half of a surrogate pair, in the path
+        raise MetricsError(f"{path}: there is no such metrics file; give the metrics.jsonl of a run.") from error
     except OSError as error:
         raise MetricsError(f"{path}: cannot be read ({error.strerror}); give the metrics.jsonl of a run.") from error
     log = reader.log

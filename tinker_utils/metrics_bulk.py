@@ -8,7 +8,6 @@ several times as fast. Lines of any other shape are left to `json`.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tinker_utils.metrics_log import FloatArray, Record
+from tinker_utils.strict_json import parse_json
 
 Bytes = NDArray[np.uint8]
 Positions = NDArray[np.intp]
@@ -57,8 +57,8 @@ class LineShape:
     def of(cls, line: bytes, names: Container[str]) -> LineShape | None:
         """The shape of a train line, with slots for the numbers called `names`; None for any other line."""
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line)
+        except ValueError:
             return None
         fields = line.split(b",")
         # A comma that separates nothing (in a text, in a list) would shift every later field.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 from tinker_utils.rundir import RunDirectory
+from tinker_utils.sentence import one_sentence, quoted
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -74,7 +75,9 @@ def rerun(
 def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for key, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ConfigError(f"grid[{key!r}]: expected a list of values to try, received {values!r}; write [a, b].")
+            raise ConfigError(
+                f"grid[{key!r}]: expected a list of values to try, received {quoted(values)}; write [a, b]."
+            )
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
 
@@ -107,9 +110,9 @@ def _run(
             progress_bar=False,
         )
     except PapermillExecutionError as error:
-        return Rerun(combination, directory, "failed", f"{error.ename}: {error.evalue}")
+        return Rerun(combination, directory, "failed", one_sentence(f"{error.ename}: {error.evalue}"))
     except Exception as error:  # a kernel that died, for one: the other combinations are to run all the same
-        return Rerun(combination, directory, "failed", f"{type(error).__name__}: {error}")
+        return Rerun(combination, directory, "failed", one_sentence(f"{type(error).__name__}: {error}"))
     return Rerun(combination, directory, "done")
 
 

@@ -12,8 +12,10 @@ from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import ConfigError, ResumeError, RunDirectoryError
 from tinker_utils.preparation import Preparation
 from tinker_utils.rundir import RunDirectory, State
+from tinker_utils.sentence import quoted
 
 FORMAT = 1
+_LARGEST = 2**62  # more than anything counted here can reach
 # Settings that a run can be continued with at any value: they decide when it looks, saves and ends. More epochs do
 # stretch the schedule of the learning rate; the run says so.
 _HARMLESS = frozenset(
@@ -93,13 +95,31 @@ class ResumePoint:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], periodic: Sequence[Mapping[str, Any]]) -> ResumePoint:
         """The inverse of `to_dict`, given the run's periodic checkpoints."""
-        return cls(
+        point = cls(
             state["path"],
             Progress(**state["progress"]),
             state["early_stopping"],
             Checkpoints.from_dict(state["checkpoints"], periodic),
-            int(state["metrics_bytes"]),
+            state["metrics_bytes"],
         )
+        point.check()
+        return point
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError for what no run has written: it would fail later, in the middle of training."""
+        EarlyStopping().load_state_dict(self.early_stopping)
+        counts = {**asdict(self.progress), "metrics_bytes": self.metrics_bytes}
+        for name, count in counts.items():
+            allowed = int | float if name.startswith("window_") else int
+            if not isinstance(count, allowed) or isinstance(count, bool):
+                raise TypeError(f"{name} is {quoted(count)}")
+            if not 0 <= count < _LARGEST and name != "window_nll":
+                raise ValueError(f"{name} is {quoted(count)}")
+        for checkpoint in self.checkpoints.kept:
+            if not isinstance(checkpoint.path, str) or not isinstance(checkpoint.step, int):
+                raise TypeError(f"a checkpoint is {quoted((checkpoint.step, checkpoint.path))}")
+        if not isinstance(self.path, str | None):
+            raise TypeError(f"path is {quoted(self.path)}")
 
 
 def resume_points(run: RunDirectory, state: State) -> list[ResumePoint]:
@@ -111,12 +131,14 @@ def resume_points(run: RunDirectory, state: State) -> list[ResumePoint]:
     try:
         if state["format"] != FORMAT:
             raise RunDirectoryError(
-                f"{run.state}: has the format {state['format']!r}, and this version reads {FORMAT}; "
+                f"{run.state}: has the format {quoted(state['format'])}, and this version reads {FORMAT}; "
                 "start anew in another directory."
             )
         periodic = state["periodic_checkpoints"]
         points = [ResumePoint.from_dict(each, periodic) for each in state["resume_points"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except RunDirectoryError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunDirectoryError(
             f"{run.state}: is damaged ({type(error).__name__}: {error}); "
             "restore it, or start anew in another directory."
@@ -152,7 +174,8 @@ def differences(before: TrainingConfig, now: TrainingConfig, harmless: frozenset
 
 def stretched_schedule(state: State, preparation: Preparation) -> list[str]:
     """What to say when another number of steps moves the learning rate of the steps that are left."""
-    planned = (state.get("plan") or {}).get("total_steps")
+    plan = state.get("plan")
+    planned = plan.get("total_steps") if isinstance(plan, dict) else None
     config = preparation.config
     moves = config.lr_schedule != "constant" or config.warmup_ratio > 0
     if planned in (None, preparation.total_steps) or not moves:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,19 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from tinker_utils.errors import ConfigError
+from tinker_utils.sentence import quoted
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 UNEMBED_MODULES = ("lm_head",)
 TARGET_MODULES = ATTENTION_MODULES + MLP_MODULES + UNEMBED_MODULES
+
+# Control characters, and halves of surrogate pairs.
+_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Words that are longer resemble no setting, and comparing them takes long.
+_LONGEST_WORD = 100
+# What Linux takes; a name in it may have 255 bytes.
+_LONGEST_PATH = 4096
 
 Kind = Literal["integer", "number", "true or false", "text", "path", "list of module names", "service"]
 
@@ -46,7 +56,7 @@ class Rule:
         checked = _CONVERTERS[self.kind](value)
         if checked is None or not self._in_range(checked):
             # What stands in the place of an address may be a key or hold a password, and must not be shown.
-            received = "something else" if self.kind == "service" else repr(value)
+            received = "something else" if self.kind == "service" else quoted(value)
             raise ConfigError(f"{self.key}: expected {self.expected}, received {received}; {self.help}")
         return checked
 
@@ -92,11 +102,21 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _text(value: object) -> str | None:
+    """Text that can be stored in any file and shown on any terminal."""
+    return value if isinstance(value, str) and value.strip() and not _UNUSABLE.search(value) else None
+
+
 def _path(value: object) -> Path | None:
-    """A path, with `~` for the home directory; the system allows no NUL in one."""
-    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+    """A path, with `~` for the home directory; None for one that no system has, or whose `~user` is nobody."""
+    if not isinstance(value, str | Path) or _text(str(value)) is None:
         return None
-    return Path(value).expanduser()
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        return None
+    fits = len(os.fsencode(path)) < _LONGEST_PATH and all(len(os.fsencode(part)) < 256 for part in path.parts)
+    return path if fits else None
 
 
 def _modules(value: object) -> tuple[str, ...] | None:
@@ -105,13 +125,14 @@ def _modules(value: object) -> tuple[str, ...] | None:
     for name in value:
         if name not in TARGET_MODULES:
             raise ConfigError(
-                f"lora.target_modules: {name!r} is no module this project knows{did_you_mean(name, TARGET_MODULES)}."
+                f"lora.target_modules: {quoted(name)} is no module this project knows"
+                f"{did_you_mean(name, TARGET_MODULES)}."
             )
     return tuple(dict.fromkeys(value))
 
 
 def _service(value: object) -> str | None:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.isprintable() or " " in value:
         return None
     if value in ("tinker", "local"):
         return value
@@ -129,7 +150,7 @@ _CONVERTERS: dict[Kind, Callable[[object], object | None]] = {
     "integer": _integer,
     "number": _number,
     "true or false": lambda value: value if isinstance(value, bool) else None,
-    "text": lambda value: value if isinstance(value, str) and value.strip() else None,
+    "text": _text,
     "path": _path,
     "list of module names": _modules,
     "service": _service,
@@ -152,6 +173,7 @@ class Checked:
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """` (did you mean X?)` where a known name is close to `word`, else nothing."""
     by_leaf = {name.rpartition(".")[2]: name for name in known}
+    word = word[:_LONGEST_WORD]
     close = difflib.get_close_matches(word, known, n=1) or [
         by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), n=1)
     ]

@@ -5,7 +5,6 @@ It reads what the loop writes and nothing else, so the run may train in this pro
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from tinker_utils.errors import RunDirectoryError
 from tinker_utils.metrics import MetricsLog, MetricsReader, Record
 from tinker_utils.metrics_log import as_float
 from tinker_utils.rundir import RunDirectory, State
+from tinker_utils.sentence import one_sentence
+from tinker_utils.strict_json import parse_json
 
 ENDINGS = {
     "completed": "Completed",
@@ -34,6 +35,7 @@ _PAUSE = 20
 # Seconds without a word after which a training process may be dead.
 _SILENCE = 120
 _LATEST_SAMPLES = 3
+_LARGEST = 2**53  # counts beyond it are no counts
 _SAMPLES_TAIL = 1 << 17
 
 
@@ -121,7 +123,7 @@ class RunFollower:
         step = _whole(train.get("step")) or _whole(progress.get("step"))
         total = _whole(plan.get("total_steps"))
         # Metrics without run.json come from another tool, or from an older version: nobody adds to them.
-        ended = state.get("status") in ENDINGS if self._state else self._has_metrics
+        ended = str(state.get("status")) in ENDINGS if self._state else self._has_metrics
         return RunStatus(
             name=self.run.path.resolve().name,
             sentence=self._problem or self._sentence(time.time() if now is None else now),
@@ -166,7 +168,8 @@ class RunFollower:
     def _sentence(self, now: float) -> str:
         if self._state is None:
             return _ONLY_METRICS if self._has_metrics else _NOT_BEGUN
-        if (status := self._state.get("status")) in ENDINGS:
+        status = str(self._state.get("status"))
+        if status in ENDINGS:
             return _sentence(ENDINGS[status], self._state.get("reason"))
         activity = _mapping(self._state, "activity")
         doing = activity.get("state")
@@ -185,8 +188,9 @@ class RunFollower:
 
     def _seconds_left(self, step: int | None, total: int | None) -> float | None:
         """Seconds until the last planned step, at the speed of the latest records; pauses do not count."""
-        gaps = np.diff(self.log.train.last("timestamp", _RECENT))
-        steps = np.diff(self.log.train.last("step", _RECENT))
+        moments, done = (self.log.train.last(name, _RECENT) for name in ("timestamp", "step"))
+        known = (np.abs(moments) < _LARGEST) & (np.abs(done) < _LARGEST)
+        gaps, steps = np.diff(moments[known]), np.diff(done[known])
         usable = (steps > 0) & (gaps >= 0)
         if step is None or total is None or not usable.any():
             return None
@@ -195,12 +199,15 @@ class RunFollower:
 
 
 def _sentence(beginning: str, rest: object) -> str:
-    text = f"{beginning}: {rest}" if beginning and rest else beginning or str(rest)
+    text = one_sentence(f"{beginning}: {rest}" if beginning and rest else beginning or str(rest))
     return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
 
 
 def _clock(moment: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(moment))
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(moment))
+    except (ValueError, OverflowError, OSError):  # no time that a calendar has
+        return "some time"
 
 
 def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -210,7 +217,7 @@ def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _whole(value: object) -> int | None:
     number = as_float(value)
-    return None if number is None or not np.isfinite(number) else int(number)
+    return int(number) if number is not None and abs(number) < _LARGEST else None
 
 
 def _latest_samples(path: Path) -> list[Record]:
@@ -224,8 +231,8 @@ def _latest_samples(path: Path) -> list[Record]:
     samples: list[Record] = []
     for line in reversed(lines):
         try:
-            sample = json.loads(line)
-        except (ValueError, RecursionError):
+            sample = parse_json(line)
+        except ValueError:
             continue
         if not isinstance(sample, dict) or (samples and sample.get("step") != samples[0].get("step")):
             break

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_utils.errors import RunDirectoryError
+from tinker_utils.strict_json import parse_json
 
 State = dict[str, Any]
 
@@ -101,10 +102,10 @@ class RunDirectory:
             RunDirectoryError: the file is there but is not a JSON object.
         """
         try:
-            state = json.loads(self.state.read_text(encoding="utf-8"))
+            state = parse_json(self.state.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise RunDirectoryError(
                 f"{self.state}: cannot be read ({type(error).__name__}); "
                 "restore it, or start anew in another directory."

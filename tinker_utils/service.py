@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _PROBE_SECONDS = 10
 # What the SDK adds to a failure's message for its own developers.
 _SDK_DETAIL = re.compile(r" for self\.request_id=.*$")
-_KEY_LIKE = re.compile(r"tml-[A-Za-z0-9_\-]{8,}|eyJ[A-Za-z0-9_\-.]{16,}")
 _TINY = "tiny"
 
 
@@ -287,7 +286,7 @@ def _service_errors(doing: str) -> Iterator[None]:
 
 
 def service_error(doing: str, error: BaseException) -> ServiceError:
-    """A `ServiceError` for what the SDK raised: one sentence, without anything that looks like a key."""
+    """A `ServiceError` for what the SDK raised: one sentence."""
     advice = "look at the service's status and try again; a run resumes where it was"
     if "api_key" in str(error).lower() or type(error).__name__ in ("AuthenticationError", "PermissionDeniedError"):
         advice = "set TINKER_API_KEY to a valid key, or use service: local, which needs none"
@@ -296,7 +295,4 @@ def service_error(doing: str, error: BaseException) -> ServiceError:
 
 def _first_line(error: BaseException) -> str:
     line = next(iter(str(error).strip().splitlines()), "no further word")
-    key = os.environ.get("TINKER_API_KEY")
-    if key:
-        line = line.replace(key, "[key]")
-    return _KEY_LIKE.sub("[key]", _SDK_DETAIL.sub("", line))[:300].rstrip(".")
+    return _SDK_DETAIL.sub("", line)[:300].rstrip(".")

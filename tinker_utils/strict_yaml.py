@@ -8,6 +8,10 @@ from typing import Any
 import yaml
 
 from tinker_utils.errors import ConfigError
+from tinker_utils.sentence import quoted
+
+# With the content of each alias counted where it stands: a few nested aliases can mean billions of values.
+_MOST_VALUES = 100_000
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -23,7 +27,7 @@ class StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str | int | float | bool | None):
-                raise ConfigError(f"line {line}: a key must be plain text, received {key!r}; write `key: value`.")
+                raise ConfigError(f"line {line}: a key must be plain text, received {quoted(key)}; write `key: value`.")
             if key in mapping:
                 raise ConfigError(f"line {line}: {key} stands there twice; keep one of the two.")
             mapping[key] = self.construct_object(value_node, deep=True)
@@ -32,6 +36,23 @@ class StrictLoader(yaml.SafeLoader):
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
         """An integer, always in base ten."""
         return int(self.construct_scalar(node))
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document's root, unless its aliases make it too large or lead back to themselves."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None and _values(root, {}) > _MOST_VALUES:
+            raise ConfigError(f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant.")
+        return root
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for; those that are `known`, by identity, are not counted anew."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # what an alias to a node finds within that node itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for each in inner for part in (each if isinstance(each, tuple) else (each,)))
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 StrictLoader.yaml_implicit_resolvers = {}
@@ -46,6 +67,13 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
     StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+# What YAML 1.2's core does not have (dates, sets, binary data …) is refused like any unknown tag.
+_CORE = ("null", "bool", "int", "float", "str", "seq", "map")
+StrictLoader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _CORE
+}
 StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_decimal)
 StrictLoader.add_constructor("tag:yaml.org,2002:map", StrictLoader.construct_mapping)
 
@@ -65,5 +93,5 @@ def parse_yaml(text: str) -> Any:
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise ConfigError(f"{line}this is not valid YAML ({problem}); correct the file.") from error
-    except (RecursionError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (RecursionError, ValueError, LookupError, TypeError, OverflowError, AttributeError) as error:
         raise ConfigError(f"this is not valid YAML ({type(error).__name__}); correct the file.") from error

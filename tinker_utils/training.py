@@ -25,6 +25,7 @@ from tinker_utils.resuming import (
     stretched_schedule,
 )
 from tinker_utils.rundir import RunDirectory, State, write_atomically
+from tinker_utils.sentence import one_sentence
 from tinker_utils.service import Service, connect
 
 
@@ -165,7 +166,7 @@ async def _train(
         raise
     except Exception as error:
         known = isinstance(error, TinkerUtilsError)
-        journal.abandon("failed", str(error) if known else f"{type(error).__name__}: {error}")
+        journal.abandon("failed", str(error) if known else one_sentence(f"{type(error).__name__}: {error}"))
         raise
     finally:
         run.clear_requests()

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from tinker_utils.errors import MetricsError
 from tinker_utils.metrics import MetricsLog, read_metrics
+from tinker_utils.sentence import one_sentence
 
 _DEFAULT_METRICS = Path("models/adapters/tinker/metrics.jsonl")
 _PICTURE = "training_curves.png"
@@ -105,7 +106,7 @@ def _report_unused(path: Path, log: MetricsLog) -> None:
 
 
 def _fail(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
+    print(one_sentence(sentence), file=sys.stderr)
     return 2
 
 
