@@ -85,11 +85,12 @@ def test_what_was_cut_when_it_was_counted():
     ("changes", "data", "words"),
     [
         ({"lora": LoraConfig(rank=64)}, {}, "Rank 64 has room to memorize 10 examples"),
-        ({"service": "tinker"}, {}, "The hosted service honours neither alpha (32) nor dropout (0.05)"),
-        ({"service": "https://example.org"}, {}, "https://example.org honours neither"),
+        ({"service": "tinker"}, {}, "lora.alpha = 32 and lora.dropout = 0.05 are sent as metadata only"),
+        ({"service": "https://example.org"}, {}, "a server other than the embedded one may use its own values"),
         ({}, {"valid": None}, "There is no valid.jsonl"),
         ({"eval_interval_steps": 0, "eval_at_epoch_end": False}, {}, "No evaluation is due"),
         ({"early_stopping_patience": 0}, {}, "Early stopping is off"),
+        ({"service": "https://example.org", "budget_usd": 1.0}, {}, "training.budget_usd cannot be kept"),
         ({"service": "tinker", "budget_usd": 0.0001}, {}, "All epochs would cost $0.00; the run stops"),
     ],
 )

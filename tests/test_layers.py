@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(["rundir", "checkpoints", "run_status", "throttle", "forecast"], PURE),
     **dict.fromkeys(["table", "inspection"], PURE),
     **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
-    **dict.fromkeys(["evaluations"], PURE),
+    **dict.fromkeys(["evaluations", "remarks"], PURE),
     **dict.fromkeys(["local", "model", "service", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
     **dict.fromkeys(["export", "evaluation_samples", "rerun", "study"], LOOP),

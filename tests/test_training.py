@@ -117,7 +117,8 @@ async def test_an_evaluation_says_how_far_it_is_from_the_best_and_how_sure_that_
             differences = kept[record["step"]] - kept[best["step"]]
             assert record["val_diff_best"] == pytest.approx(differences.sum() / tokens.sum())
             residuals = differences - differences.sum() / tokens.sum() * tokens
-            error = math.sqrt(VALID / (VALID - 1) * (residuals**2).sum()) / tokens.sum()
+            m = len(tokens)
+            error = math.sqrt(m / (m - 1) * (residuals**2).sum()) / tokens.sum()
             assert record["val_diff_best_stderr"] == pytest.approx(error)
             best, compared = record, compared + 1
     assert compared, "no evaluation improved on the first: the test shows nothing"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tinker_utils.config import TrainingConfig
 from tinker_utils.cost import prices_for, token_cost
+from tinker_utils.remarks import about_evaluation, about_lengths, about_money, about_service
 from tinker_utils.rendering import RenderedSet
 from tinker_utils.schedule import warmup_steps
 
@@ -90,10 +91,11 @@ def forecast(config: TrainingConfig, data: DataLengths) -> Forecast:
     prices = prices_for(config.service, config.model)
     cost = token_cost(tokens, prices.train) + token_cost(evaluated, prices.evaluate) if prices else None
     warnings = (
-        *_about_settings(config, data),
-        *_about_evaluation(config, data, evaluations),
+        *_about_rank(config, data),
+        *about_service(config),
+        *about_evaluation(config, data.valid is not None, evaluations),
         *_about_data(config, data),
-        *_about_money(config, cost),
+        *about_money(config, cost),
     )
     warm = warmup_steps(steps, config.warmup_ratio)
     return Forecast(len(data.train), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
@@ -107,39 +109,20 @@ def _evaluations(config: TrainingConfig, per_epoch: int) -> int:
     return at_interval + at_ends
 
 
-def _about_settings(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
-    rank, alpha, dropout = config.lora.rank, config.lora.alpha, config.lora.dropout
+def _about_rank(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
+    rank = config.lora.rank
     if rank > _AMPLE_RANK and len(data.train) < _SMALL_DATA:
         yield f"Rank {rank} has room to memorize {len(data.train):,} examples; 16 is enough for most tasks."
-    if config.service != "local":
-        service = "The hosted service" if config.service == "tinker" else config.service
-        yield f"{service} honours neither alpha ({alpha}) nor dropout ({dropout:g}): it uses its own."
-
-
-def _about_evaluation(config: TrainingConfig, data: DataLengths, evaluations: int) -> Iterator[str]:
-    if data.valid is None:
-        yield "There is no valid.jsonl: nothing is evaluated, and nothing can stop the run early."
-    elif not evaluations:
-        yield "No evaluation is due before the run ends, so overfitting goes unseen."
-    elif not config.early_stopping_patience:
-        yield "Early stopping is off: a run that overfits goes on, and is paid for, to its end."
 
 
 def _about_data(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
-    limit, examples = config.max_seq_length, len(data.train)
+    limit, estimated = config.max_seq_length, data.cut_at is None
     if data.cut_at is not None and limit > data.cut_at:
         if data.cut:
             yield f"{data.cut:,} longer examples are counted as {data.cut_at:,} tokens: prepare anew to count them."
         return
     cut = data.cut if limit == data.cut_at else int(np.count_nonzero(data.train >= limit))
-    if cut:
-        about = "About " if data.cut_at is None else ""
-        yield f"{about}{cut:,} of {examples:,} examples are longer than {limit:,} tokens, and are cut."
-
-
-def _about_money(config: TrainingConfig, cost: float | None) -> Iterator[str]:
-    if config.budget_usd is not None and cost is not None and cost > config.budget_usd:
-        yield f"All epochs would cost ${cost:.2f}; the run stops before it passes ${config.budget_usd:.2f}."
+    yield from about_lengths(cut, len(data.train), limit, estimated)
 
 
 def _lengths(rendered: RenderedSet) -> NDArray[np.int64]:

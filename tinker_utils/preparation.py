@@ -12,9 +12,10 @@ from tinker_utils.chat import Conversation, read_conversations
 from tinker_utils.config import TrainingConfig
 from tinker_utils.cost import Prices, prices_for, token_cost
 from tinker_utils.errors import DataError
+from tinker_utils.remarks import about_evaluation, about_money, about_service
 from tinker_utils.rendering import RenderedSet, Tokenizer, render
 from tinker_utils.schedule import learning_rate, warmup_steps
-from tinker_utils.service import load_tokenizer, unsupported_settings
+from tinker_utils.service import load_tokenizer
 
 TRAIN_FILE, VALID_FILE = "train.jsonl", "valid.jsonl"
 
@@ -87,21 +88,11 @@ class Preparation:
     @property
     def warnings(self) -> list[str]:
         """What a person should know before the run starts, one sentence each."""
-        sentences = unsupported_settings(self.config)
-        if self.valid is None:
-            sentences.append(f"There is no {VALID_FILE}: nothing is evaluated, and nothing can stop the run early.")
-        elif not self.evaluations:
-            sentences.append("No evaluation is due before the run ends: lower training.eval_interval_steps.")
-        elif not self.config.early_stopping_patience:
-            sentences.append(
-                "Early stopping is off (training.early_stopping_patience is 0): overfitting will not end the run."
-            )
-        budget, cost = self.config.budget_usd, self.expected_cost_usd
-        if budget is not None and cost is None:
-            sentences.append("training.budget_usd cannot be kept: no price of this model on this service is known.")
-        elif budget is not None and cost is not None and cost > budget:
-            sentences.append(f"All epochs would cost ${cost:.2f}; the run stops before it passes ${budget:.2f}.")
-        return sentences
+        return [
+            *about_service(self.config),
+            *about_evaluation(self.config, self.valid is not None, self.evaluations),
+            *about_money(self.config, self.expected_cost_usd),
+        ]
 
     def summary(self) -> str:
         """What will be trained, for how many steps and at most how many dollars, as a few lines of text."""

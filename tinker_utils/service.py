@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from tinker_utils.config import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.model import Model, complete
-from tinker_utils.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
 
 if TYPE_CHECKING:
     import tinker
@@ -237,27 +236,6 @@ def load_tokenizer(config: TrainingConfig) -> Any:
     if not getattr(tokenizer, "chat_template", None):
         raise ServiceError(f"model: {config.model} has no chat template; choose an instruction-tuned model.")
     return tokenizer
-
-
-def unsupported_settings(config: TrainingConfig) -> list[str]:
-    """What the service will not honour, one sentence each, to be said before a run starts."""
-    if config.service == "local":
-        return []
-    hosted = config.service == "tinker"
-    lora, service = config.lora, "the hosted service" if hosted else "a server other than the embedded one"
-    sentences = [
-        f"lora.alpha = {lora.alpha} and lora.dropout = {lora.dropout:g} are sent as metadata only: the protocol has no "
-        f"place for them, and {service} {'uses' if hosted else 'may use'} its own values."
-    ]
-    groups = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
-    for name, modules in groups.items():
-        chosen = set(lora.target_modules) & set(modules)
-        if chosen and chosen != set(modules):
-            sentences.append(
-                f"lora.target_modules names {', '.join(sorted(chosen))} of the {name}'s modules: "
-                f"{service} {'trains' if hosted else 'may train'} all of them or none, so all will be trained."
-            )
-    return sentences
 
 
 def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
