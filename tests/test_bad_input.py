@@ -12,10 +12,10 @@ from tinker_utils.chat import read_conversations
 from tinker_utils.config import TrainingConfig, load_config_from_yaml
 from tinker_utils.dashboard_html import samples_html, status_html
 from tinker_utils.errors import ConfigError, DataError, MetricsError, RunDirectoryError, TinkerUtilsError
-from tinker_utils.journal import Journal
 from tinker_utils.metrics import MetricsReader, read_metrics
 from tinker_utils.result import TrainingResult
 from tinker_utils.resuming import ResumePoint, resume_points
+from tinker_utils.rewinding import rewind_samples
 from tinker_utils.run_status import RunFollower
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.strict_json import parse_json
@@ -204,8 +204,6 @@ def point(**changes: object) -> dict[str, object]:
         {"format": 2},
         {"format": 1},
         {"format": 1, "periodic_checkpoints": [], "resume_points": 5},
-        {"format": 1, "periodic_checkpoints": [], "resume_points": [point(metrics_bytes=float("inf"))]},
-        {"format": 1, "periodic_checkpoints": [], "resume_points": [point(metrics_bytes=-5)]},
         {"format": 1, "periodic_checkpoints": [], "resume_points": [point(path=["x"])]},
         {"format": 1, "periodic_checkpoints": [], "resume_points": [point(checkpoints=[])]},
         {"format": 1, "periodic_checkpoints": [], "resume_points": [point(early_stopping={"anchor": "x"})]},
@@ -226,10 +224,10 @@ def test_a_state_that_no_run_wrote_cannot_be_resumed(tmp_path, state):
         TrainingResult.from_state(RunDirectory(tmp_path), state)
 
 
-def test_lines_of_samples_that_cannot_be_read_are_left_out_when_a_run_goes_back(tmp_path):
-    run = RunDirectory(tmp_path)
-    good = b'{"step": 1, "prompt": "x"}\n'
-    run.samples.write_bytes(good + b"\xff\n[]\n{}\n" + b'{"step": "1"}\n' + b'{"step": 2}\n' + b'{"step": 1}')
-    with Journal(run, {}) as journal:
-        journal.rewind(0, 1)
-    assert run.samples.read_bytes() == good
+def test_lines_of_samples_that_cannot_be_read_do_not_stop_a_run_from_going_back(tmp_path):
+    samples = tmp_path / "samples.jsonl"
+    good = '{"step": 1, "completion": "a\u2028b"}\n'.encode()
+    foreign = b"\xff\n[]\n{}\n" + b'{"step": "1"}\n'
+    samples.write_bytes(good + foreign + b'{"step": 2}\n' + b'{"step": 1}')
+    rewind_samples(samples, 1)
+    assert samples.read_bytes() == good + foreign

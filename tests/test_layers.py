@@ -18,7 +18,7 @@ LAYERS = {
     **dict.fromkeys(["sentence", "errors", "rules", "strict_yaml", "strict_json", "config", "chat"], PURE),
     **dict.fromkeys(["rendering", "batching", "loss"], PURE),
     **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
-    **dict.fromkeys(["rundir", "checkpoints", "run_status", "throttle", "forecast"], PURE),
+    **dict.fromkeys(["rundir", "rewinding", "checkpoints", "run_status", "throttle", "forecast"], PURE),
     **dict.fromkeys(["table", "inspection"], PURE),
     **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
     **dict.fromkeys(["evaluations", "remarks"], PURE),

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tinker_utils.metrics import MetricsWriter
+from tinker_utils.rewinding import rewind_metrics
 from tinker_utils.run_status import RunFollower
 from tinker_utils.rundir import RunDirectory
 
@@ -184,7 +185,7 @@ class TestFollowing:
         follower = RunFollower(run)
         follower.poll()
         assert follower.evaluations == 1
-        run.truncate_metrics(0)
+        rewind_metrics(run.metrics, None, 0)
         follower.poll()
         assert follower.evaluations == 0
         assert follower.status().step is None

@@ -85,12 +85,6 @@ def test_starting_anew_loses_nothing(run):
     assert [(previous / n / "metrics.jsonl").read_text() for n in ("1", "2")] == ["first", "second"]
 
 
-def test_metrics_are_cut_back_to_a_resume_point(run):
-    run.metrics.write_text("one\ntwo\nthree\n")
-    run.truncate_metrics(8)
-    assert run.metrics.read_text() == "one\ntwo\n"
-
-
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
     target = tmp_path / "file.json"
     write_atomically(target, json.dumps(1))
@@ -98,3 +92,41 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
         write_atomically(target, "\ud800")
     assert target.read_text() == "1"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_move_aside_that_was_cut_off_is_brought_to_its_end(run):
+    run.write_state({"status": "completed"})
+    run.metrics.write_text("first")
+    moving = run.path / "previous" / "moving"
+    moving.mkdir(parents=True)
+    run.state.rename(moving / "run.json")  # killed here
+    assert run.archive() == run.path / "previous" / "1"
+    assert sorted(file.name for file in (run.path / "previous" / "1").iterdir()) == ["metrics.jsonl", "run.json"]
+    assert run.archive() is None
+
+
+def test_what_a_killed_write_left_is_cleared_by_the_next_holder(run):
+    (run.path / ".run.json.123.456").write_text("{")
+    (run.path / ".adapter.x1").mkdir()
+    with run.lock():
+        assert sorted(file.name for file in run.path.iterdir()) == [".adapter.x1", ".lock"]
+
+
+def test_a_directory_that_was_moved_away_is_not_written_to_at_its_old_place(run):
+    elsewhere = run.path.with_name("elsewhere")
+    with run.lock():
+        run.write_state({"status": "running"})
+        run.path.rename(elsewhere)
+        with pytest.raises(RunDirectoryError, match="moved or removed while the run was at work"):
+            run.write_state({"status": "running"})
+        run.create()
+        with RunDirectory(run.path).lock(), pytest.raises(RunDirectoryError, match="moved or removed"):
+            run.write_state({"status": "running"})
+    assert not run.state.exists()
+
+
+def test_a_disk_that_is_full_is_one_sentence(run):
+    big = RunDirectory("/dev/full")
+    with pytest.raises(RunDirectoryError, match="cannot be") as refused, big.lock():
+        pass
+    assert "\n" not in str(refused.value)

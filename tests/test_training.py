@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import VALID, adapter_bytes, history, records
+from small_runs import adapter_bytes, history, records
 
 from tinker_utils.config import LoraConfig, TrainingConfig
 from tinker_utils.cost import Prices

@@ -174,11 +174,11 @@ class Bookkeeper:
             deepcopy(self.progress),
             self.stopper.state_dict(),
             deepcopy(self._checkpoints),
-            self._journal.metrics_size(),
         )
         kept = {each.path for each in self._checkpoints.kept}
         self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
         periodic = [asdict(each) for each in self._checkpoints.periodic]
+        self._journal.sync()
         self.publish(resume_points=[each.to_dict() for each in self._points], periodic_checkpoints=periodic)
         # Only now: until then run.json names points that may need the others.
         self._past.keep_only({step for each in self._points for step in each.compared_steps})

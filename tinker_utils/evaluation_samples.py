@@ -39,8 +39,8 @@ class EvaluationSamples:
                 message = str(service_error("sampling", error))
                 self._journal.record("notice", step, kind="warning", message=message)
             elif last_step is None or step <= last_step:
-                for sample in as_samples(self._preparation.sampled, submitted.result(), self._preparation.tokenizer):
-                    self._journal.sample(step, **asdict(sample))
+                samples = as_samples(self._preparation.sampled, submitted.result(), self._preparation.tokenizer)
+                self._journal.samples(step, map(asdict, samples))
 
     async def drain(self, last_step: int | None, timeout_s: float) -> None:
         """Wait a little for what is still on its way, and write it."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.loss import PooledLoss, paired_difference, pool
-from tinker_utils.rundir import write_atomically
+from tinker_utils.rundir import write_atomically, writing
 
 _SUFFIX = ".f64"
 _DTYPE = np.dtype("<f8")
@@ -62,7 +62,8 @@ class PastEvaluations:
             self._file(step).unlink(missing_ok=True)
         else:
             self._read[step] = values = np.array(evaluation.totals, dtype=_DTYPE)
-            self._directory.mkdir(exist_ok=True)
+            with writing(self._directory):
+                self._directory.mkdir(exist_ok=True)
             write_atomically(self._file(step), values.tobytes())
 
     def error_against(self, step: int | None, evaluation: Evaluation) -> float | None:
@@ -80,9 +81,10 @@ class PastEvaluations:
         self._read = {step: values for step, values in self._read.items() if step in steps}
         needed = {self._file(step).name for step in steps if step is not None}
         if self._directory.exists():
-            for file in self._directory.glob(f"step-*{_SUFFIX}"):
-                if file.name not in needed:
-                    file.unlink(missing_ok=True)
+            with writing(self._directory):
+                for file in self._directory.glob(f"step-*{_SUFFIX}"):
+                    if file.name not in needed:
+                        file.unlink(missing_ok=True)
 
     def _file(self, step: int) -> Path:
         return self._directory / f"step-{step:06d}{_SUFFIX}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
+from tinker_utils.errors import RunDirectoryError
 from tinker_utils.metrics import MetricsWriter, Record, encode_record
-from tinker_utils.metrics_log import as_float
-from tinker_utils.rundir import RunDirectory, State, write_atomically
+from tinker_utils.rewinding import mend_last_line, rewind_metrics, rewind_samples
+from tinker_utils.rundir import RunDirectory, State, writing
 from tinker_utils.sentence import one_sentence
-from tinker_utils.strict_json import parse_json
 
 OnRecord = Callable[[Record], object]
 
@@ -31,6 +31,8 @@ class Journal:
         state: run.json as the run starts with it.
         on_record: called with each record after it was written. What it raises ends no run: it is noted, and the
             callback is not called again.
+
+    Every method that writes raises RunDirectoryError where the disk refuses it, or the directory is gone.
     """
 
     def __init__(self, run: RunDirectory, state: State, on_record: OnRecord | None = None) -> None:
@@ -38,16 +40,20 @@ class Journal:
         self._last_step = 0
         self._run = run
         self._on_record = on_record
-        self._metrics = MetricsWriter(run.metrics)
-        self._log: TextIO = run.log.open("a", encoding="utf-8")
+        with writing(run.path):
+            mend_last_line(run.metrics)
+            self._metrics = MetricsWriter(run.metrics)
+            self._log: TextIO = run.log.open("a", encoding="utf-8")
 
     def record(self, record_type: str, step: int, **fields: Any) -> Record:
         """Append a record of that type to metrics.jsonl, and a line to train.log."""
         record: Record = {"type": record_type, "timestamp": round(time.time(), 3), "step": step, **fields}
-        self._metrics.write(record)
-        self._last_step = step
-        self._log.write(_sentence(record) + "\n")
-        self._log.flush()
+        self._run.check_held()
+        with writing(self._run.path):
+            self._metrics.write(record)
+            self._last_step = step
+            self._log.write(_sentence(record) + "\n")
+            self._log.flush()
         if self._on_record is not None:
             self._call_back(self._on_record, record)
         return record
@@ -62,27 +68,29 @@ class Journal:
                 message=one_sentence(f"on_record raised {type(error).__name__} ({error}) and is not called any more."),
             )  # fmt: skip
 
-    def rewind(self, size: int, step: int) -> None:
-        """Cut metrics.jsonl back to its first `size` bytes, and leave out samples of later steps than `step`.
+    def rewind(self, checkpoint: str | None, step: int) -> bool:
+        """Cut metrics.jsonl and samples.jsonl back to a checkpoint and its step, or to the start where that is None.
 
-        What came later belongs to steps that are run again.
+        What came later belongs to steps that are run again. False if metrics.jsonl lacks the checkpoint's record.
         """
-        self._metrics.close()
-        self._run.truncate_metrics(size)
-        self._metrics = MetricsWriter(self._run.metrics)
-        if self._run.samples.exists():
-            lines = self._run.samples.read_bytes().splitlines(keepends=True)
-            write_atomically(self._run.samples, b"".join(line for line in lines if _is_sample_until(line, step)))
+        with writing(self._run.path):
+            self._metrics.close()
+            known = rewind_metrics(self._run.metrics, checkpoint, step)
+            self._metrics = MetricsWriter(self._run.metrics)
+            rewind_samples(self._run.samples, step)
+        return known
 
-    def sample(self, step: int, **fields: Any) -> None:
-        """Append a generation to samples.jsonl."""
-        line = encode_record({"step": step, "timestamp": round(time.time(), 3), **fields})
-        with self._run.samples.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    def samples(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Append the generations of one evaluation to samples.jsonl, in one write: a kill leaves all or none."""
+        now = round(time.time(), 3)
+        lines = "".join(encode_record({"step": step, "timestamp": now, **each}) + "\n" for each in samples)
+        with writing(self._run.samples), self._run.samples.open("ab", buffering=0) as file:
+            file.write(lines.encode("utf-8"))
 
-    def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl written so far: where to cut it if the run is resumed from here."""
-        return self._run.metrics.stat().st_size
+    def sync(self) -> None:
+        """Bring metrics.jsonl to the disk: before run.json names a checkpoint, its history must outlast a power cut."""
+        with writing(self._run.metrics):
+            self._metrics.sync()
 
     def publish(self, **changes: Any) -> None:
         """Change fields of run.json."""
@@ -105,7 +113,7 @@ class Journal:
         """`end` for a run that was broken off: at the last step recorded, and silent if the disk refuses even that."""
         progress = self.state.get("progress") or {}
         best = {name: progress.get(name) for name in ("best_step", "best_val_loss")}
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(RunDirectoryError):
             self.end(status, reason, self._last_step, **best)
 
     def close(self) -> None:
@@ -120,16 +128,6 @@ class Journal:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _is_sample_until(line: bytes, step: int) -> bool:
-    """Whether a line of samples.jsonl is whole and of a step up to `step`; one that cannot be read is not."""
-    try:
-        sample = parse_json(line)
-    except ValueError:
-        return False
-    taken = as_float(sample.get("step")) if isinstance(sample, dict) else None
-    return line.endswith(b"\n") and taken is not None and taken <= step
 
 
 def _sentence(record: Record) -> str:

@@ -68,6 +68,10 @@ class MetricsWriter:
         self._file.write(encode_record(record) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until all of it is on the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file; the writer can't be used afterwards."""
         self._file.close()

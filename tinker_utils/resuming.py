@@ -67,7 +67,6 @@ class ResumePoint:
     progress: Progress = field(default_factory=Progress)
     early_stopping: State = field(default_factory=lambda: EarlyStopping().state_dict())
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    metrics_bytes: int = 0
 
     def without_lost_best(self, kept: Checkpoints) -> ResumePoint:
         """The same without its best checkpoint, if later ones had superseded that and it was removed."""
@@ -100,7 +99,6 @@ class ResumePoint:
             Progress(**state["progress"]),
             state["early_stopping"],
             Checkpoints.from_dict(state["checkpoints"], periodic),
-            state["metrics_bytes"],
         )
         point.check()
         return point
@@ -108,8 +106,7 @@ class ResumePoint:
     def check(self) -> None:
         """Raise TypeError or ValueError for what no run has written: it would fail later, in the middle of training."""
         EarlyStopping().load_state_dict(self.early_stopping)
-        counts = {**asdict(self.progress), "metrics_bytes": self.metrics_bytes}
-        for name, count in counts.items():
+        for name, count in asdict(self.progress).items():
             allowed = int | float if name.startswith("window_") else int
             if not isinstance(count, allowed) or isinstance(count, bool):
                 raise TypeError(f"{name} is {quoted(count)}")

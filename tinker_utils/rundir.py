@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from tinker_utils.strict_json import parse_json
 State = dict[str, Any]
 
 _PREVIOUS = "previous"
+# Where a run's files are gathered before they get their number.
+_MOVING = "moving"
+# What `write_atomically` leaves behind if the process is killed in it: .NAME.PROCESS.NANOSECONDS
+_TEMPORARY = re.compile(r"\..+\.\d+\.\d+")
 
 # What `archive` moves aside when a run is started anew.
 # run.json goes first: without it there is no run to be continued from half of its files.
@@ -53,6 +58,7 @@ class RunDirectory:
         self._stop = self.path / "STOP"
         self._pause = self.path / "PAUSE"
         self._lock = self.path / ".lock"
+        self._held: int | None = None  # the lock's descriptor, while it is held
 
     def create(self) -> None:
         """Make the directory, for its owner only.
@@ -89,11 +95,38 @@ class RunDirectory:
                     f"{self.path}: {holder} is training in this run directory; wait for it, stop it, "
                     "or choose another output directory."
                 ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            with writing(self.path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                self._clear_temporaries()
+            self._held = descriptor
             yield
         finally:
+            self._held = None
             os.close(descriptor)
+
+    def check_held(self) -> None:
+        """While the lock is held: see that this is still the directory that was locked.
+
+        Raises:
+            RunDirectoryError: it was moved or removed; what is at its place now may belong to another process.
+        """
+        if self._held is None:
+            return
+        try:
+            same = os.path.samestat(os.fstat(self._held), self._lock.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise RunDirectoryError(
+                f"{self.path}: was moved or removed while the run was at work; put it back and start the run again, "
+                "and it goes on from its latest checkpoint."
+            )
+
+    def _clear_temporaries(self) -> None:
+        for path in [*self.path.iterdir(), *self.evaluations.glob(".*")]:
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def read_state(self) -> State | None:
         """run.json as a dictionary, or None when there is none.
@@ -118,28 +151,33 @@ class RunDirectory:
         return state
 
     def write_state(self, state: State) -> None:
-        """Replace run.json by `state`, so that a reader sees the old or the new one, whole, even after a crash."""
+        """Replace run.json by `state`, so that a reader sees the old or the new one, whole, even after a crash.
+
+        Raises:
+            RunDirectoryError: the disk refuses it, or the directory is not there any more.
+        """
+        self.check_held()
         write_atomically(self.state, json.dumps(state, indent=1, allow_nan=False) + "\n")
 
-    def truncate_metrics(self, size: int) -> None:
-        """Cut metrics.jsonl back to its first `size` bytes: what came later belongs to steps that are run again."""
-        if self.metrics.exists():
-            lines = self.metrics.read_bytes()[:size]
-            write_atomically(self.metrics, lines)
-
     def archive(self) -> Path | None:
-        """Move a previous run's files into `previous/N`, so that a new one starts clean and nothing is lost."""
+        """Move a previous run's files into `previous/N`, so that a new one starts clean and nothing is lost.
+
+        A move that was cut off is brought to its end first, so that a run's files stay together.
+
+        Raises:
+            RunDirectoryError: the disk refuses it.
+        """
         present = [self.path / name for name in _RUN_FILES if (self.path / name).exists()]
-        if not present:
-            return None
         previous = self.path / _PREVIOUS
-        previous.mkdir(exist_ok=True)
-        number = 1 + max((int(p.name) for p in previous.iterdir() if p.name.isdecimal()), default=0)
-        aside = previous / str(number)
-        aside.mkdir()
-        for file in present:
-            file.rename(aside / file.name)
-        return aside
+        gathered = previous / _MOVING
+        if not present and not gathered.exists():
+            return None
+        with writing(self.path):
+            gathered.mkdir(parents=True, exist_ok=True)
+            for file in present:
+                file.rename(gathered / file.name)
+            number = 1 + max((int(p.name) for p in previous.iterdir() if p.name.isdecimal()), default=0)
+            return gathered.rename(previous / str(number))
 
     def request_stop(self) -> None:
         """Ask whoever trains here to finish the step, save and end; works from any process."""
@@ -162,26 +200,53 @@ class RunDirectory:
         return self._pause.exists()
 
     def clear_requests(self) -> None:
-        """Remove the control files: at a run's start, so that an old wish does not end it, and at its end."""
-        self._stop.unlink(missing_ok=True)
-        self._pause.unlink(missing_ok=True)
+        """Remove the control files: at a run's start, so that an old wish does not end it, and at its end.
+
+        Raises:
+            RunDirectoryError: the disk refuses it.
+        """
+        with writing(self.path):
+            self._stop.unlink(missing_ok=True)
+            self._pause.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what changes files: turns a disk's refusal into one sentence.
+
+    Raises:
+        RunDirectoryError: an OSError was raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{path}: cannot be written ({error.strerror or error}); mend the disk or make room on it, "
+            "and start the run again: it goes on from its latest checkpoint."
+        ) from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file through a temporary one beside it, synced to the disk before it takes the name."""
+    """Write a file through a temporary one beside it, synced to the disk before it takes the name.
+
+    Raises:
+        RunDirectoryError: the disk refuses it; the file is then what it was.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

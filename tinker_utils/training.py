@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tinker_utils.bookkeeping import Bookkeeper
 from tinker_utils.config import TrainingConfig, dump_config
-from tinker_utils.errors import CheckpointGoneError, ConfigError, ResumeError, TinkerUtilsError
+from tinker_utils.errors import CheckpointGoneError, ConfigError, ResumeError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.evaluations import PastEvaluations
 from tinker_utils.journal import Journal, OnRecord
 from tinker_utils.loop import TrainingLoop
@@ -153,7 +154,11 @@ async def _train(
         journal.activity("starting", f"connecting to {preparation.config.service}")
         async with _open(preparation.config, run, service) as connection:
             model, point, doubts = await asyncio.to_thread(_model, connection, preparation, points)
-            journal.rewind(point.metrics_bytes, point.progress.step)
+            if not journal.rewind(point.path, point.progress.step):
+                doubts.append(
+                    f"{run.metrics} has no record of the checkpoint after step {point.progress.step}, from which the "
+                    "run goes on: what the file says of the steps before may be incomplete."
+                )
             for warning in remarks + doubts:
                 journal.record("notice", point.progress.step, kind="warning", message=warning)
             if point.path is not None:
@@ -169,7 +174,8 @@ async def _train(
         journal.abandon("failed", str(error) if known else one_sentence(f"{type(error).__name__}: {error}"))
         raise
     finally:
-        run.clear_requests()
+        with contextlib.suppress(RunDirectoryError):
+            run.clear_requests()
 
 
 @asynccontextmanager
