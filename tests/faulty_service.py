@@ -86,6 +86,17 @@ def hanging(seconds: float) -> Act:
     return act
 
 
+def paused(reason: str, state: str = "paused_capacity") -> Act:
+    """A poll that waits a moment, and is told that the queue is paused."""
+    body = {"type": "try_again", "request_id": "", "queue_state": state, "queue_state_reason": reason}
+
+    async def act(forward: Pass) -> Message:
+        await asyncio.sleep(0.1)
+        return reply(408, json.dumps(body).encode())
+
+    return act
+
+
 def rewritten(change: Callable[[bytes], bytes]) -> Act:
     """The body of a result is changed on its way; a reply without a result stays as it is."""
 
@@ -111,9 +122,14 @@ class FaultyService(Relay):
         self._away_until = time.monotonic() + seconds
         self._loop.call_soon_threadsafe(self.drop_connections)
 
+    @property
+    def away(self) -> bool:
+        """Whether an outage goes on."""
+        return time.monotonic() < self._away_until
+
     async def answer(self, request: Message) -> Message | None:
         """The reply, if no fault gets in the way."""
-        if time.monotonic() < self._away_until:
+        if self.away:
             return None
 
         async def forward() -> Message:

@@ -22,9 +22,10 @@ LAYERS = {
     **dict.fromkeys(["table", "inspection"], PURE),
     **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
     **dict.fromkeys(["evaluations", "remarks"], PURE),
-    **dict.fromkeys(["local", "model", "service", "samples"], SERVICE),
+    **dict.fromkeys(["answer_times"], PURE),
+    **dict.fromkeys(["local", "model", "service", "service_watch", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
-    **dict.fromkeys(["export", "evaluation_samples", "rerun", "study"], LOOP),
+    **dict.fromkeys(["export", "evaluation_samples", "waiting", "rerun", "study"], LOOP),
     **dict.fromkeys(["plotting", "study_plot", "notebook", "dashboard", "config_form", "visualize"], VIEW),
     **dict.fromkeys(["mask_view", "overlay"], VIEW),
 }

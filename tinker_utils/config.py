@@ -130,6 +130,15 @@ class TrainingConfig(Checked):
     budget_usd: float | None = setting(
         None, "training.budget_usd", "number", "null sets no limit.", low=0, open_low=True, optional=True
     )
+    service_timeout_s: float | None = setting(
+        3600.0,
+        "training.service_timeout_s",
+        "number",
+        "seconds without an answer after which the run ends, to be resumed; null waits for ever.",
+        low=0,
+        open_low=True,
+        optional=True,
+    )
     data_dir: Path = setting(Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.")
     output_dir: Path = setting(Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.")
     base_dir: Path = field(default=Path(), compare=False, repr=False)

@@ -8,7 +8,8 @@ TinkerUtilsError
 ├── RunDirectoryError (RuntimeError)  a run directory is locked, damaged or not writable
 ├── ResumeError (RuntimeError)        a run cannot be continued with these settings or this data
 └── ServiceError (RuntimeError)       the training service cannot be reached, or refused a request
-    └── CheckpointGoneError           the service does not have a checkpoint any more
+    ├── CheckpointGoneError           the service does not have a checkpoint any more
+    └── ServiceTimeoutError           the service gave no answer within training.service_timeout_s
 
 Every child also inherits the standard type that fits it, so `except ValueError` keeps working for callers that do
 not know this project.
@@ -60,3 +61,7 @@ class ServiceError(TinkerUtilsError, RuntimeError):
 
 class CheckpointGoneError(ServiceError):
     """The service answers, but does not have the checkpoint: it expired or was deleted."""
+
+
+class ServiceTimeoutError(ServiceError):
+    """The service gave no answer for longer than the settings allow; the run resumes from its latest checkpoint."""

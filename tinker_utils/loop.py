@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from tinker_utils.answer_times import AnswerTimes
 from tinker_utils.batching import in_batches
 from tinker_utils.bookkeeping import Bookkeeper
 from tinker_utils.evaluation_samples import EvaluationSamples
@@ -23,16 +24,14 @@ from tinker_utils.model import Model, SubmittedEvaluation, SubmittedSave, Submit
 from tinker_utils.preparation import Preparation
 from tinker_utils.result import Status, TrainingResult
 from tinker_utils.rundir import RunDirectory
-from tinker_utils.service import Service, service_error
+from tinker_utils.service import Service
+from tinker_utils.waiting import Waiting
 
 # Steps submitted ahead. The hosted service works in cycles and idles unless the next batch waits for it; the embedded
 # one is a loopback away, where one step waiting behind the one that runs is enough, and a stop takes effect sooner.
 _STEPS_AHEAD, _STEPS_AHEAD_LOCAL = 3, 2
 # Examples in one request of an evaluation: few requests, each far below the protocol's 1,024 examples.
 _EVALUATED_TOGETHER = 64
-# Seconds without an answer after which run.json says that the run waits, and after which a notice is recorded: a cycle
-# of the hosted service alone takes ten.
-_SAY_WAITING_AFTER, _NOTICE_AFTER = 4.0, 60.0
 _PAUSE_POLL_SECONDS = 0.2
 _TIDY_SECONDS = 30
 
@@ -43,6 +42,15 @@ class _Work:
 
     step: int
     request: SubmittedStep | SubmittedEvaluation | SubmittedSave
+    tokens: int = 0
+
+    @property
+    def what(self) -> str:
+        """What is waited for, in words."""
+        if isinstance(self.request, SubmittedStep):
+            return f"the answer to step {self.step}"
+        kind = "evaluation" if isinstance(self.request, SubmittedEvaluation) else "checkpoint"
+        return f"the {kind} after step {self.step}"
 
 
 class TrainingLoop:
@@ -77,6 +85,8 @@ class TrainingLoop:
         self._valid_batches = tuple(in_batches(valid.examples, _EVALUATED_TOGETHER)) if valid else ()
 
         self._samples = EvaluationSamples(preparation, journal, model)
+        self._waiting = Waiting(journal, service, self._config.service_timeout_s, self._interrupt)
+        self._answer_times = AnswerTimes()
 
         self._queue: deque[_Work] = deque()
         self._submitted = self._saved = books.progress.step
@@ -139,13 +149,12 @@ class TrainingLoop:
         """A step, and in line behind it the evaluation and the save that are due at its weights."""
         preparation, config = self._preparation, self._config
         batch, rate = preparation.plan.batch(step), preparation.learning_rate(step)
-        self._queue.append(
-            _Work(step, self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm))
-        )
+        submitted = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
+        self._queue.append(_Work(step, submitted, batch.tokens))
         self._submitted = step
         self._submitted_tokens += batch.tokens
         if preparation.evaluates(step):
-            self._queue.append(_Work(step, self._model.submit_evaluation(self._valid_batches)))
+            self._queue.append(_Work(step, self._model.submit_evaluation(self._valid_batches), self._eval_tokens))
             self._submitted_eval_tokens += self._eval_tokens
         if preparation.evaluates(step) or preparation.checkpoints(step):
             self._submit_save(step)
@@ -162,10 +171,13 @@ class TrainingLoop:
     async def _take(self, work: _Work) -> None:
         """Wait for an answer and act on it."""
         self._journal.activity(*self._doing(work))
-        began = time.monotonic()
-        await self._answered(work)
-        if not isinstance(work.request, SubmittedStep):
-            self._books.rested(time.monotonic() - began)
+        answers = [asyncio.wrap_future(future) for future in work.request.futures]
+        overdue_after = self._answer_times.overdue_after(work.tokens)
+        seconds = await self._waiting.until(answers, work.step, work.what, overdue_after)
+        if isinstance(work.request, SubmittedStep):
+            self._answer_times.took(seconds, work.tokens)
+        else:
+            self._books.rested(seconds)
         if self._last_step is not None and work.step > self._last_step:
             self._discard(work)
         elif isinstance(work.request, SubmittedStep):
@@ -182,41 +194,6 @@ class TrainingLoop:
         if isinstance(work.request, SubmittedEvaluation):
             return "evaluating", f"evaluating after step {work.step}"
         return "training", "training"
-
-    async def _answered(self, work: _Work) -> None:
-        """Wait for an answer without being cancelled, saying so when it takes long."""
-        began = time.time()
-        answers = [asyncio.wrap_future(future) for future in work.request.futures]
-        for answer in answers:
-            # One that fails behind another is no news: without this, asyncio would print it.
-            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-        waiting = set(answers)
-        noticed = False
-        while waiting:
-            try:
-                _, waiting = await asyncio.wait(
-                    waiting, timeout=_SAY_WAITING_AFTER, return_when=asyncio.FIRST_EXCEPTION
-                )
-            except asyncio.CancelledError:
-                self._interrupt()
-                continue
-            for answer in answers:
-                if answer.done() and (error := answer.exception()):
-                    raise service_error(f"step {work.step}", error) from error
-            if waiting:
-                self._service.check_alive()
-                noticed = self._say_waiting(work, began, noticed)
-        if noticed:
-            self._journal.record("notice", work.step, kind="answered", message="the service answers again")
-
-    def _say_waiting(self, work: _Work, began: float, noticed: bool) -> bool:
-        since = time.strftime("%H:%M:%S", time.localtime(began))
-        message = f"waiting since {since} for the service's answer to step {work.step}"
-        self._journal.activity("waiting", message)
-        if noticed or time.time() - began < _NOTICE_AFTER:
-            return noticed
-        self._journal.record("notice", work.step, kind="waiting", message=message)
-        return True
 
     def _trained(self, step: int, request: SubmittedStep) -> None:
         loss, figures = request.result()

@@ -32,6 +32,7 @@ _HARMLESS = frozenset(
         "training.early_stopping_significance",
         "training.samples_at_evaluation",
         "training.budget_usd",
+        "training.service_timeout_s",
         "data.dir",
         "output.dir",
     }

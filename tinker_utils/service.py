@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import shutil
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tinker_utils.config import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.model import Model, complete
+from tinker_utils.service_watch import ServiceWatch, why_unreachable
 
 if TYPE_CHECKING:
     import tinker
@@ -38,12 +38,18 @@ class Service:
     """An open connection. Its calls wait for the answer; those that train go through a `Model`."""
 
     def __init__(
-        self, client: tinker.ServiceClient, rest: tinker.RestClient, base_model: str, local: LocalService | None = None
+        self,
+        client: tinker.ServiceClient,
+        rest: tinker.RestClient,
+        base_model: str,
+        address: str,
+        local: LocalService | None = None,
     ) -> None:
         self._client = client
         self._rest = rest
         self._local = local
         self.base_model = base_model
+        self.watch = ServiceWatch(address)
 
     def new_model(self, config: TrainingConfig) -> Model:
         """A base model with a fresh adapter; alpha, dropout and modules travel as metadata, which `local` honours."""
@@ -58,7 +64,7 @@ class Service:
                 train_unembed=lora.train_unembed,
                 user_metadata=_lora_metadata(config),
             )
-            return Model(future.result())
+            return self._watched(future.result())
 
     def restored_model(self, checkpoint: str, config: TrainingConfig) -> Model:
         """The model of a checkpoint, with its optimizer."""
@@ -67,11 +73,16 @@ class Service:
                 checkpoint, user_metadata=_lora_metadata(config)
             )
             try:
-                return Model(future.result())
+                return self._watched(future.result())
             except Exception as error:
                 if self._has(checkpoint):
                     raise
                 raise CheckpointGoneError(f"The checkpoint {checkpoint} expired or was deleted.") from error
+
+    def _watched(self, client: tinker.TrainingClient) -> Model:
+        """The model, whose queue's state the watch is told of: the SDK's own observer is silent for 15 minutes."""
+        client._queue_state_logger = self.watch  # type: ignore[assignment]  # the SDK has no public place for it
+        return Model(client)
 
     def _has(self, checkpoint: str) -> bool:
         """Whether the service lists a checkpoint; an answer that does not come is raised, not taken for a no."""
@@ -183,6 +194,7 @@ def connect(config: TrainingConfig, store: Path) -> Service:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
     import tinker
+    from tinker.lib.base_url import resolve_base_url
 
     with _service_errors(f"connecting to {config.service}"):
         if config.service == "local":
@@ -192,27 +204,21 @@ def connect(config: TrainingConfig, store: Path) -> Service:
             local = start_local_service(model, store)
             client = tinker.ServiceClient(base_url=local.base_url, api_key=local.api_key)
             rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
-            return Service(client, rest, model, local)
+            return Service(client, rest, model, local.base_url, local)
         if config.service == "tinker":
             # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
-            return Service(tinker.ServiceClient(), tinker.RestClient(), config.model)
+            return Service(tinker.ServiceClient(), tinker.RestClient(), config.model, resolve_base_url())
         key = os.environ.get("TINKER_API_KEY")
         _probe(config.service)
         client = tinker.ServiceClient(base_url=config.service, api_key=key)
-        return Service(client, tinker.RestClient(base_url=config.service, api_key=key), config.model)
+        return Service(client, tinker.RestClient(base_url=config.service, api_key=key), config.model, config.service)
 
 
 def _probe(address: str) -> None:
     """Ask a server for any answer at all: the SDK would try for minutes, without a word, if it is not there."""
-    try:
-        urllib.request.urlopen(f"{address}/api/v1/healthz", timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError as refusal:
-        refusal.close()
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ServiceError(
-            f"service: {address} does not answer ({reason}); start the server, or correct the URL."
-        ) from error
+    problem = why_unreachable(address, _PROBE_SECONDS)
+    if problem is not None:
+        raise ServiceError(f"service: {address} does not answer ({problem}); start the server, or correct the URL.")
 
 
 def load_tokenizer(config: TrainingConfig) -> Any:

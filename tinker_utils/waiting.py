@@ -1,0 +1,131 @@
+"""Waits for a service's answers: says within seconds that it does, for what and since when, and gives up in time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tinker_utils.errors import ServiceTimeoutError
+from tinker_utils.journal import Journal
+from tinker_utils.service import Service, service_error
+
+# How often to look whether anything is known of trouble, and after how many seconds it is worth telling: what the SDK
+# bridges at its first attempt is no news.
+_LOOK_SECONDS = 0.5
+_TROUBLE_AFTER = 2.0
+_PROBE_EVERY = 3.0
+
+
+@dataclass
+class _Wait:
+    """A wait for one answer."""
+
+    step: int
+    what: str
+    overdue_after: float
+    began: float = field(default_factory=time.monotonic)
+    since: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
+    told: str | None = None  # what the user was told last
+
+    @property
+    def seconds(self) -> float:
+        """How long it has lasted."""
+        return time.monotonic() - self.began
+
+    def message(self, trouble: str | None) -> str:
+        """What to say while it lasts."""
+        return f"waiting since {self.since} for {self.what}" + (f": {trouble}" if trouble else "")
+
+
+class Waiting:
+    """Waits on behalf of a run, whose user is told by the activity in run.json and by notices.
+
+    Args:
+        journal: where to say it.
+        service: whose answers are waited for.
+        timeout_s: seconds without an answer after which to give up; None never does.
+        interrupted: called when the waiting task is cancelled, and may raise to let it be; otherwise the wait goes on.
+    """
+
+    def __init__(
+        self, journal: Journal, service: Service, timeout_s: float | None, interrupted: Callable[[], None]
+    ) -> None:
+        self._journal = journal
+        self._service = service
+        self._timeout_s = timeout_s
+        self._interrupted = interrupted
+
+    async def until(
+        self, answers: Sequence[asyncio.Future[object]], step: int, what: str, overdue_after: float
+    ) -> float:
+        """Wait until all answers are there; returns the seconds it took.
+
+        Args:
+            answers: what is waited for, as asyncio's futures.
+            step: the step that notices are about.
+            what: what is waited for, in words that follow "waiting for".
+            overdue_after: seconds after which that is worth telling although no trouble is known.
+
+        Raises:
+            ServiceTimeoutError: no answer came in time.
+            ServiceError: one of them is an error, or the embedded service has ended.
+        """
+        wait = _Wait(step, what, overdue_after)
+        probe = asyncio.create_task(self._probe())
+        for answer in answers:
+            # One that fails behind another is no news: without this, asyncio would print it.
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            while await self._look(wait, answers):
+                self._tell(wait)
+                self._give_up_in_time(wait)
+        finally:
+            probe.cancel()
+        if wait.told is not None:
+            message = f"the service answers again, after {wait.seconds:.0f} seconds"
+            self._journal.record("notice", step, kind="answered", message=message)
+        return wait.seconds
+
+    async def _look(self, wait: _Wait, answers: Sequence[asyncio.Future[object]]) -> bool:
+        """Wait a moment; returns whether an answer is still not there."""
+        pending = {answer for answer in answers if not answer.done()}
+        try:
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+        except asyncio.CancelledError:
+            self._interrupted()
+        for answer in answers:
+            if answer.done() and (error := answer.exception()):
+                raise service_error(wait.what, error) from error
+        if pending:
+            self._service.check_alive()
+        return bool(pending)
+
+    async def _probe(self) -> None:
+        """Ask the service now and then whether it answers at all; cancelled when the wait is over."""
+        for pause in itertools.chain([_TROUBLE_AFTER / 2], itertools.repeat(_PROBE_EVERY)):
+            await asyncio.sleep(pause)
+            await asyncio.to_thread(self._service.watch.probe)
+
+    def _tell(self, wait: _Wait) -> None:
+        """Say that the run waits, where that is news; and again when the reason has changed."""
+        trouble = self._service.watch.trouble()
+        worth_telling = wait.seconds >= (_TROUBLE_AFTER if trouble else wait.overdue_after)
+        message = wait.message(trouble)
+        if (wait.told is None and not worth_telling) or wait.told == message or (wait.told and not trouble):
+            return
+        wait.told = message
+        self._journal.activity("waiting", message)
+        self._journal.record("notice", wait.step, kind="waiting", message=message)
+
+    def _give_up_in_time(self, wait: _Wait) -> None:
+        if self._timeout_s is None or wait.seconds < max(self._timeout_s, wait.overdue_after):
+            return
+        raise ServiceTimeoutError(
+            f"{wait.message(self._service.watch.trouble())}; that is longer than training.service_timeout_s = "
+            f"{self._timeout_s:g} allows: start the run again once the service answers, and it goes on from its "
+            "latest checkpoint."
+        )
