@@ -69,8 +69,8 @@ class ServiceWatch:
 
     def trouble(self) -> str | None:
         """What keeps the service from answering, in a few words; None if nothing is known of any."""
-        refused = next((refusals for refusals in self._refusals.values() if refusals.told), None)
-        return self._queue or self._unreachable or (refused and refused.sentence(self._pause))
+        refused = (refusals.sentence(self._pause) for refusals in self._refusals.values() if refusals.told)
+        return self._queue or self._unreachable or next(refused, None)
 
     def probe(self) -> None:
         """Ask the service for any answer at all; blocks for two seconds at most."""
