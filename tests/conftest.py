@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 # Before anything imports the SDK or a hub client.
 os.environ["TINKER_TELEMETRY"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("TINKER_API_KEY", None)
 os.environ.pop("TINKER_BASE_URL", None)
+# What is rendered in tests is kept for their time only.
+os.environ["TINKER_UTILS_CACHE"] = tempfile.mkdtemp(prefix="tinker_utils-cache-")
 
 from local_service import local_service  # noqa: F401  (a fixture for every test module)
 from small_runs import config, data, key, run, service, whole  # noqa: F401  (the same)
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["TINKER_UTILS_CACHE"], ignore_errors=True)

@@ -16,6 +16,7 @@ PACKAGE = Path(tinker_utils.__file__).parent
 PURE, SERVICE, LOOP, VIEW = range(4)
 LAYERS = {
     **dict.fromkeys(["sentence", "errors", "rules", "strict_yaml", "strict_json", "config", "chat"], PURE),
+    **dict.fromkeys(["chat_index", "token_cache", "rendered_file", "example_set"], PURE),
     **dict.fromkeys(["rendering", "batching", "loss"], PURE),
     **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
     **dict.fromkeys(["rundir", "rewinding", "checkpoints", "run_status", "throttle", "forecast"], PURE),

@@ -498,3 +498,34 @@ def test_stopping_state_in_run_json_matches_the_evaluations(whole):
     for record in records(run, "val"):
         replayed.update(record["val_loss"], record["step"])
     assert point["early_stopping"] == replayed.state_dict()
+
+
+def test_data_that_are_rendered_while_they_are_trained_on_give_the_same_run(
+    whole, config, service, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tinker_utils.preparation._RENDERED_AT_ONCE", 0)
+    run = RunDirectory(tmp_path / "run")
+    fit_blocking(config, run.path, service=service)
+    assert history(run) == history(whole.run)
+
+
+def test_a_batch_that_has_lost_all_its_answers_is_passed_over(config, service, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinker_utils.preparation._RENDERED_AT_ONCE", 0)
+    lengths = prepare(config).train.lengths() + 1
+    answers = {"messages": [{"role": "user", "content": "long " * 300}, {"role": "assistant", "content": "x"}]}
+    data = tmp_path / "data"
+    shutil.copytree(config.data_dir, data)
+    lines = (data / "train.jsonl").read_text().splitlines()[:3]
+    (data / "train.jsonl").write_text("\n".join([*lines, *[json.dumps(answers)] * 4]))
+    config = dataclasses.replace(
+        config, data_dir=data, batch_size=1, epochs=1, max_seq_length=int(lengths.max()), log_interval_steps=1
+    )
+    preparation = prepare(config)
+    run = RunDirectory(tmp_path / "run")
+    result = fit_blocking(config, run.path, service=service)
+    assert (result.status, result.steps) == ("completed", 7)
+    trained = [record["step"] for record in records(run, "train")]
+    assert trained == [step for step in range(1, 8) if preparation.plan.batch(step).data]
+    assert len(trained) == 3
+    assert preparation.train.exact
+    assert (preparation.train.skipped, result.tokens) == (4, preparation.train.tokens)

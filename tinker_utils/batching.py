@@ -36,15 +36,15 @@ class Batch:
         return [example.weights / np.float32(self.completion_tokens) for example in self.data]
 
 
-@lru_cache(maxsize=4)
-def epoch_order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+@lru_cache(maxsize=2)
+def epoch_order(examples: int, seed: int, epoch: int) -> NDArray[np.int32]:
     """The order of the examples in an epoch (the first is 1): a permutation of 0…examples - 1 fixed by seed and epoch.
 
     It sorts the raw output of PCG64, which NumPy promises not to change, rather than call `Generator.permutation`,
     about which it promises nothing: a run that is resumed after an upgrade still sees the batches that were left.
     """
     keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(examples)
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(keys, kind="stable").astype(np.int32)
     order.setflags(write=False)
     return order
 
@@ -53,10 +53,11 @@ def epoch_order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class BatchPlan:
     """All batches of a run, by step number, so that a resumed run picks up exactly where it was.
 
-    The last batch of an epoch may be smaller; it is trained on too.
+    The last batch of an epoch may be smaller; it is trained on too. An example that is None has no completion token:
+    it has a place in the order, and is left out of its batch.
     """
 
-    examples: Sequence[Example]
+    examples: Sequence[Example | None]
     batch_size: int
     seed: int
     epochs: int
@@ -79,7 +80,7 @@ class BatchPlan:
         """Whether step `step` is the last of its epoch."""
         return step % self.steps_per_epoch == 0
 
-    def indices(self, step: int) -> NDArray[np.int64]:
+    def indices(self, step: int) -> NDArray[np.int32]:
         """Which examples step `step` trains on, shape [batch_size] or less at an epoch's end."""
         order = epoch_order(len(self.examples), self.seed, self.epoch_of(step))
         start = (step - 1) % self.steps_per_epoch * self.batch_size
@@ -87,7 +88,8 @@ class BatchPlan:
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`, from 1."""
-        return Batch(tuple(self.examples[i] for i in self.indices(step)))
+        examples = (self.examples[i] for i in self.indices(step).tolist())
+        return Batch(tuple(example for example in examples if example is not None))
 
 
 def in_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tinker_utils.errors import DataError
 from tinker_utils.sentence import quoted
@@ -14,6 +16,7 @@ from tinker_utils.strict_json import json_problem, parse_json
 
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,18 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 def iterate_conversations(path: Path) -> Iterator[Conversation]:
     """The conversations of a file one by one, for files that should not be held in memory; errors as above."""
+    with opened(path) as file:
+        for number, raw in enumerate(file, start=1):
+            if raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
+                yield parse_conversation(raw, path, number)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A data file, open for reading as bytes; raises DataError where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if raw.strip():
-                    yield _conversation(raw, f"{path}:{number}")
+        with path.open("rb", buffering=_READ_BYTES) as file:
+            yield file
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); the directory must hold train.jsonl and valid.jsonl."
@@ -59,7 +67,10 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
         raise DataError(f"{path}: there is no such file; correct data.dir.") from error
 
 
-def _conversation(raw: bytes, source: str) -> Conversation:
+def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:
+    """The conversation that line `number` of a file says, which is `raw`; raises DataError where it says none."""
+    source = f"{path}:{number}"
+    raw = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").removesuffix(b"\n")
     try:
         line = parse_json(raw.decode("utf-8"))
     except UnicodeDecodeError as error:

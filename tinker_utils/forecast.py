@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tinker_utils.config import TrainingConfig
 from tinker_utils.cost import prices_for, token_cost
+from tinker_utils.example_set import ExampleSet
 from tinker_utils.remarks import about_evaluation, about_lengths, about_money, about_service
-from tinker_utils.rendering import RenderedSet
 from tinker_utils.schedule import warmup_steps
 
 # Until the tokenizer has counted: about four characters of English are one token of a large vocabulary, and JSON's own
@@ -30,11 +30,11 @@ class PreparedData(Protocol):
     """What is needed of `prepare`'s answer."""
 
     @property
-    def train(self) -> RenderedSet:
+    def train(self) -> ExampleSet:
         """The training examples."""
 
     @property
-    def valid(self) -> RenderedSet | None:
+    def valid(self) -> ExampleSet | None:
         """The validation examples."""
 
 
@@ -56,7 +56,7 @@ class DataLengths:
         """Of data that was rendered with `max_seq_length`."""
         valid = prepared.valid
         return cls(
-            _lengths(prepared.train), None if valid is None else _lengths(valid), max_seq_length, prepared.train.cut
+            prepared.train.lengths(), None if valid is None else valid.lengths(), max_seq_length, prepared.train.cut
         )
 
     @classmethod
@@ -123,10 +123,6 @@ def _about_data(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
         return
     cut = data.cut if limit == data.cut_at else int(np.count_nonzero(data.train >= limit))
     yield from about_lengths(cut, len(data.train), limit, estimated)
-
-
-def _lengths(rendered: RenderedSet) -> NDArray[np.int64]:
-    return np.fromiter((example.token_count for example in rendered.examples), np.int64, len(rendered.examples))
 
 
 def _line_lengths(path: Path) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -108,7 +109,9 @@ class Model:
     def submit_step(
         self, batch: Batch, learning_rate: float, weight_decay: float, grad_clip_norm: float
     ) -> SubmittedStep:
-        """One optimizer step on the mean loss over the batch's completion tokens."""
+        """One optimizer step on the mean loss over the batch's completion tokens; nothing is sent of an empty batch."""
+        if not batch.data:
+            return SubmittedStep(batch, _nothing(), _nothing())
         import tinker
 
         passed = self._client.forward_backward(_datums(batch, batch.normalized_weights()), _CROSS_ENTROPY)
@@ -184,6 +187,13 @@ def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
             "use a server that returns one of them."
         )
     return BatchLoss(None, reported, reported)
+
+
+def _nothing() -> Future[Any]:
+    """The answer to a request that was not made."""
+    answer: Future[Any] = Future()
+    answer.set_result(SimpleNamespace(loss_fn_outputs=[], metrics={}))
+    return answer
 
 
 def _reported_sum(metrics: Mapping[str, float] | None, scale: float) -> float | None:

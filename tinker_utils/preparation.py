@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
 
 from tinker_utils.batching import BatchPlan
-from tinker_utils.chat import Conversation, read_conversations
+from tinker_utils.chat import Conversation
+from tinker_utils.chat_index import ChatIndex
 from tinker_utils.config import TrainingConfig
 from tinker_utils.cost import Prices, prices_for, token_cost
 from tinker_utils.errors import DataError
+from tinker_utils.example_set import StreamedPlan, StreamedSet, render_all
 from tinker_utils.remarks import about_evaluation, about_money, about_service
-from tinker_utils.rendering import RenderedSet, Tokenizer, render
+from tinker_utils.rendered_file import RenderedFile
+from tinker_utils.rendering import RenderedSet, Tokenizer
 from tinker_utils.schedule import learning_rate, warmup_steps
 from tinker_utils.service import load_tokenizer
 
 TRAIN_FILE, VALID_FILE = "train.jsonl", "valid.jsonl"
+# Bytes of training data that are rendered before the first step, which takes some seconds. What is larger is rendered
+# while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
+# order and the number of steps are, so these keep their places and are left out of their batches (see `StreamedSet`).
+_RENDERED_AT_ONCE = 8 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +41,7 @@ class Preparation:
 
     config: TrainingConfig
     tokenizer: Tokenizer
-    train: RenderedSet
+    train: RenderedSet | StreamedSet
     valid: RenderedSet | None
     plan: BatchPlan
     prices: Prices | None
@@ -120,32 +131,62 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Prepa
     """
     directory = config.resolve(config.data_dir)
     train_file, valid_file = directory / TRAIN_FILE, directory / VALID_FILE
-    conversations = read_conversations(train_file)
-    held_out = read_conversations(valid_file) if valid_file.exists() else None
+    with ThreadPoolExecutor(1) as thread:
+        digests = thread.map(_digest, (train_file, valid_file))
+        index = ChatIndex(train_file)
+        held_out = ChatIndex(valid_file) if valid_file.exists() else None
+        train_digest, valid_digest = digests
     tokenizer = tokenizer or load_tokenizer(config)
-    train = render(conversations, tokenizer, config.max_seq_length, config.train_on)
-    valid = None if held_out is None else render(held_out, tokenizer, config.max_seq_length, config.train_on)
-    for file, rendered in ((train_file, train), (valid_file, valid)):
-        if rendered is not None and not rendered.examples:
-            raise DataError(
-                f"{file}: none of its {rendered.skipped} conversations has an answer to a prompt within "
-                f"training.max_seq_length = {config.max_seq_length}; raise it, or add assistant messages."
-            )
+    file = _rendered(index, train_digest, tokenizer, config)
+    valid = None if held_out is None else _in_memory(_rendered(held_out, valid_digest, tokenizer, config))
     if valid is None and config.early_stopping_patience:
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
         )
-    plan = BatchPlan(train.examples, config.batch_size, config.seed, config.epochs)
     prices = prices_for(config.service, config.model)
-    sampled = tuple(c for c in held_out or () if c.last_assistant())[: config.samples_at_evaluation]
-    return Preparation(config, tokenizer, train, valid, plan, prices, _digest(train_file, valid_file), sampled)
+    sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
+    digest = hashlib.sha256(train_digest + valid_digest).hexdigest()
+    train, plan = _planned(file, config)
+    return Preparation(config, tokenizer, train, valid, plan, prices, digest, sampled)
 
 
-def _digest(*files: Path) -> str:
-    """SHA-256 over the files' contents: whether a run that is resumed has the data that it began with."""
-    digest = hashlib.sha256()
-    for file in files:
-        if file.exists():
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:
+    """The training examples and their batches: of a large file as they are needed, of any other at once."""
+    if file.chats.sizes.sum(dtype=np.int64) <= _RENDERED_AT_ONCE:
+        rendered = _in_memory(file)
+        return rendered, BatchPlan(rendered.examples, config.batch_size, config.seed, config.epochs)
+    plan = StreamedPlan(file, config.batch_size, config.seed, config.epochs)
+    plan.read_ahead(1)
+    streamed = StreamedSet.of(file)
+    if not streamed.tokens:
+        _refuse(file)
+    return streamed, plan
+
+
+def _rendered(index: ChatIndex, digest: bytes, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
+    return RenderedFile(index, digest.hex(), tokenizer, config.max_seq_length, config.train_on)
+
+
+def _in_memory(file: RenderedFile) -> RenderedSet:
+    rendered = render_all(file)
+    if not rendered.examples:
+        _refuse(file)
+    return rendered
+
+
+def _refuse(file: RenderedFile) -> NoReturn:
+    """Say that nothing can be learned from a file, as far as it was rendered."""
+    looked_at = file.chats.unanswered + file.counts().rows
+    raise DataError(
+        f"{file.chats.path}: none of {looked_at:,} conversations has an answer to a prompt within "
+        f"training.max_seq_length = {file.max_seq_length}; raise it, or add assistant messages."
+    )
+
+
+def _digest(file: Path) -> bytes:
+    """SHA-256 of a file's content; empty where there is none."""
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()
+    except (OSError, ValueError):
+        return b""

@@ -101,6 +101,10 @@ class RenderedSet:
         """Completion tokens of one pass over the set."""
         return sum(example.completion_tokens for example in self.examples)
 
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens that the model reads of each example, shape [examples]."""
+        return np.fromiter((example.token_count for example in self.examples), np.int64, len(self.examples))
+
     def describe(self, name: str, max_seq_length: int) -> str:
         """One sentence for a person: how many examples and tokens, how many were cut and skipped."""
         return (
@@ -219,7 +223,11 @@ def _encode(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> It
     if not texts:
         return
     encoded = tokenizer(
-        [text for text, _ in texts], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+        [text for text, _ in texts],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # no warning of long texts: they are cut
     )
     places = encoded.encodings if tokenizer.is_fast else [None] * len(texts)
     for (text, spans), ids, encoding in zip(texts, encoded["input_ids"], places, strict=True):
