@@ -22,11 +22,11 @@ LAYERS = {
     **dict.fromkeys(["rundir", "rewinding", "checkpoints", "run_status", "throttle", "forecast"], PURE),
     **dict.fromkeys(["table", "inspection"], PURE),
     **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
-    **dict.fromkeys(["evaluations", "remarks"], PURE),
+    **dict.fromkeys(["evaluations", "remarks", "preflight_report", "setting_changes"], PURE),
     **dict.fromkeys(["answer_times"], PURE),
     **dict.fromkeys(["local", "model", "service", "service_watch", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
-    **dict.fromkeys(["export", "evaluation_samples", "waiting", "rerun", "study"], LOOP),
+    **dict.fromkeys(["export", "evaluation_samples", "waiting", "rerun", "study", "preflight_checks"], LOOP),
     **dict.fromkeys(["plotting", "study_plot", "notebook", "dashboard", "config_form", "visualize"], VIEW),
     **dict.fromkeys(["mask_view", "overlay"], VIEW),
 }
@@ -110,6 +110,7 @@ def test_the_public_names_are_these():
         "fit",
         "fit_blocking",
         "load_config_from_yaml",
+        "preflight",
         "prepare",
         "read_metrics",
     ]

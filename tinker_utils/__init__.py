@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tinker_utils.errors import TinkerUtilsError
     from tinker_utils.export import export_adapter
     from tinker_utils.metrics import read_metrics
+    from tinker_utils.preflight_checks import preflight
     from tinker_utils.preparation import prepare
     from tinker_utils.result import TrainingResult
     from tinker_utils.service import connect
@@ -29,6 +30,7 @@ _MODULES = {
     "fit": "training",
     "fit_blocking": "training",
     "load_config_from_yaml": "config",
+    "preflight": "preflight_checks",
     "prepare": "preparation",
     "read_metrics": "metrics",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "fit",
     "fit_blocking",
     "load_config_from_yaml",
+    "preflight",
     "prepare",
     "read_metrics",
 ]

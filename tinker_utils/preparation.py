@@ -24,7 +24,7 @@ from tinker_utils.rendering import RenderedSet, Tokenizer
 from tinker_utils.schedule import learning_rate, warmup_steps
 from tinker_utils.service import load_tokenizer
 
-TRAIN_FILE, VALID_FILE = "train.jsonl", "valid.jsonl"
+TRAIN_FILE, VALID_FILE, TEST_FILE = "train.jsonl", "valid.jsonl", "test.jsonl"
 # Bytes of training data that are rendered before the first step, which takes some seconds. What is larger is rendered
 # while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
 # order and the number of steps are, so these keep their places and are left out of their batches (see `StreamedSet`).

@@ -13,30 +13,10 @@ from tinker_utils.errors import ConfigError, ResumeError, RunDirectoryError
 from tinker_utils.preparation import Preparation
 from tinker_utils.rundir import RunDirectory, State
 from tinker_utils.sentence import quoted
+from tinker_utils.setting_changes import SettingChange, setting_changes
 
 FORMAT = 1
 _LARGEST = 2**62  # more than anything counted here can reach
-# Settings that a run can be continued with at any value: they decide when it looks, saves and ends. More epochs do
-# stretch the schedule of the learning rate; the run says so.
-_HARMLESS = frozenset(
-    {
-        "training.epochs",
-        "training.log_interval_steps",
-        "training.checkpoint_interval_steps",
-        "training.eval_interval_steps",
-        "training.eval_at_epoch_end",
-        "training.checkpoint_ttl_seconds",
-        "training.resume_from_checkpoint",
-        "training.early_stopping_patience",
-        "training.early_stopping_threshold",
-        "training.early_stopping_significance",
-        "training.samples_at_evaluation",
-        "training.budget_usd",
-        "training.service_timeout_s",
-        "data.dir",
-        "output.dir",
-    }
-)
 
 
 @dataclass
@@ -113,6 +93,9 @@ class ResumePoint:
                 raise TypeError(f"{name} is {quoted(count)}")
             if not 0 <= count < _LARGEST and name != "window_nll":
                 raise ValueError(f"{name} is {quoted(count)}")
+        for step in self.compared_steps:
+            if not isinstance(step, int | None):
+                raise TypeError(f"a step is {quoted(step)}")
         for checkpoint in self.checkpoints.kept:
             if not isinstance(checkpoint.path, str) or not isinstance(checkpoint.step, int):
                 raise TypeError(f"a checkpoint is {quoted((checkpoint.step, checkpoint.path))}")
@@ -144,8 +127,28 @@ def resume_points(run: RunDirectory, state: State) -> list[ResumePoint]:
     return [*sorted(points, key=lambda point: -point.progress.step), ResumePoint()]
 
 
-def refuse_changes(run: RunDirectory, state: State, preparation: Preparation) -> None:
-    """Check that the run can be continued with these settings and this data.
+def has_ended(state: State, point: ResumePoint, preparation: Preparation) -> bool:
+    """Whether the run came to its end and the settings of now ask for no more."""
+    if state.get("status") not in ("completed", "early_stopped"):
+        return False
+    exhausted = point.stopper(preparation.config).exhausted and not _asks_for_more_epochs(state, preparation)
+    return exhausted or point.progress.step >= preparation.total_steps
+
+
+def with_fresh_patience(point: ResumePoint, state: State, preparation: Preparation) -> ResumePoint:
+    """The same, counting from 0 again where patience had run out and more epochs are asked for than then."""
+    if not (_asks_for_more_epochs(state, preparation) and point.stopper(preparation.config).exhausted):
+        return point
+    return replace(point, early_stopping=point.early_stopping | {"evals_without_improvement": 0})
+
+
+def _asks_for_more_epochs(state: State, preparation: Preparation) -> bool:
+    planned = _planned(state, "epochs")
+    return planned is not None and preparation.config.epochs > planned
+
+
+def changes_to_take_up(run: RunDirectory, state: State, preparation: Preparation) -> list[SettingChange]:
+    """The harmless ones among the differences between what the run began with and these settings and data.
 
     Raises:
         ResumeError: a setting that decides what is learned differs, or the data do; the message shows each difference.
@@ -154,26 +157,23 @@ def refuse_changes(run: RunDirectory, state: State, preparation: Preparation) ->
         before = load_config_from_yaml(run.config, "run")
     except ConfigError as error:
         raise ResumeError(f"the run cannot be continued: {error}") from error
-    changed = differences(before, preparation.config)
-    if state.get("data_digest") != preparation.data_digest:
-        changed.append(f"the data in {preparation.config.data_dir} are others than the run began with")
-    if changed:
+    changes = setting_changes(before, preparation.config)
+    refused = [str(change) for change in changes if not change.harmless]
+    if (old := state.get("data_digest")) != preparation.data_digest:
+        new = preparation.data_digest
+        refused.append(f"the data in {preparation.config.data_dir} (SHA-256): {str(old)[:12]} → {new[:12]}")
+    if refused:
         raise ResumeError(
-            f"{run.path}: the run there cannot be continued, because {'; '.join(changed)}; take the changes back, "
-            "choose another output directory, or set training.resume_from_checkpoint: false to start anew."
+            f"{run.path}: the run there cannot be continued with other settings or data than it began with: "
+            f"{'; '.join(refused)}. Take the changes back, choose another output directory, or set "
+            "training.resume_from_checkpoint: false to start anew."
         )
-
-
-def differences(before: TrainingConfig, now: TrainingConfig, harmless: frozenset[str] = _HARMLESS) -> list[str]:
-    """The settings that differ and are not harmless, as `key was A and is B`."""
-    old, new = before.resolved().to_flat_dict(), now.resolved().to_flat_dict()
-    return [f"{key} was {old[key]} and is {new[key]}" for key in old if key not in harmless and old[key] != new[key]]
+    return [change for change in changes if change.harmless]
 
 
 def stretched_schedule(state: State, preparation: Preparation) -> list[str]:
     """What to say when another number of steps moves the learning rate of the steps that are left."""
-    plan = state.get("plan")
-    planned = plan.get("total_steps") if isinstance(plan, dict) else None
+    planned = _planned(state, "total_steps")
     config = preparation.config
     moves = config.lr_schedule != "constant" or config.warmup_ratio > 0
     if planned in (None, preparation.total_steps) or not moves:
@@ -182,3 +182,9 @@ def stretched_schedule(state: State, preparation: Preparation) -> list[str]:
         f"The run was planned for {planned} steps and now has {preparation.total_steps}: warm-up and decay of the "
         "learning rate follow the new number from here on."
     ]
+
+
+def _planned(state: State, name: str) -> int | None:
+    plan = state.get("plan")
+    value = plan.get(name) if isinstance(plan, dict) else None
+    return value if isinstance(value, int) else None

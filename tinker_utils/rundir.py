@@ -105,6 +105,26 @@ class RunDirectory:
             self._held = None
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The directory, made where it is missing, and held.
+
+        One that was made here is removed again if nothing was written in it: a run that cannot begin leaves no trace.
+
+        Raises:
+            RunDirectoryError: it cannot be made, or another process holds it.
+        """
+        made = not self.path.exists()
+        self.create()
+        with self.lock():
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    if made and list(self.path.iterdir()) == [self._lock]:
+                        self._lock.unlink()
+                        self.path.rmdir()
+
     def check_held(self) -> None:
         """While the lock is held: see that this is still the directory that was locked.
 

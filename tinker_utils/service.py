@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from tinker_utils.local import LocalService
 
 _PROBE_SECONDS = 10
+_ANSWER_SECONDS = 30
 # What the SDK adds to a failure's message for its own developers.
 _SDK_DETAIL = re.compile(r" for self\.request_id=.*$")
 _TINY = "tiny"
+_ASKING = "asking the service what it offers"
 
 
 class Service:
@@ -107,6 +109,12 @@ class Service:
                 f"the embedded service ended with status {self._local.process.returncode} (it last said: {last}); "
                 "start the run again, and it goes on from its latest checkpoint."
             )
+
+    def served_models(self) -> dict[str, int | None]:
+        """Like `ask_for_models`, over this connection."""
+        self.check_alive()
+        with _service_errors(_ASKING):
+            return _served_models(self._rest)
 
     def sample(
         self,
@@ -205,13 +213,46 @@ def connect(config: TrainingConfig, store: Path) -> Service:
             client = tinker.ServiceClient(base_url=local.base_url, api_key=local.api_key)
             rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
             return Service(client, rest, model, local.base_url, local)
-        if config.service == "tinker":
-            # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
-            return Service(tinker.ServiceClient(), tinker.RestClient(), config.model, resolve_base_url())
-        key = os.environ.get("TINKER_API_KEY")
-        _probe(config.service)
-        client = tinker.ServiceClient(base_url=config.service, api_key=key)
-        return Service(client, tinker.RestClient(base_url=config.service, api_key=key), config.model, config.service)
+        address = _address(config)
+        client, rest = tinker.ServiceClient(**address), tinker.RestClient(**address)
+        return Service(client, rest, config.model, address.get("base_url") or resolve_base_url())
+
+
+def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
+    """The models that a service other than `local` offers, each with its context length in tokens, if it tells.
+
+    Asking costs nothing and begins nothing: whether the service can be reached and accepts the key shows here.
+
+    Raises:
+        ServiceError: there is no key, the key is refused, or the service does not answer.
+    """
+    import tinker
+
+    with _service_errors(_ASKING):
+        return _served_models(tinker.RestClient(**_address(config)))
+
+
+def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:
+    try:
+        offered = rest.get_server_capabilities().result(timeout=_ANSWER_SECONDS).supported_models
+    except TimeoutError as error:
+        raise ServiceError(
+            f"{_ASKING}: there was no answer within {_ANSWER_SECONDS} s; look at the service's status and try again."
+        ) from error
+    except Exception as error:
+        if getattr(error, "status_code", None) == 404:  # a server of one's own need not know the question
+            return {}
+        raise
+    return {model.model_name: model.max_context_length for model in offered if model.model_name}
+
+
+def _address(config: TrainingConfig) -> dict[str, Any]:
+    """Where a remote service is, and its key, as the SDK's clients take them; the service answers there."""
+    if config.service == "tinker":
+        # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
+        return {}
+    _probe(config.service)
+    return {"base_url": config.service, "api_key": os.environ.get("TINKER_API_KEY")}
 
 
 def _probe(address: str) -> None:

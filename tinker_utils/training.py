@@ -15,19 +15,23 @@ from tinker_utils.evaluations import PastEvaluations
 from tinker_utils.journal import Journal, OnRecord
 from tinker_utils.loop import TrainingLoop
 from tinker_utils.model import Model
+from tinker_utils.preflight_checks import check_start
+from tinker_utils.preflight_report import PreflightReport
 from tinker_utils.preparation import Preparation, prepare
 from tinker_utils.result import TrainingResult
 from tinker_utils.resuming import (
     FORMAT,
     ResumePoint,
-    differences,
-    refuse_changes,
+    changes_to_take_up,
+    has_ended,
     resume_points,
     stretched_schedule,
+    with_fresh_patience,
 )
 from tinker_utils.rundir import RunDirectory, State, write_atomically
 from tinker_utils.sentence import one_sentence
 from tinker_utils.service import Service, connect
+from tinker_utils.setting_changes import setting_changes
 
 
 async def fit(
@@ -52,27 +56,38 @@ async def fit(
         on_record: called with each record of metrics.jsonl.
 
     Raises:
-        ConfigError, DataError, RenderingError: the run cannot begin.
+        ConfigError, DataError, RenderingError: the run cannot begin; nothing was spent, and nothing was written.
         ResumeError: the run in `output_dir` cannot go on with these settings or data.
         RunDirectoryError: the directory is in use, damaged or not writable.
         ServiceError: the service cannot be reached, or refused a request; the run resumes from its latest checkpoint.
+
+    `preflight` tells beforehand what the run's warnings will be, and what would keep it from beginning.
     """
     config = config.resolved()
     run = RunDirectory(output_dir or config.output_dir)
-    run.create()
-    with run.lock():
+    with run.claimed():
         run.clear_requests()
         if preparation is None:
             preparation = await asyncio.to_thread(prepare, config)
-        elif changed := differences(preparation.config, config, harmless=frozenset()):
-            raise ConfigError(f"preparation: was made of other settings ({'; '.join(changed)}); prepare(config) again.")
-        before = _previous_state(run, preparation)
+        elif changed := setting_changes(preparation.config, config):
+            raise ConfigError(
+                f"preparation: was made of other settings ({'; '.join(map(str, changed))}); prepare(config) again."
+            )
+        before = run.read_state() if config.resume_from_checkpoint else None
+        changes = changes_to_take_up(run, before, preparation) if before else []
         points = resume_points(run, before) if before else [ResumePoint()]
-        if before and _has_ended(before, points[0], preparation):
+        if before and has_ended(before, points[0], preparation):
             return TrainingResult.from_state(run, before)
+        report = await asyncio.to_thread(_checked, run, preparation, service, same_data=before is not None)
+        if before is None:
+            run.archive()
         write_atomically(run.config, dump_config(config))
+        points[0] = with_fresh_patience(points[0], before or {}, preparation)
         state = _first_state(preparation, points, before or {})
-        remarks = preparation.warnings + stretched_schedule(before or {}, preparation)
+        doubts = report.warnings + stretched_schedule(before or {}, preparation)
+        remarks = [("warning", sentence) for sentence in doubts]
+        if changes:
+            remarks.append(("changed", f"the run goes on with {', '.join(map(str, changes))}"))
         with Journal(run, state, on_record) as journal:
             return await _train(run, preparation, journal, points, remarks, service)
 
@@ -97,21 +112,11 @@ def fit_blocking(
     raise TinkerUtilsError("fit_blocking was called where an event loop runs, as in a notebook; use `await fit(…)`.")
 
 
-def _previous_state(run: RunDirectory, preparation: Preparation) -> State | None:
-    """run.json of a run to be continued; None where there is none, or it was moved aside to start anew."""
-    state = run.read_state()
-    if state is None or not preparation.config.resume_from_checkpoint:
-        run.archive()
-        return None
-    refuse_changes(run, state, preparation)
-    return state
-
-
-def _has_ended(state: State, point: ResumePoint, preparation: Preparation) -> bool:
-    """Whether the run came to its end and the settings of now ask for no more."""
-    if state.get("status") not in ("completed", "early_stopped"):
-        return False
-    return point.stopper(preparation.config).exhausted or point.progress.step >= preparation.total_steps
+def _checked(run: RunDirectory, preparation: Preparation, service: Service | None, same_data: bool) -> PreflightReport:
+    """What was looked at before anything is spent or written; raises what forbids the run to start."""
+    report = PreflightReport(tuple(check_start(preparation.config, run, preparation, service, same_data)))
+    report.raise_for_failures()
+    return report
 
 
 def _first_state(preparation: Preparation, points: list[ResumePoint], before: State) -> State:
@@ -146,7 +151,7 @@ async def _train(
     preparation: Preparation,
     journal: Journal,
     points: list[ResumePoint],
-    remarks: list[str],
+    remarks: list[tuple[str, str]],
     service: Service | None,
 ) -> TrainingResult:
     """Open the service, restore or create the model, and loop; run.json says how it ended, also when it failed."""
@@ -159,8 +164,8 @@ async def _train(
                     f"{run.metrics} has no record of the checkpoint after step {point.progress.step}, from which the "
                     "run goes on: what the file says of the steps before may be incomplete."
                 )
-            for warning in remarks + doubts:
-                journal.record("notice", point.progress.step, kind="warning", message=warning)
+            for kind, message in [*remarks, *(("warning", doubt) for doubt in doubts)]:
+                journal.record("notice", point.progress.step, kind=kind, message=message)
             if point.path is not None:
                 journal.record("resume", point.progress.step, path=point.path)
             points = [p for p in reversed(points) if p.path is not None and p.progress.step <= point.progress.step]

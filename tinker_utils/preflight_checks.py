@@ -1,0 +1,221 @@
+"""What can be known of a run before anything is spent: data, tokenizer, service, settings, steps, cost, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from tinker_utils.chat import iterate_conversations
+from tinker_utils.config import TrainingConfig
+from tinker_utils.errors import (
+    ConfigError,
+    DataError,
+    RenderingError,
+    ResumeError,
+    RunDirectoryError,
+    ServiceError,
+)
+from tinker_utils.example_set import StreamedSet
+from tinker_utils.inspection import conversation_key
+from tinker_utils.preflight_report import Check, PreflightReport, doubts
+from tinker_utils.preparation import TEST_FILE, TRAIN_FILE, VALID_FILE, Preparation, prepare
+from tinker_utils.remarks import about_evaluation, about_lengths, about_money, about_service
+from tinker_utils.resuming import changes_to_take_up, has_ended, resume_points
+from tinker_utils.rundir import RunDirectory
+from tinker_utils.service import Service, ask_for_models
+
+# Characters of each file in which duplicates are looked for: less than a second's work, and most files as a whole.
+_LOOKED_THROUGH = 20_000_000
+# What the embedded service stands on, see `local` in pyproject.toml.
+_LOCAL_PACKAGES = ("torch", "transformers", "peft", "safetensors", "starlette", "uvicorn")
+# Bytes: of a record, in metrics and log; for picture and adapter of a small model; left on a disk that is nearly full.
+_RECORD_BYTES, _ROOM, _NEARLY_FULL = 600, 64 << 20, 1 << 30
+
+
+def preflight(
+    config: TrainingConfig,
+    output_dir: Path | str | None = None,
+    *,
+    preparation: Preparation | None = None,
+    service: Service | None = None,
+) -> PreflightReport:
+    """Look at everything that a run needs, and write nothing.
+
+    Args:
+        config: what the run is to do.
+        output_dir: the run's directory; `config.output_dir` if None.
+        preparation: what `prepare(config)` gave, if it was called already.
+        service: an open connection, if there is one. Without it the embedded service is not started, only looked for;
+            any other is asked what it offers.
+    """
+    config = config.resolved()
+    run = RunDirectory(output_dir or config.output_dir)
+    checks: list[Check] = []
+    try:
+        preparation = preparation or prepare(config)
+    except DataError as error:
+        checks.append(Check.failed("data", error))
+    except (RenderingError, ServiceError) as error:
+        checks.append(Check.failed("tokenizer", error))
+    if preparation is not None:
+        checks += _of_preparation(preparation)
+        checks += _of_run(run, preparation)
+    return PreflightReport((*checks, *check_start(config, run, preparation, service)))
+
+
+def check_start(
+    config: TrainingConfig,
+    run: RunDirectory,
+    preparation: Preparation | None,
+    service: Service | None,
+    same_data: bool = False,
+) -> list[Check]:
+    """What `fit` looks at once its data are prepared; with `same_data`, a run that goes on looked at them before."""
+    checks: list[Check] = []
+    if preparation is not None:
+        checks += [] if same_data else _of_duplicates(config)
+        checks += _of_lengths(preparation)
+    checks += doubts("settings", about_service(config), "The service honours all of them.")
+    checks += _of_service(config, preparation, service)
+    if preparation is not None:
+        checks += _of_evaluation(preparation)
+        checks += _of_cost(preparation)
+    return [*checks, _of_disk(run, preparation)]
+
+
+def _of_preparation(preparation: Preparation) -> Iterator[Check]:
+    held_out = f", {len(preparation.valid.examples):,} for validation" if preparation.valid else ""
+    yield Check("data", "ok", f"{len(preparation.train.examples):,} examples for training{held_out}.")
+    yield Check("tokenizer", "ok", "It loads, and the chat template tells prompts from answers.")
+    steps, epochs = preparation.total_steps, preparation.config.epochs
+    yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {preparation.evaluations:,} evaluations.")
+
+
+def _of_run(run: RunDirectory, preparation: Preparation) -> Iterator[Check]:
+    try:
+        state = run.read_state()
+        if state is None:
+            yield Check("directory", "ok", "A new run begins in it.")
+        elif not preparation.config.resume_from_checkpoint:
+            yield Check("directory", "warn", "A new run begins in it; the one that is there is moved aside.")
+        else:
+            changes_to_take_up(run, state, preparation)
+            point = resume_points(run, state)[0]
+            ended = has_ended(state, point, preparation)
+            goes_on = f"The run in it goes on after step {point.progress.step:,}."
+            yield Check("directory", "ok", "The run in it has ended; nothing is left to do." if ended else goes_on)
+    except (ResumeError, RunDirectoryError) as error:
+        yield Check.failed("directory", error)
+
+
+def _of_duplicates(config: TrainingConfig) -> list[Check]:
+    """Conversations that stand twice, above all those that the model is tested on after it was trained on them."""
+    directory = config.resolve(config.data_dir)
+    sentences: list[str] = []
+    try:
+        keys = _keys(directory / TRAIN_FILE)
+        known = set(keys)
+        if repeated := len(keys) - len(known):
+            sentences.append(f"{repeated:,} of {len(keys):,} conversations in {TRAIN_FILE} repeat an earlier one.")
+        for name in (VALID_FILE, TEST_FILE):
+            held_out = _keys(directory / name) if (directory / name).exists() else []
+            if shared := sum(key in known for key in held_out):
+                sentences.append(
+                    f"{shared:,} of {len(held_out):,} conversations in {name} are in {TRAIN_FILE}, too: "
+                    "how well the model does on them says nothing of what it has not seen."
+                )
+    except DataError as error:  # of test.jsonl: no run needs it, and the others were read before
+        sentences.append(str(error))
+    return doubts("duplicates", sentences, "None within the training data, nor between them and what is held out.")
+
+
+def _keys(file: Path) -> list[int]:
+    """A hash of what each conversation says, as far as they are looked through."""
+    keys, characters = [], 0
+    for conversation in iterate_conversations(file):
+        characters += sum(len(message["content"]) for message in conversation.messages)
+        if characters > _LOOKED_THROUGH:
+            break
+        keys.append(hash(conversation_key(conversation)))
+    return keys
+
+
+def _of_lengths(preparation: Preparation) -> list[Check]:
+    limit, train = preparation.config.max_seq_length, preparation.train
+    estimated = isinstance(train, StreamedSet) and not train.exact
+    sentences = list(about_lengths(train.cut, len(train.lengths()), limit, estimated))
+    if train.skipped:
+        about = "about " if estimated else ""
+        sentences.append(
+            f"{about}{train.skipped:,} training examples are skipped: "
+            f"they have no answer to a prompt within {limit:,} tokens."
+        )
+    return doubts("lengths", sentences, f"No example is longer than {limit:,} tokens, and each has an answer.")
+
+
+def _of_service(config: TrainingConfig, preparation: Preparation | None, service: Service | None) -> list[Check]:
+    if config.service == "local" and service is None:
+        missing = [name for name in _LOCAL_PACKAGES if find_spec(name) is None]
+        if missing:
+            advice = f"{', '.join(missing)} are not installed; install tinker-utils[local]."
+            return [Check.failed("service", ServiceError(f"service: local needs packages: {advice}"))]
+        return [Check("service", "ok", "The embedded service is installed, and starts with the run.")]
+    try:
+        models = service.served_models() if service else ask_for_models(config)
+    except ServiceError as error:
+        return [Check.failed("service", error)]
+    sentences = []
+    if models and config.model not in models:
+        sentences.append(f"The service does not name {config.model} among the {len(models):,} models that it offers.")
+    context = models.get(config.model)
+    longest = 0 if preparation is None else int(preparation.train.lengths().max(initial=0)) + 1
+    if context is not None and longest > context:
+        sentences.append(f"The longest example has {longest:,} tokens, and the model takes {context:,}.")
+    return doubts("service", sentences, "It answers and accepts the key.")
+
+
+def _of_evaluation(preparation: Preparation) -> list[Check]:
+    remarks = about_evaluation(preparation.config, preparation.valid is not None, preparation.evaluations)
+    return doubts("evaluation", remarks, "It is frequent enough to end the run in time.")
+
+
+def _of_cost(preparation: Preparation) -> list[Check]:
+    config, cost = preparation.config, preparation.expected_cost_usd
+    if cost is None and config.service == "tinker" and config.budget_usd is not None:
+        advice = "take the budget out, or add the model to prices.yaml"
+        error = ConfigError(
+            f"training.budget_usd: cannot be kept, because no price of {config.model} is known; {advice}."
+        )
+        return [Check.failed("cost", error)]
+    if config.service == "local":
+        return [Check("cost", "ok", "Nothing: the embedded service is free.")]
+    known = "No price of this model on this service is known." if cost is None else f"At most ${cost:.2f}."
+    return doubts("cost", about_money(config, cost), known)
+
+
+def _of_disk(run: RunDirectory, preparation: Preparation | None) -> Check:
+    there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        error = RunDirectoryError(f"{there}: cannot be written; choose another output directory.")
+        return Check.failed("disk", error)
+    needed, free = _ROOM + _RECORD_BYTES * _records(preparation), shutil.disk_usage(there).free
+    if free < needed:
+        error = RunDirectoryError(
+            f"{there}: {free / 1e6:,.0f} MB are free where the run needs {needed / 1e6:,.0f} MB; make room, "
+            "or choose another output directory."
+        )
+        return Check.failed("disk", error)
+    nearly_full = [f"Only {free / 1e6:,.0f} MB are free on the disk of the run."] if free < _NEARLY_FULL else []
+    return doubts("disk", nearly_full, "There is room for what the run writes.")[0]
+
+
+def _records(preparation: Preparation | None) -> int:
+    """Records of metrics.jsonl, at most; each stands in train.log, too."""
+    if preparation is None:
+        return 0
+    config, steps = preparation.config, preparation.total_steps
+    saves = steps // config.checkpoint_interval_steps if config.checkpoint_interval_steps else 0
+    return steps // config.log_interval_steps + 2 * preparation.evaluations + saves
