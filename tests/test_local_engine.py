@@ -12,7 +12,7 @@ import torch
 from local_service import MODEL_DIRECTORY
 
 from tinker_utils.errors import ServiceError
-from tinker_utils.local import gradients, protocol, queueing
+from tinker_utils.local import gradients, head, protocol, queueing
 from tinker_utils.local.base import Base
 from tinker_utils.local.engine import Engine
 from tinker_utils.local.faults import RequestError
@@ -117,14 +117,14 @@ def test_splitting_changes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPat
         adapter._weights.data += 0.01  # so that the head's gradient reaches both factors
         with engine._activated(adapter):
             adapter.prepare_gradient()
-            output = gradients.compute(engine.base, rows(), LOSSES["cross_entropy"], {}, backward=True)
+            output = gradients.compute(engine._network(adapter), rows(), LOSSES["cross_entropy"], {}, backward=True)
         gradient = adapter._gradient.clone()
         engine.unload(model_id)
         return output, gradient
 
     whole, whole_gradient = run("whole")
-    monkeypatch.setattr(gradients, "MICRO_BATCH_TOKENS", budget)
-    monkeypatch.setattr(gradients, "HEAD_SLICE_ELEMENTS", elements)
+    monkeypatch.setattr(engine.base.decoder, "micro_batch_tokens", budget)
+    monkeypatch.setattr(head, "SLICE_ELEMENTS", elements)
     split, split_gradient = run("split")
     assert split.loss == pytest.approx(whole.loss, rel=1e-6)
     for ours, theirs in zip(split.logprobs, whole.logprobs, strict=True):
@@ -136,7 +136,7 @@ def test_micro_batches_keep_to_their_budget_and_lose_no_row() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         sizes = [(int(rng.integers(1, 3)), int(rng.integers(1, 200))) for _ in range(rng.integers(1, 40))]
-        batches = list(gradients.micro_batches(sizes, 256))
+        batches = list(gradients.micro_batches(sizes, 256, packed=False))
         assert sorted(index for batch in batches for index in batch) == list(range(len(sizes)))
         for batch in batches:
             assert len({sizes[index][0] for index in batch}) == 1

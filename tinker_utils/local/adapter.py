@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from .checkpoints import Progress
 from .faults import RequestError
 from .lora import LoraSpec
+from .projection import Factors
 from .wire import AdamParams
 
 _ALIGNMENT = 16
 """Elements: each view begins on a cache line of 64 bytes, as a tensor of its own would."""
+
+
+# Names in PEFT's files are the prefix, a module's name in the model, and one of these.
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 class Adapter:
@@ -51,6 +56,16 @@ class Adapter:
         """Switch this adapter's dropout; the base model itself is never in training mode."""
         for dropout in self._dropouts:
             dropout.train(mode)
+
+    def factors(self) -> dict[str, Factors]:
+        """The factors and their gradients' buffers, by the names of the modules that they adapt."""
+        found: dict[str, Factors] = {}
+        for name, a in self._parameters.items():
+            if name.endswith(_A):
+                b = self._parameters[name.removesuffix(_A) + _B]
+                path = name.removeprefix(_PREFIX).removesuffix(_A)
+                found[path] = Factors(a.detach(), b.detach(), a.grad, b.grad)
+        return found
 
     def prepare_gradient(self) -> None:
         """Make the parameters' gradients views of one buffer, into which backward passes add."""

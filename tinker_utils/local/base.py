@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from tinker_utils.errors import ServiceError
 
+from .gradients import Decoder
+from .head import AdaptedHead, FrozenHead, Head
 from .lora import Group
+from .packed import PackedDecoder, supports
+from .padded import PaddedDecoder
 
 
 class Base:
@@ -35,6 +39,12 @@ class Base:
         self.max_length = int(getattr(self.model.config, "max_position_embeddings", 1 << 20))
         self.linear_modules = _linear_modules(self.model)
         self._check_split()
+        # Before peft replaces modules by its own.
+        self._head = self.model.get_output_embeddings()
+        self.head_name = next(name for name, module in self.model.named_modules() if module is self._head)
+        self.decoder: Decoder = (
+            PackedDecoder(self.model) if supports(self.model) else PaddedDecoder(self.hidden, self.device)
+        )
         self._tokenizer: Any = None
 
     @property
@@ -63,6 +73,12 @@ class Base:
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [..., V] of hidden states [..., H]."""
         return cast(Tensor, self.model.get_output_embeddings()(hidden)).float()
+
+    def head(self, adapted: bool) -> Head:
+        """The head; `adapted` if the active adapter trains it."""
+        if adapted or type(self._head) is not nn.Linear or self._head.bias is not None:
+            return AdaptedHead(self.model.get_output_embeddings(), self.vocabulary)
+        return FrozenHead(self._head.weight)
 
     def _check_split(self) -> None:
         tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)

@@ -27,10 +27,12 @@ import torch
 from .adapter import Adapter
 from .base import Base
 from .checkpoints import Checkpoint, Progress
+from .dropout import Masks
 from .faults import RequestError
-from .gradients import LossOutput, compute
+from .gradients import LossOutput, Network, compute
 from .lora import LoraSpec
 from .losses import check, choose
+from .projection import Lora
 from .protobuf import Batch, decode_batch
 from .queries import SampleQuery
 from .sampling import SampleOutput, sample
@@ -153,23 +155,30 @@ class Engine:
         loss, options = choose(batch)
         check(batch, loss, self.base.vocabulary, self.base.max_length)
         with self._activated(adapter):
-            return compute(self.base, batch.data, loss, options, backward=False)
+            return compute(self._network(adapter), batch.data, loss, options, backward=False)
 
     def _differentiate(self, adapter: Adapter, batch: Batch) -> LossOutput:
         loss, options = choose(batch)
         check(batch, loss, self.base.vocabulary, self.base.max_length)
         done = adapter.progress.forward_backwards
+        seed = _seed(adapter.spec.seed, "dropout", done)
+        dropout = adapter.spec.dropout
         with self._activated(adapter):
             adapter.prepare_gradient()
-            _seed(adapter.spec.seed, "dropout", done)
             adapter.train(True)
             try:
-                output = compute(self.base, batch.data, loss, options, backward=True)
+                masks = Masks(seed, dropout, self.base.device) if dropout else None
+                output = compute(self._network(adapter, masks), batch.data, loss, options, backward=True)
             finally:
                 adapter.train(False)
         adapter.progress = dataclasses.replace(adapter.progress, forward_backwards=done + 1)
         adapter.has_gradient = True
         return output
+
+    def _network(self, adapter: Adapter, masks: Masks | None = None) -> Network:
+        factors = adapter.factors()
+        lora = Lora(factors, adapter.spec.alpha / adapter.spec.rank, masks)
+        return Network(self.base.decoder, lora, self.base.head(self.base.head_name in factors), self.base.device)
 
     def _model(self, model_id: str) -> Adapter:
         adapter = self._models.get(model_id)
@@ -255,7 +264,9 @@ def _lora_config(spec: LoraSpec) -> peft.LoraConfig:
     )
 
 
-def _seed(seed: int, purpose: str, count: int) -> None:
-    """Seed torch as a function of these three alone."""
+def _seed(seed: int, purpose: str, count: int) -> int:
+    """Seed torch as a function of these three alone; returns that seed, from 0 to 2⁶³ - 1."""
     digest = hashlib.blake2b(f"{seed}:{purpose}:{count}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+    number = int.from_bytes(digest, "little") >> 1
+    torch.manual_seed(number)
+    return number
