@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN ?= runs/sample
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
-BENCHMARKS ?=
+BENCHMARKS ?= engine
 BENCH_INSTALLED := .venv-bench/.installed
 # The number of threads decides in which order PyTorch adds up; two make results repeatable on any machine that has them.
 export OMP_NUM_THREADS ?= 2
