@@ -6,6 +6,7 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN ?= runs/sample
+FUZZ_CASES ?= 120000
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
 BENCHMARKS ?= engine
 BENCH_INSTALLED := .venv-bench/.installed
@@ -13,13 +14,14 @@ BENCH_INSTALLED := .venv-bench/.installed
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: help install train test check format lab bench lock clean
+.PHONY: help install train test fuzz check format lab bench lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
 	@echo "make test    run the tests, and the notebooks as tests"
 	@echo "make lab     open JupyterLab"
 	@echo "make bench   measure against peers, into benchmarks/RESULTS.md"
+	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
 	@echo "make check   ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
@@ -45,6 +47,11 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval notebooks
+
+fuzz: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/fuzz/requirements.txt || \
+		echo "atheris cannot be installed here: the campaign goes on without its guidance" >&2
+	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(FUZZ_CASES)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

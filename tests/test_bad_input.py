@@ -15,7 +15,7 @@ from tinker_utils.errors import ConfigError, DataError, MetricsError, RunDirecto
 from tinker_utils.metrics import MetricsReader, read_metrics
 from tinker_utils.result import TrainingResult
 from tinker_utils.resuming import ResumePoint, resume_points
-from tinker_utils.rewinding import rewind_samples
+from tinker_utils.rewinding import rewind_metrics, rewind_samples
 from tinker_utils.run_status import RunFollower
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.strict_json import parse_json
@@ -49,6 +49,10 @@ def nested_aliases(levels: int) -> str:
         "1" * 5000,
         "? [a, b]\n: c",
         DEEP,
+        "[" * 500_000,
+        "- " * 300_000,
+        "{a: " * 100_000,
+        "[a, " * 200_000,
     ],
     ids=lambda text: text[:20],
 )
@@ -192,6 +196,14 @@ def test_samples_may_hold_anything(tmp_path):
     follower = RunFollower(run)
     follower.poll()
     assert "&#x27;a&#x27;: None" in samples_html(follower.samples)
+
+
+@pytest.mark.parametrize("kind", [["train"], {"a": 1}, None, 5])
+def test_a_record_of_no_kind_stays_when_a_run_goes_back(tmp_path, kind):
+    foreign = json.dumps({"type": kind, "step": 9})
+    (tmp_path / "metrics.jsonl").write_text('{"type": "train", "step": 1}\n' + foreign + "\n")
+    rewind_metrics(tmp_path / "metrics.jsonl", None, 0)
+    assert (tmp_path / "metrics.jsonl").read_text() == foreign + "\n"
 
 
 def point(**changes: object) -> dict[str, object]:

@@ -124,7 +124,7 @@ def test_a_finished_session_takes_nothing_more(local_service: Running) -> None:
     finish = f"/api/v1/sessions/{session_id}/finish"
     body = b'{"reason": {"type": "success"}, "detail": null}'
     for _ in range(2):
-        assert call(local_service, "POST", finish, body)[0] == 204
+        assert call(local_service, "POST", finish, body, {"Content-Type": "application/json"})[0] == 204
     with pytest.raises(tinker.APIStatusError, match="has ended") as caught:
         model.forward(random_data(0), "cross_entropy").result()
     assert caught.value.status_code == 410

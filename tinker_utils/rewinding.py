@@ -87,8 +87,9 @@ def _is_later(line: bytes, step: int) -> bool:
     return isinstance(at, int | float) and (at > step or record.get("type") == "end")
 
 
-def _type(line: bytes) -> object:
-    return _record(line).get("type")
+def _type(line: bytes) -> str | None:
+    kind = _record(line).get("type")
+    return kind if isinstance(kind, str) else None
 
 
 def _record(line: bytes) -> dict[str, Any]:

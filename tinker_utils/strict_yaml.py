@@ -12,6 +12,8 @@ from tinker_utils.sentence import quoted
 
 # With the content of each alias counted where it stands: a few nested aliases can mean billions of values.
 _MOST_VALUES = 100_000
+# PyYAML's time grows with the square of the depth.
+_DEEPEST = 50
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -37,11 +39,18 @@ class StrictLoader(yaml.SafeLoader):
         """An integer, always in base ten."""
         return int(self.construct_scalar(node))
 
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        """Note an opening bracket, unless too many are open."""
+        if self.flow_level >= _DEEPEST:
+            line = self.get_mark().line + 1
+            raise ConfigError(f"line {line}: it is nested over {_DEEPEST} levels deep; correct the file.")
+        super().fetch_flow_collection_start(token_class)
+
     def get_single_node(self) -> yaml.Node | None:
         """The document's root, unless its aliases make it too large or lead back to themselves."""
         root: yaml.Node | None = super().get_single_node()
         if root is not None and _values(root, {}) > _MOST_VALUES:
-            raise ConfigError(f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant.")
+            raise ConfigError(f"it has more than {_MOST_VALUES:,} values, aliases counted; write less.")
         return root
 
 

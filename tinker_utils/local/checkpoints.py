@@ -16,6 +16,7 @@ MAX_TTL_S = 10 * 365 * 86400
 """Tinker's bounds for `ttl_seconds`: an hour and ten years."""
 
 _FORMAT = 1
+_LATEST = 2**37  # unix seconds, in the year 6325
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class CheckpointInfo:
         fields = dict(data)
         if fields.pop("format") != _FORMAT:
             raise ValueError(f"format {data['format']!r} is not {_FORMAT}")
-        return cls(
+        info = cls(
             **{
                 **fields,
                 "reference": Reference(**data["reference"]),
@@ -58,6 +59,31 @@ class CheckpointInfo:
                 "progress": Progress(**data["progress"]),
             }
         )
+        info.check()
+        return info
+
+    def check(self) -> None:
+        """Raise ValueError where a value is not one that the store writes: it would fail later, in whatever uses it."""
+        lora, progress = self.lora, self.progress
+        counts = (self.size_bytes, lora.rank, lora.seed, progress.forward_backwards, progress.optim_steps)
+        moments = (self.created, 0 if self.expires is None else self.expires)
+        switches = (self.has_optimizer, lora.train_attn, lora.train_mlp, lora.train_unembed)
+        texts = {lora.base_model: "", **(self.user_metadata or {}), **self.run_metadata}
+        sound = (
+            all(_is_number(count, int) and 0 <= count < 2**63 for count in counts)
+            and all(_is_number(moment, int | float) and 0 <= moment < _LATEST for moment in moments)
+            and all(isinstance(switch, bool) for switch in switches)
+            and all(isinstance(text, str) for text in (*texts, *texts.values(), *lora.target_modules))
+            and _is_number(lora.alpha, int | float)
+            and _is_number(lora.dropout, int | float)
+            and 0 <= lora.dropout < 1
+        )
+        if not sound:
+            raise ValueError("a value is of another type than the store writes, or out of range")
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may pass; answer the rest."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         fault = self._fault(scope, headers)

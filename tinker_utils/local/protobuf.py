@@ -48,6 +48,13 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 
 
+MOST_ROWS = 1 << 14
+"""Rows of one request; the SDK sends at most 1,024."""
+
+MOST_SPARSE_VALUES = 1 << 25
+"""Values, zeros counted, of all sparse tensors of one request: a few bytes may stand for gigabytes."""
+
+
 @dataclass(frozen=True)
 class Datum:
     """One row of a batch.
@@ -92,8 +99,16 @@ def parse_forward_backward(body: bytes) -> Any:
 
 def decode_batch(request: Any) -> Batch:
     """The batch in a parsed ForwardBackwardRequest; a `RequestError` names the row and the field at fault."""
-    if not request.data:
-        raise RequestError("The batch has no data.")
+    if not 0 < len(request.data) <= MOST_ROWS:
+        raise RequestError(f"The batch has {len(request.data)} rows: from 1 to {MOST_ROWS} are served at once.")
+    sparse = sum(
+        tensor.shape[0] * tensor.shape[1]
+        for datum in request.data
+        for tensor in datum.loss_fn_inputs.values()
+        if tensor.WhichOneof("encoding") == "sparse_csr" and len(tensor.shape) == 2
+    )
+    if sparse > MOST_SPARSE_VALUES:
+        raise RequestError(f"The sparse tensors of the batch stand for more than {MOST_SPARSE_VALUES} values.")
     config: dict[str, float | str] = dict(request.loss_fn_config)
     for key, value in request.loss_fn_config_v2.items():
         config[key] = value.text if value.WhichOneof("value") == "text" else value.number

@@ -15,15 +15,19 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tinker_utils.sentence import one_sentence
+from tinker_utils.strict_json import parse_json
+
 from . import wire
+from .body import read_body
 from .faults import RequestError
 from .guard import Signer
 from .protobuf import parse_forward_backward
-from .queueing import JSON, PROTOBUF
+from .queueing import JSON
 from .rest import Rest
 from .service import RETRIEVE_TIMEOUT_S, Service
 
@@ -77,7 +81,9 @@ def build_app(service: Service, base_url: str) -> Starlette:
         *rest.routes(),
     ]
     handlers: Mapping[Any, Any] = {RequestError: _on_request_error, HTTPException: _on_http_error, Exception: _on_bug}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a path that is not served is a 404
+    return app
 
 
 class Endpoints:
@@ -95,25 +101,25 @@ class Endpoints:
 
     async def client_dynamic_config(self, request: Request) -> Response:
         """No flags here, either."""
-        wire.decode(wire.ClientConfigRequest, await _body(request))
+        wire.decode(wire.ClientConfigRequest, await read_body(request))
         return reply({})
 
     async def create_session(self, request: Request) -> Response:
         """Open a session, and tell a client of another version that it may fail."""
-        message = wire.decode(wire.CreateSessionRequest, await _body(request))
+        message = wire.decode(wire.CreateSessionRequest, await read_body(request))
         session = self._service.sessions.create(message.user_metadata or {}, message.display_name)
         warning = sdk_warning(message.sdk_version)
         return reply({"type": "create_session", "session_id": session.session_id, "warning_message": warning})
 
     async def session_heartbeat(self, request: Request) -> Response:
         """Note that the client lives."""
-        message = wire.decode(wire.SessionHeartbeatRequest, await _body(request))
+        message = wire.decode(wire.SessionHeartbeatRequest, await read_body(request))
         self._service.sessions.open(message.session_id)
         return reply({"type": "session_heartbeat"})
 
     async def telemetry(self, request: Request) -> Response:
         """Take telemetry, and drop it."""
-        await _body(request)
+        await read_body(request)
         return reply({"status": "accepted"})
 
     async def create_sampling_session(self, message: wire.CreateSamplingSessionRequest) -> Mapping[str, Any]:
@@ -122,7 +128,7 @@ class Endpoints:
 
     async def forward_backward(self, request: Request) -> Response:
         """Take a batch in, in protobuf."""
-        message = parse_forward_backward(await _body(request))
+        message = parse_forward_backward(await read_body(request))
         try:
             return reply(self._service.forward_backward(message))
         except RequestError as error:
@@ -141,7 +147,7 @@ class Endpoints:
 
     async def retrieve_future(self, request: Request) -> Response:
         """Wait for a result. 408 tells the SDK to ask again, and, unlike a 200 that says so, logs nothing there."""
-        message = wire.decode(wire.FutureRetrieveRequest, await _body(request))
+        message = wire.decode(wire.FutureRetrieveRequest, await read_body(request))
         result = await self._service.lanes.retrieve(message.request_id, RETRIEVE_TIMEOUT_S)
         if result is None:
             return reply({"type": "try_again", "request_id": message.request_id, "queue_state": "active"}, 408)
@@ -157,7 +163,7 @@ def _json(
     message_type: type[M], answer: Answer[M], refused: Callable[[bytes, str], None] = lambda body, reason: None
 ) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        body = await _body(request)
+        body = await read_body(request)
         try:
             answered = answer(wire.decode(message_type, body))
             return reply(await answered if isinstance(answered, Awaitable) else answered)
@@ -172,21 +178,12 @@ def _post(path: str, endpoint: Endpoint) -> Route:
     return Route(f"/api/v1/{path}", endpoint, methods=["POST"])
 
 
-async def _body(request: Request) -> bytes:
-    if request.headers.get("content-type", JSON).partition(";")[0].strip() not in (JSON, PROTOBUF):
-        raise RequestError(f"The body must be {JSON} or {PROTOBUF}.", 415)
-    try:
-        return await request.body()
-    except ClientDisconnect as error:
-        raise RequestError("The client went away.") from error
-
-
 def _position(body: bytes) -> tuple[str, int]:
     """Model and sequence number of a refused request, as far as they can be read; -1 if they cannot."""
-    with contextlib.suppress(ValueError, RecursionError, AttributeError):
-        data = json.loads(body)
+    with contextlib.suppress(ValueError, AttributeError):
+        data = parse_json(body)
         model_id, sequence = data.get("model_id"), data.get("seq_id")
-        if isinstance(model_id, str) and isinstance(sequence, int) and 0 <= sequence < 2**63:
+        if isinstance(model_id, str) and type(sequence) is int and 0 <= sequence < 2**63:
             return model_id, sequence
     return "", -1
 
@@ -197,7 +194,7 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 400
-    return reply({"detail": f"{request.method} {request.url.path[:200]} is not served here."}, status)
+    return reply({"detail": one_sentence(f"{request.method} {request.url.path[:200]} is not served here.")}, status)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import json
 import logging
 import threading
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinker_utils.sentence import one_sentence
+
 from .faults import RequestError
 
 JSON = "application/json"
@@ -24,6 +27,9 @@ PROTOBUF = "application/x-protobuf"
 
 RETRIEVED_RESULTS_KEPT = 512
 RETRIEVED_BYTES_KEPT = 64 * 1024 * 1024
+MOST_AHEAD = 1 << 16
+"""How far ahead of its turn a request may arrive: it is held in memory until those before it have come."""
+
 GAP_LIMIT_S = 300.0
 """How long a request waits for an earlier sequence number that has not arrived, before it fails."""
 
@@ -111,7 +117,8 @@ def run(job: Job) -> Result:
         return Result.failure(str(error), "user")
     except Exception as error:
         logger.exception("A request failed.")
-        return Result.failure(f"The embedded service failed with {type(error).__name__}: {error}"[:500], "server")
+        message = one_sentence(f"The embedded service failed with {type(error).__name__}: {error}")
+        return Result.failure(message, "server")
 
 
 @dataclass
@@ -155,6 +162,8 @@ class Lanes:
         seen = sequence in lane.records or (lane.ordered and sequence < lane.next)
         if seen:
             return request_id
+        if lane.ordered and sequence > lane.next + MOST_AHEAD:
+            raise RequestError(f"seq_id is {sequence}, but the next one of this model is {lane.next}.")
         record = Record(request_id)
         lane.records[sequence] = self._records[request_id] = record
         if lane.ordered:
@@ -168,7 +177,8 @@ class Lanes:
     def skip(self, lane_id: str, sequence: int, reason: str) -> None:
         """Fill a sequence number whose request was refused, so that the ones behind it do not wait for it."""
         if lane_id in self._lanes:
-            self.submit(lane_id, sequence, lambda: Result.failure(reason, "user"))
+            with contextlib.suppress(RequestError):
+                self.submit(lane_id, sequence, lambda: Result.failure(reason, "user"))
 
     async def retrieve(self, request_id: str, timeout_s: float) -> Result | None:
         """The result, or None if there is none yet after the timeout; a `RequestError` (404) if the id is unknown."""

@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from . import wire
+from .body import read_body
 from .checkpoints import CheckpointInfo
 from .engine import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from .faults import RequestError
@@ -70,7 +71,7 @@ class Rest:
 
     async def weights_info(self, request: Request) -> Response:
         """What a checkpoint was trained from."""
-        message = wire.decode(wire.WeightsInfoRequest, await request.body())
+        message = wire.decode(wire.WeightsInfoRequest, await read_body(request))
         checkpoint = await run_in_threadpool(self._store.read, Reference.from_path(message.tinker_path))
         spec = checkpoint.info.lora
         switches = {key: getattr(spec, key) for key in ("train_attn", "train_mlp", "train_unembed")}
@@ -93,12 +94,12 @@ class Rest:
         """The checkpoints of one run."""
         run_id = Reference(request.path_params["run_id"], "weights", "_").run_id
         found = await run_in_threadpool(self._store.list, run_id)
-        return _reply({"checkpoints": [_checkpoint(info) for info in found]})
+        return _reply({"checkpoints": [describe_checkpoint(info) for info in found]})
 
     async def checkpoints(self, request: Request) -> Response:
         """The checkpoints of all runs."""
         found = await run_in_threadpool(self._store.list)
-        return _reply(_page(request, "checkpoints", [_checkpoint(info) for info in found]))
+        return _reply(_page(request, "checkpoints", [describe_checkpoint(info) for info in found]))
 
     async def delete(self, request: Request) -> Response:
         """Delete a checkpoint."""
@@ -107,7 +108,7 @@ class Rest:
 
     async def set_ttl(self, request: Request) -> Response:
         """Change when a checkpoint expires."""
-        message = wire.decode(wire.SetTtlRequest, await request.body())
+        message = wire.decode(wire.SetTtlRequest, await read_body(request))
         await run_in_threadpool(self._store.set_ttl, _reference(request), message.ttl_seconds)
         return Response(status_code=204)
 
@@ -152,7 +153,7 @@ class Rest:
 
     async def finish_session(self, request: Request) -> Response:
         """End a session; ending it twice changes nothing."""
-        wire.decode(wire.FinishSessionRequest, await request.body())
+        wire.decode(wire.FinishSessionRequest, await read_body(request))
         session = self._service.sessions.known(request.path_params["session_id"])
         if not session.finished:
             self._service.finish(session, f"The session {session.session_id} has ended.")
@@ -171,7 +172,7 @@ class Rest:
             run = runs.setdefault(info.reference.run_id, _stored_run(info))
             key = {"weights": "last_checkpoint", "sampler_weights": "last_sampler_checkpoint"}.get(info.reference.kind)
             if key is not None:
-                run.setdefault(key, _checkpoint(info))
+                run.setdefault(key, describe_checkpoint(info))
         return runs.values()
 
     def _signed_url(self, reference: Reference, file: str, expires: int) -> str:
@@ -213,7 +214,8 @@ def _run(run_id: str, spec: LoraSpec, last_request: float, metadata: Mapping[str
     }
 
 
-def _checkpoint(info: CheckpointInfo) -> dict[str, Any]:
+def describe_checkpoint(info: CheckpointInfo) -> dict[str, Any]:
+    """What the SDK is told of a checkpoint."""
     return {
         "checkpoint_id": info.reference.checkpoint_id,
         "checkpoint_type": CHECKPOINT_TYPES[info.reference.kind],

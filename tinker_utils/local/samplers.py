@@ -70,7 +70,9 @@ class Samplers:
                 _discard(old, f"only the last {SNAPSHOTS_KEPT} unnamed weights of a session are kept")
             directory.mkdir(mode=0o700)
             self._engine.write(model.model_id, directory, optimizer=False)
-            spec = self._engine.spec(model.model_id)
+            spec, previous = self._engine.spec(model.model_id), sampler.directory
+            if previous is not None:
+                shutil.rmtree(previous, ignore_errors=True)
             sampler.weights, sampler.directory = SavedWeights(directory / ADAPTER_FILE, spec), directory
             sampler.base_model, sampler.fault = spec.base_model, None
             return Result.json({"type": "save_weights_for_sampler", "sampling_session_id": sampler.sampler_id})

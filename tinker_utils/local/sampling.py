@@ -75,7 +75,9 @@ def _choose(logits: Tensor, query: SampleQuery, uniform: Array) -> Tensor:
     if query.temperature == 0:
         return logits.argmax(-1)
     # In float64, because sums over a large vocabulary must still tell small probabilities apart.
-    probabilities = (logits.double() / query.temperature).softmax(-1)
+    # The likeliest at 0 before the division, so that no temperature, however low, makes two infinities.
+    logits = logits.double()
+    probabilities = ((logits - logits.amax(-1, keepdim=True)) / query.temperature).softmax(-1)
     points = torch.from_numpy(uniform).to(logits.device)[:, None]
     if query.top_k <= 0 and query.top_p >= 1:
         return _invert(probabilities, points)[:, 0]

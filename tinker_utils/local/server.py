@@ -20,6 +20,7 @@ from tinker_utils.errors import ServiceError
 from .base import Base
 from .engine import Engine
 from .guard import Guard
+from .http import BoundedProtocol
 from .protocol import build_app, sdk_warning
 from .served import Served
 from .service import Service
@@ -81,7 +82,13 @@ def _listen(port: int) -> socket.socket:
 
 async def _run(app: Guard, service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none"
+        app,
+        http=BoundedProtocol,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        ws="none",
     )
     server = uvicorn.Server(config)
     sweep = asyncio.create_task(_sweep(service))

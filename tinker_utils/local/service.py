@@ -19,7 +19,7 @@ from .queueing import Job, Lanes, Result, Worker
 from .references import Kind, Reference, check_name
 from .samplers import Samplers, trained_here
 from .served import Served
-from .sessions import Model, Session, Sessions
+from .sessions import MOST_MODELS, Model, Session, Sessions
 from .store import Store
 
 RETRIEVE_TIMEOUT_S = 30.0
@@ -149,6 +149,8 @@ class Service:
     ) -> dict[str, Any]:
         model_id = f"{session.session_id}:train:{number}"
         if model_id not in session.models:
+            if len(session.models) >= MOST_MODELS:
+                raise RequestError(f"The session has {MOST_MODELS} models already: open another session.")
             session.models[model_id] = Model(model_id, session.session_id, metadata)
             self.lanes.open(model_id)
         model = session.models[model_id]

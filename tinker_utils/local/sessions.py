@@ -15,6 +15,12 @@ from .lora import LoraSpec
 IDLE_LIMIT_S = 1800.0
 """A session whose client has sent nothing for so long is ended: the SDK sends a heartbeat every ten seconds."""
 
+MOST_SESSIONS = 1000
+"""Sessions that are remembered, the ended ones included."""
+
+MOST_MODELS = 256
+"""Models that one session may have: each holds an adapter and its optimizer in memory."""
+
 
 @dataclass
 class Model:
@@ -71,9 +77,18 @@ class Sessions:
 
     def create(self, user_metadata: dict[str, str], display_name: str | None) -> Session:
         """A new session."""
+        self._make_room()
         session = Session(str(uuid.uuid4()), user_metadata, display_name)
         self._sessions[session.session_id] = session
         return session
+
+    def _make_room(self) -> None:
+        """Forget the oldest of the sessions that have ended: they are kept only to say so."""
+        while len(self._sessions) >= MOST_SESSIONS:
+            ended = next((session for session in self._sessions.values() if session.finished), None)
+            if ended is None:
+                raise RequestError(f"{MOST_SESSIONS} sessions are open: finish one of them first.", 429)
+            del self._sessions[ended.session_id]
 
     def known(self, session_id: str) -> Session:
         """The session, ended or not; a `RequestError` (404) if there is none."""

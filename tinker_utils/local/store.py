@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from tinker_utils.errors import ServiceError
+from tinker_utils.sentence import one_sentence
+from tinker_utils.strict_json import parse_json
 
 from .checkpoints import Checkpoint, CheckpointInfo, expiry
 from .faults import RequestError
@@ -141,7 +143,7 @@ class Store:
                     self._discard(directory)
 
     def _publish(self, draft: Path, reference: Reference) -> None:
-        folder = self._runs / _folder(reference.run_id) / reference.kind
+        folder = self._folder_of(reference)
         for directory in (folder.parent, folder):
             directory.mkdir(mode=0o700, exist_ok=True)
         older = [path for path in folder.glob(f"{reference.name}~*") if _generation(path)]
@@ -164,7 +166,7 @@ class Store:
 
     def _find(self, reference: Reference) -> Checkpoint | None:
         with self._guard:
-            folder = self._runs / _folder(reference.run_id) / reference.kind
+            folder = self._folder_of(reference)
             found = self._latest(folder, f"{reference.name}~*").get(reference.name)
         return None if found is None or self._expired(found.info) else found
 
@@ -173,10 +175,13 @@ class Store:
         latest: dict[str, Checkpoint] = {}
         for directory in sorted(folder.glob(pattern), key=_generation):
             with contextlib.suppress(OSError):
-                info = _read_info(directory)
-                if info is not None:
+                info = None if directory.is_symlink() else _read_info(directory)
+                if info is not None and directory.parent == self._folder_of(info.reference):
                     latest[info.reference.name] = Checkpoint(info, directory)
         return latest
+
+    def _folder_of(self, reference: Reference) -> Path:
+        return self._runs / _folder(reference.run_id) / reference.kind
 
     def _expired(self, info: CheckpointInfo) -> bool:
         return info.expires is not None and info.expires <= self.clock()
@@ -195,9 +200,9 @@ def _generation(directory: Path) -> int:
 
 def _read_info(directory: Path) -> CheckpointInfo | None:
     try:
-        return CheckpointInfo.from_json(cast(dict[str, Any], json.loads((directory / _INFO).read_bytes())))
+        return CheckpointInfo.from_json(cast(dict[str, Any], parse_json((directory / _INFO).read_bytes())))
     except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
-        logger.warning("The checkpoint in %s is damaged and left alone: %s", directory.name, error)
+        logger.warning("The checkpoint in %s is damaged and left alone: %s", directory.name, one_sentence(str(error)))
         return None
 
 

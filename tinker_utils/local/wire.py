@@ -13,6 +13,9 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from .faults import RequestError
 
+MAX_JSON_BYTES = 8 * 1024 * 1024
+"""JSON takes many times its size in memory while it is decoded; batches, which may be larger, come in protobuf."""
+
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 Metadata = Annotated[dict[Text, Text], Field(max_length=64)]
@@ -257,7 +260,9 @@ M = TypeVar("M", bound=Message)
 
 
 def decode(message: type[M], body: bytes) -> M:
-    """The request in this JSON body; a `RequestError` (422) that names the first field at fault."""
+    """The request in this JSON body; a `RequestError` (422, 413) that names the first field at fault."""
+    if len(body) > MAX_JSON_BYTES:
+        raise RequestError(f"The body is larger than the {MAX_JSON_BYTES} bytes of JSON that this service takes.", 413)
     try:
         return message.model_validate_json(body)
     except pydantic.ValidationError as error:

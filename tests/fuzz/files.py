@@ -1,0 +1,217 @@
+"""The readers of files, each with what holds whatever the file contains.
+
+A target takes any bytes: it writes them where the reader looks for its file, and reads. What may escape a reader is a
+`TinkerUtilsError` whose message is one printable line of bounded length, and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from tinker_utils import comparison, overlay, plotting
+from tinker_utils.chat import read_conversations
+from tinker_utils.config import dump_config, load_config_from_yaml
+from tinker_utils.dashboard_html import samples_html, status_html
+from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.inspection import duplicate_table, length_table, truncation_table
+from tinker_utils.local.checkpoints import CheckpointInfo
+from tinker_utils.local.rest import describe_checkpoint
+from tinker_utils.local.served import PACKAGED_DIRECTORY
+from tinker_utils.local.store import Store
+from tinker_utils.mask_view import MaskView
+from tinker_utils.metrics import MetricsReader, read_metrics
+from tinker_utils.rendering import render
+from tinker_utils.result import TrainingResult
+from tinker_utils.resuming import resume_points
+from tinker_utils.rewinding import mend_last_line, rewind_metrics, rewind_samples
+from tinker_utils.run_status import RunFollower
+from tinker_utils.rundir import RunDirectory
+from tinker_utils.visualize import summary
+
+Target = Callable[[Path, bytes], None]
+CORPUS = Path(__file__).with_name("corpus")
+# Drawing takes a hundred times as long as reading: one case in so many is drawn, too.
+_DRAWN = 64
+
+
+@contextmanager
+def only_sentences() -> Iterator[None]:
+    """Let the project's own errors pass as refusals, if their messages are what a user can be shown."""
+    try:
+        yield
+    except TinkerUtilsError as error:
+        message = str(error)
+        assert message.isprintable(), message
+        assert 10 < len(message) <= 1000, len(message)
+        assert "Traceback" not in message
+
+
+def config(directory: Path, content: bytes) -> None:
+    """A configuration file; what it says survives being written to a run's directory."""
+    (directory / "training.yaml").write_bytes(content)
+    with only_sentences():
+        read = load_config_from_yaml(directory / "training.yaml", "local")
+        (directory / "config.yaml").write_text(dump_config(read), encoding="utf-8")
+        assert load_config_from_yaml(directory / "config.yaml", "run") == read
+        read.resolved()
+
+
+def overrides(directory: Path, content: bytes) -> None:
+    """Overrides as a command line passes them: as text."""
+    with only_sentences():
+        load_config_from_yaml(CORPUS / "config" / "local.yaml", "local", content.decode("utf-8", "replace"))
+
+
+def chat(directory: Path, content: bytes) -> None:
+    """Chat data, rendered and looked at."""
+    (directory / "train.jsonl").write_bytes(content)
+    with only_sentences():
+        conversations = read_conversations(directory / "train.jsonl")
+        duplicate_table(conversations, conversations).to_text()
+        rendered = render(conversations, _tokenizer(), 64, "all_assistant")
+        for example in rendered.examples[:2]:
+            assert 0 < example.completion_tokens < len(example.tokens) <= 64
+            MaskView(example, _tokenizer())._repr_html_()
+        length_table({"train": [len(example.tokens) for example in rendered.examples]}).to_text()
+        truncation_table(rendered.examples, [2, 8]).to_markdown()
+
+
+def metrics(directory: Path, content: bytes) -> None:
+    """A metrics file, read whole, in two pieces as it grows, and many times over in bulk."""
+    path = directory / "metrics.jsonl"
+    path.write_bytes(content[: len(content) // 2])
+    reader = MetricsReader(path)
+    reader.poll()
+    with path.open("ab") as file:
+        file.write(content[len(content) // 2 :])
+    reader.poll()
+    with only_sentences():
+        log = read_metrics(path)
+        assert len(reader.log.train) <= len(log.train)
+        json.dumps(summary(log))
+        plotting.describe(log)
+        if _is_drawn(content):
+            plotting.png(plotting.figure(log, title=content[:50].decode("latin-1")), 50)
+        path.write_bytes((content + b"\n") * (20_000 // (len(content) + 1) + 1))
+        MetricsReader(path).poll()
+    path.write_bytes(content)
+    _followed(directory)
+    mend_last_line(path)
+    for checkpoint in ("tinker://x/weights/step-000002", None):
+        rewind_metrics(path, checkpoint, 2)
+        reader.poll()
+
+
+def state(directory: Path, content: bytes) -> None:
+    """run.json, as the views, the loop and the result read it; with a wish for a pause beside it."""
+    run = RunDirectory(directory)
+    run.state.write_bytes(content)
+    run.request_pause()
+    _followed(directory)
+    with only_sentences():
+        read = run.read_state() or {}
+        assert all(point.progress.step >= 0 for point in resume_points(run, read))
+    with only_sentences():
+        TrainingResult.from_state(run, run.read_state() or {})
+
+
+def samples(directory: Path, content: bytes) -> None:
+    """samples.jsonl, shown, and cut back when a run is resumed."""
+    run = RunDirectory(directory)
+    run.samples.write_bytes(content)
+    _followed(directory)
+    mend_last_line(run.samples)
+    rewind_samples(run.samples, 2)
+    follower = RunFollower(run)
+    follower.poll()
+    assert not any(isinstance(sample.get("step"), int) and sample["step"] > 2 for sample in follower.samples)
+
+
+def trainer(directory: Path, content: bytes) -> None:
+    """Hugging Face's trainer_state.json, with itself as the settings beside it."""
+    _compared(directory, content, "trainer_state.json", "adapter_config.json")
+
+
+def cookbook(directory: Path, content: bytes) -> None:
+    """tinker-cookbook's metrics.jsonl, with its first line as the settings beside it."""
+    _compared(directory, content, "metrics.jsonl", "config.json")
+
+
+def checkpoint(directory: Path, content: bytes) -> None:
+    """A checkpoint's description in the store of the embedded server: a damaged one is left alone."""
+    store = Store(directory / "store")
+    try:
+        place = store.root / "runs" / "00000000-0000-4000-8000-000000000000_train_0" / "weights" / "state~1"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "checkpoint.json").write_bytes(content)
+        for info in store.list():
+            assert isinstance(info, CheckpointInfo)
+            json.dumps(describe_checkpoint(info), allow_nan=False)
+            with only_sentences():
+                assert store.read(info.reference).directory.is_relative_to(store.root)
+        store.prune()
+    finally:
+        store.close()
+
+
+TARGETS: dict[str, Target] = {
+    "config": config,
+    "overrides": overrides,
+    "chat": chat,
+    "metrics": metrics,
+    "state": state,
+    "samples": samples,
+    "trainer": trainer,
+    "cookbook": cookbook,
+    "checkpoint": checkpoint,
+}
+
+
+def corpus(name: str) -> list[bytes]:
+    """The valid documents that a target's cases are made from."""
+    folder = CORPUS / name
+    return [file.read_bytes() for file in sorted(folder.iterdir())] if folder.is_dir() else _OVERRIDES
+
+
+_OVERRIDES = [b"{training.epochs: 1, lora.rank: 4, output: {dir: runs/x}}", b"epochs: 1\nseed: 3\n", b"{}"]
+
+
+def _compared(directory: Path, content: bytes, log: str, settings: str) -> None:
+    (directory / log).write_bytes(content)
+    (directory / settings).write_bytes(content.split(b"\n")[0] if log.endswith("l") else content)
+    with only_sentences():
+        run = comparison.read_run(directory)
+        run.describe()
+        table = comparison.compare([run, run])
+        table.to_text(), table.to_markdown(), table._repr_html_()
+        overlay.describe_overlay([run])
+        if _is_drawn(content):
+            plotting.png(overlay.overlay([run]), 50)
+
+
+def _followed(directory: Path) -> None:
+    follower = RunFollower(RunDirectory(directory))
+    follower.poll()
+    for now in (0.0, 1.7e9, 1e18):
+        status = follower.status(now)
+        assert len(status.sentence) <= 1001
+        status_html(status, follower.log.loss_unit)
+    samples_html(follower.samples)
+
+
+def _is_drawn(content: bytes) -> bool:
+    """By the content, so that a case that fails once fails again."""
+    return zlib.crc32(content) % _DRAWN == 0
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(PACKAGED_DIRECTORY)
