@@ -188,6 +188,23 @@ class TestReduction:
         assert y.max() == losses.max()
         assert y.min() == losses.min()
 
+    def test_every_spike_of_a_million_records_is_seen_in_the_picture(self):
+        rng = np.random.default_rng(1)
+        steps, losses = np.arange(1.0, 1_000_001), rng.normal(2, 0.05, 1_000_000)
+        spikes = rng.choice(1_000_000, 40, replace=False)
+        losses[spikes] = rng.choice([0.5, 3.5], 40)
+        log = MetricsLog()
+        columns = {"step": steps, "epoch": np.ones_like(steps), "train_loss": losses}
+        log.add_train_columns(columns, train(1_000_000, losses[-1]))
+        drawing = figure(log)
+        axes = drawing.axes[0]
+        axes.grid(False)
+        axes.legend_.remove()
+        pixels = imread(io.BytesIO(png(drawing, dpi=100)))[..., :3]
+        across, up = axes.transData.transform(np.stack([steps[spikes], losses[spikes]], axis=1)).T.round().astype(int)
+        for x, y in zip(across, len(pixels) - 1 - up, strict=True):
+            assert pixels[y - 2 : y + 3, x - 2 : x + 3].min() < 0.9, x
+
     def test_an_interval_of_gaps_is_a_gap_and_an_empty_one_is_nothing(self):
         x = np.concatenate([np.arange(100.0), np.arange(900.0, 1000.0)])
         y = np.where(x < 100, np.nan, 1.0)

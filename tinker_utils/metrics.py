@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from tinker_utils.errors import MetricsError
-from tinker_utils.metrics_bulk import shape_of_first
+from tinker_utils.metrics_bulk import TrainDecoder, TrainRecords
 from tinker_utils.metrics_log import (
     TRAIN_COLUMNS,
     FloatArray,
@@ -22,7 +22,6 @@ from tinker_utils.metrics_log import (
     Record,
     SkippedLine,
     TrainSeries,
-    loss_unit_of,
 )
 from tinker_utils.strict_json import parse_json
 
@@ -40,9 +39,8 @@ __all__ = [
     "read_metrics",
 ]
 
-# A file is read in pieces of about this many bytes; a piece of less than _BULK is not worth the array operations.
+# A file is read in pieces of about this many bytes.
 _PIECE = 1 << 19
-_BULK = 1 << 14
 # Weights below this one change no average: a float64 has 16 decimal places.
 _NEGLIGIBLE = 1e-20
 
@@ -94,7 +92,7 @@ class MetricsReader:
     def __init__(self, path: Path, columns: Collection[str] = tuple(TRAIN_COLUMNS)) -> None:
         self.path = path
         self.log = MetricsLog()
-        self._columns = frozenset(columns) | {"step"}
+        self._decoder = TrainDecoder(columns)
         self._offset = 0
         self._lines = 0
         self._inode: int | None = None
@@ -136,30 +134,24 @@ class MetricsReader:
         self._inode = stat.st_ino
         return replaced
 
-    def _take_lines(self, lines: bytes) -> None:
-        if len(lines) < _BULK or not self._take_in_bulk(lines):
-            for line in lines.split(b"\n")[:-1]:
-                self._lines += 1
-                self._take(line, self._lines)
+    def _take_lines(self, text: bytes) -> None:
+        lines = text.split(b"\n")[:-1]
+        for found in self._decoder.records(lines):
+            if isinstance(found, TrainRecords):
+                self._take_records(found, lines)
+            else:
+                index, line = found
+                self._take(line, self._lines + 1 + index)
+        self._lines += len(lines)
 
-    def _take_in_bulk(self, lines: bytes) -> bool:
-        """Take in `lines` by array operations; False, with nothing taken, where the order or a value would be lost."""
-        shape = shape_of_first(lines[:_BULK].split(b"\n")[:-1], self._columns)
-        if shape is None or self.log.current_unit not in (None, loss_unit_of(shape.record)):
-            return False
-        alike, others = shape.split(lines)
-        if any(b'"train"' in line for _, line in others):
-            return False
+    def _take_records(self, records: TrainRecords, lines: list[bytes]) -> None:
         try:
-            columns = shape.columns(alike)
-            last = parse_json(alike[alike.rfind(b"\n", 0, -1) + 1 :])
-        except ValueError:
-            return False
-        self.log.add_train_columns(columns, last)
-        for index, line in others:
-            self._take(line, self._lines + 1 + index)
-        self._lines += len(columns["step"]) + len(others)
-        return True
+            last = parse_json(lines[records.end - 1])
+        except ValueError:  # what it says beside the columns is no JSON: each line is judged by itself
+            for index in range(records.begin, records.end):
+                self._take(lines[index], self._lines + 1 + index)
+        else:
+            self.log.add_train_columns(records.columns, last)
 
     def _take(self, line: bytes, number: int) -> None:
         if not line.strip():

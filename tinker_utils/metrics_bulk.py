@@ -1,165 +1,77 @@
-"""Decodes the train lines of a large metrics file many at a time.
+"""Decodes the train lines of a metrics file: `msgspec` reads the wanted numbers of each, and passes over the rest.
 
-A run writes its train records with the same keys in the same order, so that their lines differ in digits only. One
-line is decoded by `json` and gives the shape; the numbers of all lines of that shape are then read by array operations,
-several times as fast. Lines of any other shape are left to `json`.
+A line that it does not accept (another type, a gap, a torn or foreign line) is left to whoever asks, as it is.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Container, Iterable
+import operator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
-from tinker_utils.metrics_log import FloatArray, Record
-from tinker_utils.strict_json import parse_json
+from tinker_utils.metrics_log import TRAIN_COLUMNS, FloatArray
 
-Bytes = NDArray[np.uint8]
-Positions = NDArray[np.intp]
-
-_NUMBER_CHARACTERS = b"0123456789+-.eE"
-_FIELD = re.compile(rb'([{\s]*"(\w+)"\s*:\s*)-?[0-9][0-9.eE+-]*([}\s]*)')
-_COMMA, _NEWLINE, _ZERO, _DOT, _MINUS, _PLUS, _EXPONENT = np.frombuffer(b",\n0.-+e", np.uint8)
-_LOWER_CASE = np.uint8(0x20)  # the bit by which e differs from E
-# The widest number that is read here: a float64 takes at most 24 characters.
-_WIDEST = 24
-# Powers of ten by column, counted from the right: 18 digits fit into an int64, those before them must be zeros.
-_DIGITS = 18
-_POWERS = np.array([10**k if k < _DIGITS else 0 for k in reversed(range(_WIDEST))], dtype=np.int64)
-
-_EXACT_EXPONENT = 22  # the largest power of ten that a float64 holds exactly
+_REQUIRED = {"step": float, "train_loss": float}
+_TOTAL = "train_loss_total"
+_REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """Where a number stands in a line."""
+class TrainRecords:
+    """Consecutive train records of one unit, from line `begin` up to, but without, line `end`.
 
-    field: int  # the how-manieth of the comma-separated fields, from 0
-    before: int  # characters of that field before the number: brace, key, colon, spaces
-    after: int  # characters of that field after the number: spaces, brace
+    `columns` are arrays of shape [end - begin] by name.
+    """
 
-
-@dataclass(frozen=True)
-class LineShape:
-    """What lines with the same keys in the same order have in common."""
-
-    record: Record  # one such line, decoded
-    skeleton: bytes  # a line without the characters that numbers are made of
-    fields: int
-    slots: dict[str, _Slot]
-
-    @classmethod
-    def of(cls, line: bytes, names: Container[str]) -> LineShape | None:
-        """The shape of a train line, with slots for the numbers called `names`; None for any other line."""
-        try:
-            record = parse_json(line)
-        except ValueError:
-            return None
-        fields = line.split(b",")
-        # A comma that separates nothing (in a text, in a list) would shift every later field.
-        if not isinstance(record, dict) or record.get("type") != "train" or len(record) != len(fields):
-            return None
-        matches = ((i, _FIELD.fullmatch(field)) for i, field in enumerate(fields))
-        slots = {m[2].decode(): _Slot(i, len(m[1]), len(m[3])) for i, m in matches if m}
-        if "step" not in slots:
-            return None
-        skeleton = line.translate(None, _NUMBER_CHARACTERS)
-        return cls(record, skeleton, len(fields), {name: slot for name, slot in slots.items() if name in names})
-
-    def split(self, block: bytes) -> tuple[bytes, list[tuple[int, bytes]]]:
-        """(the lines of `block` that have this shape, [(index from 0, line)] of the others).
-
-        `block` and the first part of the result consist of whole lines, each with its newline.
-        """
-        skeletons = block.translate(None, _NUMBER_CHARACTERS).split(b"\n")[:-1]
-        others = [i for i, skeleton in enumerate(skeletons) if skeleton != self.skeleton]
-        if not others:
-            return block, []
-        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + 1
-        bounds = [(int(ends[i - 1]) if i else 0, int(ends[i])) for i in others]
-        keep = zip([0, *(end for _, end in bounds)], [*(begin for begin, _ in bounds), len(block)], strict=True)
-        alike = b"".join(itertools.starmap(lambda begin, end: block[begin:end], keep))
-        return alike, [(i, block[begin : end - 1]) for i, (begin, end) in zip(others, bounds, strict=True)]
-
-    def columns(self, lines: bytes) -> dict[str, FloatArray]:
-        """The numbers in `lines`, which all have this shape, as {name: array of shape [lines]}.
-
-        Each is within two units in the last place of what `float` gives.
-
-        Raises:
-            ValueError: a number is not written as JSON writes it, or takes more than these operations can do.
-        """
-        # Numbers are read through windows that reach back from their ends, so the first line needs room before it.
-        text = np.frombuffer(bytes(_WIDEST) + lines, np.uint8)
-        ends = np.flatnonzero((text == _COMMA) | (text == _NEWLINE)).reshape(-1, self.fields)
-        begins = np.concatenate([[_WIDEST], ends.ravel()[:-1] + 1]).reshape(-1, self.fields)
-        return {
-            name: _numbers(text, begins[:, slot.field] + slot.before, ends[:, slot.field] - slot.after)
-            for name, slot in self.slots.items()
-        }
+    begin: int
+    end: int
+    columns: dict[str, FloatArray]
 
 
-def shape_of_first(lines: Iterable[bytes], names: Container[str]) -> LineShape | None:
-    """The shape of the first train line among `lines`."""
-    return next((shape for shape in (LineShape.of(line, names) for line in lines) if shape), None)
+class TrainDecoder:
+    """Decodes the columns called `names`, and always `step`."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = [name for name in TRAIN_COLUMNS if name in {*names, "step"}]
+        wanted = [(name, float | None, None) for name in self._names if name not in _REQUIRED]
+        total = (_TOTAL, float | None | msgspec.UnsetType, msgspec.UNSET)
+        kind = ("type", Literal["train"])
+        line = msgspec.defstruct(
+            "TrainLine", [kind, *_REQUIRED.items(), *wanted, total], kw_only=True, gc=False, frozen=True
+        )
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(line).decode
+
+    def records(self, lines: Sequence[bytes]) -> Iterator[tuple[int, bytes] | TrainRecords]:
+        """What `lines` hold, in their order: train records, and each line that is something else with its index."""
+        rows: list[Any] = []
+        decode, summed, unset = self._decode, False, msgspec.UNSET
+        for i, line in enumerate(lines):
+            try:
+                # A field that is passed over is not checked for being UTF-8.
+                row = decode(line) if line.isascii() else None
+            except _REFUSALS:
+                row = None
+            if row is None or (row.train_loss_total is unset) is not summed:
+                if rows:
+                    yield self._columns(rows, i)
+                    rows = []
+                if row is None:
+                    yield i, line
+                    continue
+                summed = not summed
+            rows.append(row)
+        if rows:
+            yield self._columns(rows, len(lines))
+
+    def _columns(self, rows: Sequence[Any], end: int) -> TrainRecords:
+        return TrainRecords(end - len(rows), end, {name: _column(rows, name) for name in self._names})
 
 
-def _numbers(text: Bytes, begins: Positions, ends: Positions) -> FloatArray:
-    """The numbers that stand in `text` from `begins` to `ends`, all of shape [numbers]."""
-    negative = text[begins] == _MINUS
-    begins = begins + negative
-    window, inside = _windows(text, begins, ends)
-    width = window.shape[1]
-    digits = (window - _ZERO) * inside  # wraps, so that every other character is above 9
-    row, column = np.divmod(np.flatnonzero(digits > 9), width)
-    dot = window[row, column] == _DOT
-    scientific = np.unique(row[~dot])
-    digits[row, column] = 0
-    digits[scientific] = 0
-    values = _decimals(digits, row[dot], width - 1 - column[dot])
-    if len(scientific):
-        values[scientific] = _scientific(text, begins[scientific], ends[scientific])
-    return np.where(negative, -values, values)
-
-
-def _windows(text: Bytes, begins: Positions, ends: Positions) -> tuple[Bytes, NDArray[np.bool_]]:
-    """The characters that end at `ends` as rows of one width, and which of them do not lie before `begins`."""
-    lengths = ends - begins
-    width = int(lengths.max())
-    if width > _WIDEST or lengths.min() < 1 or (np.minimum(text[begins], text[ends - 1]) < _ZERO).any():
-        raise ValueError("a number is too wide, or begins or ends with another character than a digit")
-    return sliding_window_view(text, width)[ends - width], np.arange(width) >= width - lengths[:, None]
-
-
-def _decimals(digits: Bytes, row: Positions, places: Positions) -> FloatArray:
-    """Digits of shape [numbers, width] as floats; number `row[i]` has a dot, a zero here, before `places[i]` digits."""
-    width = digits.shape[1]
-    if digits[:, : max(width - _DIGITS, 0)].any() or (np.diff(row) == 0).any():
-        raise ValueError("a number has too many digits, or two dots")
-    total = digits.astype(np.int64) @ _POWERS[-width:]
-    decimals = np.zeros(len(digits))
-    decimals[row] = places
-    divisor = np.ones(len(digits), np.int64)
-    divisor[row] = 10 ** np.minimum(places + 1, _DIGITS)  # the dot takes a column
-    whole, fraction = np.divmod(total, divisor)
-    return whole + fraction / 10.0**decimals
-
-
-def _scientific(text: Bytes, begins: Positions, ends: Positions) -> FloatArray:
-    """Numbers written as 2.5e-05."""
-    window, inside = _windows(text, begins, ends)
-    is_exponent = ((window | _LOWER_CASE) == _EXPONENT) & inside
-    if not is_exponent.any(axis=1).all():
-        raise ValueError("a number contains another character than digits, a dot and an exponent")
-    exponent_at = ends - window.shape[1] + is_exponent.argmax(axis=1)
-    mantissa = _numbers(text, begins, exponent_at)
-    exponent = _numbers(text, exponent_at + 1 + (text[exponent_at + 1] == _PLUS), ends)
-    if (np.abs(exponent) > _EXACT_EXPONENT).any():
-        raise ValueError("a number is too large or too small to be read exactly here")
-    # Negative powers of ten are not exact: so divide by the positive ones.
-    return mantissa * 10.0 ** np.maximum(exponent, 0) / 10.0 ** np.maximum(-exponent, 0)
+def _column(rows: Sequence[Any], name: str) -> FloatArray:
+    values = np.fromiter(map(operator.attrgetter(name), rows), np.float64, len(rows))
+    values[np.isnan(values)] = TRAIN_COLUMNS[name]  # None became NaN, which is no JSON
+    return values
