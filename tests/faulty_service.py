@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from relay import Message, Relay, reply
 
-from tinker_utils.local.protobuf import decode_batch, parse_forward_backward
+from tinker_utils.local.protobuf import decode_batch, messages, parse_forward_backward
 
 Pass = Callable[[], Awaitable[Message]]
 Act = Callable[[Pass], Awaitable[Message | None]]
@@ -29,6 +32,7 @@ class Fault:
         skip: so many matching requests go unharmed first.
         times: how often it happens.
         on: a further condition on the request.
+        distort: what becomes of the request before the service gets it.
     """
 
     endpoint: str
@@ -36,6 +40,7 @@ class Fault:
     skip: int = 0
     times: int = 1
     on: Callable[[Message], bool] = lambda request: True
+    distort: Callable[[Message], Message] = lambda request: request
 
     def strikes(self, request: Message) -> bool:
         """Whether it happens to this request, which is counted."""
@@ -97,14 +102,33 @@ def paused(reason: str, state: str = "paused_capacity") -> Act:
     return act
 
 
-def rewritten(change: Callable[[bytes], bytes]) -> Act:
-    """The body of a result is changed on its way; a reply without a result stays as it is."""
+def rewritten(change: Callable[[Any], object]) -> Act:
+    """`change` is let loose on what a forward pass returned; other results stay as they are."""
 
     async def act(forward: Pass) -> Message:
         answered = await forward()
-        return answered.with_body(change(answered.body)) if answered.status == 200 else answered
+        if "protobuf" not in answered.headers.get("content-type", ""):
+            return answered
+        output = messages.ForwardBackwardOutput()
+        output.ParseFromString(answered.body)
+        change(output)
+        return answered.with_body(output.SerializeToString())
 
     return act
+
+
+def overflowing(request: Message) -> Message:
+    """The same batch with weights so large that its loss and its gradient are infinite."""
+    batch = parse_forward_backward(request.body)
+    for datum in batch.data:
+        weights = datum.loss_fn_inputs["weights"]
+        weights.dense = np.full(len(weights.dense) // 4, 3e38, "<f4").tobytes()
+    return request.with_body(batch.SerializeToString())
+
+
+async def passed_on(forward: Pass) -> Message:
+    """Nothing happens on the way."""
+    return await forward()
 
 
 class FaultyService(Relay):
@@ -132,16 +156,26 @@ class FaultyService(Relay):
         if self.away:
             return None
 
-        async def forward() -> Message:
-            answered = await self.forward(request)
-            self.ledger.note(request, answered)
+        async def forward(asked: Message = request) -> Message:
+            answered = await self.forward(asked)
+            self.ledger.note(asked, answered)
             return answered
 
         for fault in self.faults:
             if fault.strikes(request):
                 self.struck.append(request.endpoint)
-                return await fault.act(forward)
+                return await fault.act(functools.partial(forward, fault.distort(request)))
         return await forward()
+
+
+def passes(request: Message) -> bool:
+    """Whether a poll asks for the result of a training pass."""
+    return request.headers.get("x-tinker-request-type") == "ForwardBackward"
+
+
+def numbered(*sequence: int) -> Callable[[Message], bool]:
+    """Whether a batch has one of these sequence numbers; a step's pass and its optimizer step have one each."""
+    return lambda request: parse_forward_backward(request.body).seq_id in sequence
 
 
 def about(request_id_ends: str) -> Callable[[Message], bool]:
@@ -209,3 +243,8 @@ class Ledger:
     def steps(self) -> int:
         """Optimizer steps that the service was asked for, whether they became part of a result or not."""
         return sum(len(model.steps) for model in self._models.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the service was asked to train on, in all models."""
+        return sum(len(row) for model in self._models.values() for rows in model.rows.values() for row in rows)

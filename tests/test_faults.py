@@ -6,17 +6,36 @@ What is learned, and what is written down of it, must be that of a quiet run.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
+import time
+from types import SimpleNamespace
 
 import pytest
-from faulty_service import Fault, FaultyService, about, dropped_after, dropped_before, hanging, late, paused, refused
+from faulty_service import (
+    Fault,
+    FaultyService,
+    about,
+    dropped_after,
+    dropped_before,
+    hanging,
+    late,
+    numbered,
+    overflowing,
+    passed_on,
+    passes,
+    paused,
+    refused,
+    rewritten,
+)
 from small_runs import adapter_bytes, history, records
 
 from tinker_utils import waiting
-from tinker_utils.errors import ServiceTimeoutError
+from tinker_utils.errors import ResultLostError, ServiceError, ServiceTimeoutError
+from tinker_utils.local.protobuf import parse_forward_backward
 from tinker_utils.preparation import prepare
 from tinker_utils.run_status import RunFollower
-from tinker_utils.training import fit
+from tinker_utils.training import fit, fit_blocking
 
 pytestmark = pytest.mark.usefixtures("key")
 
@@ -48,7 +67,7 @@ async def test_broken_connections_and_refusals_change_nothing(faulty, config, se
         Fault("optim_step", refused(429, retry_after="1"), skip=5),
         Fault("save_weights", dropped_after, skip=1),
         Fault("save_weights", refused(503), skip=2),
-        # The third step's answers come after those of the steps behind it.
+        # The fourth step's answer comes after those of the steps behind it.
         Fault("retrieve_future", late(1.0), on=about(":9")),
         Fault("retrieve_future", refused(500), skip=5, times=2),
         Fault("retrieve_future", dropped_before, skip=9),
@@ -122,3 +141,141 @@ async def test_no_answer_in_time_ends_the_run_which_resumes(faulty, config, serv
     assert history(run) == history(whole.run)
     assert adapter_bytes(run, service) == whole.adapter
     assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[: result.best_step]
+
+
+FAILED = b'{"error": "a worker died", "category": "server"}'
+
+
+async def test_after_a_lost_result_the_run_goes_back_by_itself(faulty, config, service, run, whole):
+    faulty.faults = [
+        Fault("retrieve_future", refused(410), on=passes, skip=2),
+        Fault("retrieve_future", refused(404), on=passes, skip=4),
+        Fault("retrieve_future", refused(200, FAILED), on=passes, skip=6),
+    ]
+    result = await fit(through(faulty, config), run.path)
+    assert len(faulty.struck) == 3
+    assert sum("went back to step" in r["message"] for r in records(run, "notice")) >= 1, "the last one is told of"
+    assert history(run) == history(whole.run)
+    assert adapter_bytes(run, service) == whole.adapter
+    assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[: result.best_step]
+    # What was trained for nothing was paid for all the same.
+    assert run.read_state()["spent"]["tokens"] >= faulty.ledger.tokens > result.tokens
+
+
+async def test_results_that_are_lost_again_and_again_end_the_run_which_resumes(faulty, config, run, whole):
+    faulty.faults = [Fault("retrieve_future", refused(410), on=passes, skip=2, times=1000)]
+    with pytest.raises(ResultLostError, match="step 3: RetryableException"):
+        await fit(through(faulty, config), run.path)
+    assert records(run, "end")[-1]["status"] == "failed"
+    faulty.faults = []
+    await fit(through(faulty, config), run.path)
+    assert history(run) == history(whole.run)
+
+
+async def test_when_the_sdk_gives_up_the_run_goes_on_with_a_new_session(faulty, config, run, whole, monkeypatch):
+    from tinker.lib import internal_client_holder
+
+    # The SDK gives up on a request after five minutes: to it, each look at the clock is one of a hundred seconds later.
+    clock = itertools.count(step=100)
+    monkeypatch.setattr(
+        internal_client_holder, "time", SimpleNamespace(time=lambda: next(clock), monotonic=time.monotonic)
+    )
+    faulty.faults = [Fault("save_weights", dropped_before, skip=1, times=4)]
+    result = await fit(through(faulty, config), run.path)
+    assert any("APIConnectionError" in r["message"] for r in records(run, "notice"))
+    assert history(run) == history(whole.run)
+    assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[: result.best_step]
+
+
+def trains(request):
+    """Whether a request is to train on its batch, and not to evaluate it."""
+    return not parse_forward_backward(request.body).forward_only
+
+
+# Sequence numbers: each step has two, each evaluation and each save one. The fifth step's are 13 and 14.
+FIFTH = numbered(13)
+
+
+async def test_a_loss_that_is_not_finite_stops_the_run_and_its_best_checkpoint_is_kept(faulty, config, run, whole):
+    faulty.faults = [Fault("forward_backward", passed_on, on=FIFTH, distort=overflowing)]
+    result = await fit(through(faulty, config), run.path)
+    assert result.status == "failed"
+    assert "the loss or the gradient of step 5 is not a finite number" in result.reason
+    assert "training.on_nonfinite: skip" in result.reason
+    losses = {r["step"]: r["val_loss"] for r in records(run, "val")}
+    assert losses == {r["step"]: r["val_loss"] for r in records(whole.run, "val") if r["step"] <= 4}
+    assert (result.best_val_loss, result.best_step) == min((loss, step) for step, loss in losses.items())
+    assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[: result.best_step]
+
+
+async def test_a_batch_whose_loss_is_not_finite_can_be_left_out(faulty, config, service, run, tmp_path):
+    faulty.faults = [Fault("forward_backward", passed_on, on=FIFTH, distort=overflowing)]
+    result = await fit(through(faulty, config, on_nonfinite="skip"), run.path)
+    assert result.status == "completed"
+    assert run.read_state()["progress"]["left_out_steps"] == 1
+    (told_of,) = [r["message"] for r in records(run, "notice") if "left out" in r["message"]]
+    assert "step 5" in told_of
+    assert "went back to step 4" in told_of
+    batches = planned_batches(config, without={5})
+    last = run.read_state()["resume_points"][-1]["path"]
+    assert faulty.ledger.batches_in(last) == batches
+
+    # The same by hand: eleven steps in a row, through the SDK alone.
+    preparation = prepare(config)
+    model = service.new_model(config)
+    for step in (1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12):
+        model.submit_step(preparation.plan.batch(step), preparation.learning_rate(step), 0.0, 0.0)
+    by_hand = model.submit_save("by-hand", None).result()
+    weights = [
+        (service.download_adapter(path, tmp_path / name)[0].parent / "adapter_model.safetensors").read_bytes()
+        for name, path in (("run", last), ("hand", by_hand))
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_losses_that_are_not_finite_again_and_again_stop_the_run_all_the_same(faulty, config, run):
+    faulty.faults = [Fault("forward_backward", passed_on, distort=overflowing, skip=6, times=1000, on=trains)]
+    result = fit_blocking(through(faulty, config, on_nonfinite="skip"), run.path)
+    assert result.status == "failed"
+    assert run.read_state()["left_out_steps"] == [7, 8, 9]
+
+
+async def test_a_service_without_metrics_is_read_by_its_logprobs(faulty, config, run, whole):
+    faulty.faults = [Fault("retrieve_future", rewritten(lambda output: output.metrics.clear()), times=1000)]
+    await fit(through(faulty, config), run.path)
+    assert history(run) == history(whole.run)
+
+
+async def test_a_service_without_logprobs_is_read_by_its_sums(faulty, config, run, whole):
+    def without_logprobs(output):
+        for record in output.loss_fn_outputs:
+            record.fields.clear()
+
+    faulty.faults = [Fault("retrieve_future", rewritten(without_logprobs), times=1000)]
+    await fit(through(faulty, config), run.path)
+    for read, known in zip(records(run, "val"), records(whole.run, "val"), strict=True):
+        assert read["val_loss_stderr"] is None, "the losses of single examples are not known"
+        assert read["val_loss"] == pytest.approx(known["val_loss"], rel=1e-5)
+
+
+async def test_a_service_that_gives_neither_is_refused_in_one_sentence(faulty, config, run):
+    def with_nothing(output):
+        output.metrics.clear()
+        for record in output.loss_fn_outputs:
+            record.fields.clear()
+
+    faulty.faults = [Fault("retrieve_future", rewritten(with_nothing), times=1000)]
+    with pytest.raises(ServiceError, match="neither logprobs nor loss:sum"):
+        await fit(through(faulty, config), run.path)
+
+
+async def test_a_sum_that_disagrees_with_the_logprobs_is_told_of_once(faulty, config, run, whole):
+    def doubled(output):
+        output.metrics["loss:sum"] *= 2
+
+    faulty.faults = [Fault("retrieve_future", rewritten(doubled), times=1000, on=passes)]
+    await fit(through(faulty, config), run.path)
+    (warning,) = [r["message"] for r in records(run, "notice") if "loss:sum" in r["message"]]
+    first, twice = (float(number) for number in re.findall(r"[\d.]+(?= nats|;)", warning))
+    assert (first, twice) == pytest.approx((2 * twice, twice), rel=1e-4)
+    assert history(run) == history(whole.run)

@@ -8,7 +8,7 @@ from statistics import median
 _REMEMBERED = 9
 # No answer is called overdue before this many seconds, nor before it took this many times as long as usual: a cycle of
 # the hosted service alone takes ten seconds, and nobody wants to be told of each.
-_LEAST_SECONDS = 4.0
+LEAST_SECONDS = 4.0
 _TIMES_THE_USUAL = 3.0
 
 
@@ -28,7 +28,7 @@ class AnswerTimes:
         A request of more tokens than the usual step, such as an evaluation, may take longer in proportion.
         """
         if not self._steps:
-            return _LEAST_SECONDS
+            return LEAST_SECONDS
         usual_seconds = median(seconds for seconds, _ in self._steps)
         usual_tokens = median(tokens for _, tokens in self._steps)
-        return max(_LEAST_SECONDS, _TIMES_THE_USUAL * usual_seconds * max(1.0, tokens / max(usual_tokens, 1)))
+        return max(LEAST_SECONDS, _TIMES_THE_USUAL * usual_seconds * max(1.0, tokens / max(usual_tokens, 1)))

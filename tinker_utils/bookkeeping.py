@@ -81,6 +81,14 @@ class Bookkeeper:
         if log:
             self.record_window(figures)
 
+    def left_out(self, step: int) -> None:
+        """Pass over a step whose batch is not trained on; it is counted, and its window is logged as if it were."""
+        self.progress.step = step
+        self.progress.left_out_steps += 1
+        config = self._preparation.config
+        if step % config.log_interval_steps == 0 or step == self._preparation.total_steps:
+            self.record_window()
+
     def _cross_check(self, step: int, loss: BatchLoss) -> None:
         """Say, once, that the service's own sum is not ours: it weights tokens in another way than is documented."""
         apart = 0.0 if loss.reported is None else disagreement(loss.total, loss.reported)
@@ -227,6 +235,7 @@ class Bookkeeper:
             "completion_tokens_seen": progress.completion_tokens,
             "discarded_steps": progress.discarded_steps,
             "discarded_tokens": progress.discarded_tokens,
+            "left_out_steps": progress.left_out_steps,
             "cost_usd": self._preparation.cost_usd(self._spent.tokens, self._spent.eval_tokens),
             "best_step": self.stopper.best_step,
             "best_val_loss": self.best,

@@ -130,6 +130,14 @@ class TrainingConfig(Checked):
     budget_usd: float | None = setting(
         None, "training.budget_usd", "number", "null sets no limit.", low=0, open_low=True, optional=True
     )
+    on_nonfinite: str = setting(
+        "stop",
+        "training.on_nonfinite",
+        "text",
+        "it is about a loss or a gradient that is NaN or infinite; skip goes back to the latest checkpoint and leaves "
+        "the batch out.",
+        choices=("stop", "skip"),
+    )
     service_timeout_s: float | None = setting(
         3600.0,
         "training.service_timeout_s",

@@ -9,6 +9,8 @@ TinkerUtilsError
 ├── ResumeError (RuntimeError)        a run cannot be continued with these settings or this data
 └── ServiceError (RuntimeError)       the training service cannot be reached, or refused a request
     ├── CheckpointGoneError           the service does not have a checkpoint any more
+    ├── ResultLostError               the service lost what a request came to, or failed in the middle of it
+    │   └── ServiceGoneError          the service could not be reached for longer than the SDK tries
     └── ServiceTimeoutError           the service gave no answer within training.service_timeout_s
 
 Every child also inherits the standard type that fits it, so `except ValueError` keeps working for callers that do
@@ -65,3 +67,11 @@ class CheckpointGoneError(ServiceError):
 
 class ServiceTimeoutError(ServiceError):
     """The service gave no answer for longer than the settings allow; the run resumes from its latest checkpoint."""
+
+
+class ResultLostError(ServiceError):
+    """The service lost what a request came to, or failed in the middle of it, so that the weights are not known."""
+
+
+class ServiceGoneError(ResultLostError):
+    """The service could not be reached for so long that the SDK gave up on a request."""

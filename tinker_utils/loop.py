@@ -8,16 +8,19 @@ queue. Answers are taken in the same order; what was still on its way when an ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from tinker_utils.answer_times import AnswerTimes
 from tinker_utils.batching import in_batches
 from tinker_utils.bookkeeping import Bookkeeper
+from tinker_utils.errors import RunDirectoryError
 from tinker_utils.evaluation_samples import EvaluationSamples
 from tinker_utils.journal import Journal
 from tinker_utils.model import Model, SubmittedEvaluation, SubmittedSave, SubmittedStep
@@ -33,7 +36,28 @@ _STEPS_AHEAD, _STEPS_AHEAD_LOCAL = 3, 2
 # Examples in one request of an evaluation: few requests, each far below the protocol's 1,024 examples.
 _EVALUATED_TOGETHER = 64
 _PAUSE_POLL_SECONDS = 0.2
+# Batches left out in a row, after which the run stops all the same.
+_LEFT_OUT_IN_A_ROW = 3
+_NOT_FINITE = (
+    "the loss or the gradient of step {step} is not a finite number: lower training.learning_rate, set "
+    "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
+)
 _TIDY_SECONDS = 30
+
+
+class SpoiledStepError(Exception):
+    """A step's loss or gradient was not a finite number, and the weights since are not to be used."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class LeftOutStep:
+    """A step whose batch is not trained on: there is nothing to wait for."""
+
+    futures: tuple[Future[Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +65,7 @@ class _Work:
     """A request on its way, and the step whose weights it is about."""
 
     step: int
-    request: SubmittedStep | SubmittedEvaluation | SubmittedSave
+    request: SubmittedStep | LeftOutStep | SubmittedEvaluation | SubmittedSave
     tokens: int = 0
 
     @property
@@ -63,6 +87,7 @@ class TrainingLoop:
         books: where the answers go.
         service: for removing checkpoints that are superseded.
         model: the model, in the state that belongs to the books.
+        left_out: steps whose batches are not trained on.
     """
 
     def __init__(
@@ -73,6 +98,7 @@ class TrainingLoop:
         books: Bookkeeper,
         service: Service,
         model: Model,
+        left_out: frozenset[int] = frozenset(),
     ) -> None:
         self._run = run
         self._preparation = preparation
@@ -81,6 +107,7 @@ class TrainingLoop:
         self._books = books
         self._service = service
         self._model = model
+        self._left_out = left_out
         valid = preparation.valid
         self._valid_batches = tuple(in_batches(valid.examples, _EVALUATED_TOGETHER)) if valid else ()
 
@@ -103,18 +130,31 @@ class TrainingLoop:
 
         Raises:
             ServiceError: the service gave up on a request, or answered what cannot be used.
+            SpoiledStepError: a loss or gradient was not finite, and its batch may be left out.
         """
+        try:
+            return await self._train()
+        except BaseException:
+            self._abandon()
+            raise
+
+    async def _train(self) -> TrainingResult:
         if self._books.stopper.exhausted:
             self._end_early()
         while True:
             self._heed_requests()
             self._submit_ahead()
             if self._queue:
-                await self._take(self._queue.popleft())
+                await self._take(self._queue[0])
             elif self._paused:
                 await self._wait_while_paused()
             else:
                 return await self._finish()
+
+    @property
+    def ending(self) -> bool:
+        """Whether no further step is to be submitted, because of a wish or of what was learned."""
+        return self._ending is not None
 
     # Submitting
 
@@ -149,10 +189,13 @@ class TrainingLoop:
         """A step, and in line behind it the evaluation and the save that are due at its weights."""
         preparation, config = self._preparation, self._config
         batch, rate = preparation.plan.batch(step), preparation.learning_rate(step)
-        submitted = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
-        self._queue.append(_Work(step, submitted, batch.tokens))
+        if step in self._left_out:
+            self._queue.append(_Work(step, LeftOutStep()))
+        else:
+            submitted = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
+            self._queue.append(_Work(step, submitted, batch.tokens))
+            self._submitted_tokens += batch.tokens
         self._submitted = step
-        self._submitted_tokens += batch.tokens
         if preparation.evaluates(step):
             self._queue.append(_Work(step, self._model.submit_evaluation(self._valid_batches), self._eval_tokens))
             self._submitted_eval_tokens += self._eval_tokens
@@ -174,6 +217,7 @@ class TrainingLoop:
         answers = [asyncio.wrap_future(future) for future in work.request.futures]
         overdue_after = self._answer_times.overdue_after(work.tokens)
         seconds = await self._waiting.until(answers, work.step, work.what, overdue_after)
+        self._queue.popleft()
         if isinstance(work.request, SubmittedStep):
             self._answer_times.took(seconds, work.tokens)
         else:
@@ -182,6 +226,8 @@ class TrainingLoop:
             self._discard(work)
         elif isinstance(work.request, SubmittedStep):
             self._trained(work.step, work.request)
+        elif isinstance(work.request, LeftOutStep):
+            self._books.left_out(work.step)
         elif isinstance(work.request, SubmittedEvaluation):
             self._evaluated(work.step, work.request)
         else:
@@ -198,11 +244,19 @@ class TrainingLoop:
     def _trained(self, step: int, request: SubmittedStep) -> None:
         loss, figures = request.result()
         finite = math.isfinite(loss.total) and all(math.isfinite(value) for value in figures.values())
+        if not finite and self._may_leave_out(step):
+            self._books.discarded(trained=request.batch.tokens, evaluated=0)
+            raise SpoiledStepError(step)
         due = step % self._config.log_interval_steps == 0 or step == self._preparation.total_steps
         self._books.trained(step, request.batch, loss, figures, log=due or not finite)
         if not finite:
             # The step's own evaluation and save, already on their way, are of spoiled weights and must not count.
-            self._cut(step - 1, "failed", f"the loss or the gradient of step {step} is not a finite number")
+            self._cut(step - 1, "failed", _NOT_FINITE.format(step=step))
+
+    def _may_leave_out(self, step: int) -> bool:
+        """Whether a batch may be left out; when the ones before it were, it is not the batches that are at fault."""
+        too_many = self._left_out.issuperset(range(step - _LEFT_OUT_IN_A_ROW, step))
+        return self._config.on_nonfinite == "skip" and not self.ending and not too_many
 
     def _evaluated(self, step: int, request: SubmittedEvaluation) -> None:
         if self._books.evaluated(step, request.batches, request.result()).stop:
@@ -212,13 +266,25 @@ class TrainingLoop:
         superseded = self._books.saved(step, path)
         self._removals += [self._service.delete_checkpoint(old.path) for old in superseded]
 
+    def _abandon(self) -> None:
+        """Take back what is on its way, the last first; what the service may have done of it counts as spent."""
+        for work in reversed(self._queue):
+            for future in work.request.futures:
+                future.cancel()
+            if isinstance(work.request, SubmittedStep):
+                self._books.discarded(trained=work.tokens, evaluated=0)
+            elif isinstance(work.request, SubmittedEvaluation):
+                self._books.discarded(trained=0, evaluated=work.tokens)
+        with contextlib.suppress(RunDirectoryError):
+            self._books.publish()
+
     def _discard(self, work: _Work) -> None:
         """Count what was trained beyond the run's last step, and keep nothing of it."""
         if isinstance(work.request, SubmittedStep):
             self._books.discarded(trained=work.request.batch.tokens, evaluated=0)
         elif isinstance(work.request, SubmittedEvaluation):
             self._books.discarded(trained=0, evaluated=self._eval_tokens)
-        else:
+        elif isinstance(work.request, SubmittedSave):
             self._removals.append(self._service.delete_checkpoint(work.request.result()))
 
     # Pausing, stopping, ending

@@ -25,7 +25,7 @@ class Progress:
 
     The window holds the steps since the last train record: its negative log-likelihood in nats, its tokens and time.
     Discarded are steps that were on their way when an evaluation ended the run: trained and paid, but no part of the
-    result.
+    result. Left out are steps whose loss or gradient was not finite, and whose batches were then not trained on.
     """
 
     step: int = 0
@@ -38,6 +38,7 @@ class Progress:
     window_seconds: float = 0.0
     discarded_steps: int = 0
     discarded_tokens: int = 0
+    left_out_steps: int = 0
 
 
 @dataclass

@@ -8,18 +8,20 @@ to import, so they are imported where they are first used.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
+import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tinker_utils.config import TrainingConfig
-from tinker_utils.errors import CheckpointGoneError, ServiceError
+from tinker_utils.errors import CheckpointGoneError, ResultLostError, ServiceError, ServiceGoneError
 from tinker_utils.model import Model, complete
 from tinker_utils.service_watch import ServiceWatch, why_unreachable
 
@@ -41,15 +43,17 @@ class Service:
 
     def __init__(
         self,
-        client: tinker.ServiceClient,
+        open_client: Callable[[], tinker.ServiceClient],
         rest: tinker.RestClient,
         base_model: str,
         address: str,
         local: LocalService | None = None,
     ) -> None:
-        self._client = client
+        self._open = open_client
+        self._client = open_client()
         self._rest = rest
         self._local = local
+        self._address = address
         self.base_model = base_model
         self.watch = ServiceWatch(address)
 
@@ -96,6 +100,16 @@ class Service:
                 return False
             raise
         return any(each.checkpoint_id == checkpoint_id for each in listed.checkpoints)
+
+    def wait_until_reachable(self) -> None:
+        """Block until the service gives any answer at all."""
+        while why_unreachable(self._address, _PROBE_SECONDS) is not None:
+            time.sleep(1.0)
+
+    def renew(self) -> None:
+        """Begin a new session: after a long outage the service may have ended the old one."""
+        old, self._client = self._client, self._open()
+        old.close("interrupted")
 
     def check_alive(self) -> None:
         """Notice that the embedded server has ended: the SDK would go on asking for its answer.
@@ -210,11 +224,11 @@ def connect(config: TrainingConfig, store: Path) -> Service:
 
             model = config.resolved().model
             local = start_local_service(model, store)
-            client = tinker.ServiceClient(base_url=local.base_url, api_key=local.api_key)
+            client = functools.partial(tinker.ServiceClient, base_url=local.base_url, api_key=local.api_key)
             rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
             return Service(client, rest, model, local.base_url, local)
         address = _address(config)
-        client, rest = tinker.ServiceClient(**address), tinker.RestClient(**address)
+        client, rest = functools.partial(tinker.ServiceClient, **address), tinker.RestClient(**address)
         return Service(client, rest, config.model, address.get("base_url") or resolve_base_url())
 
 
@@ -315,7 +329,21 @@ def service_error(doing: str, error: BaseException) -> ServiceError:
     advice = "look at the service's status and try again; a run resumes where it was"
     if "api_key" in str(error).lower() or type(error).__name__ in ("AuthenticationError", "PermissionDeniedError"):
         advice = "set TINKER_API_KEY to a valid key, or use service: local, which needs none"
-    return ServiceError(f"{doing}: {type(error).__name__}: {_first_line(error)}; {advice}.")
+    return _kind(error)(f"{doing}: {type(error).__name__}: {_first_line(error)}; {advice}.")
+
+
+def _kind(error: BaseException) -> type[ServiceError]:
+    """What an error of the SDK's means for the model that was being trained."""
+    name, status = type(error).__name__, getattr(error, "status_code", None)
+    if name in ("APIConnectionError", "APITimeoutError") or status == 429 or (status or 0) >= 500:
+        return ServiceGoneError
+    # A result is fetched with errors of Python's own, which carry the refusal as their cause.
+    refusal = getattr(error.__cause__, "status_code", None)
+    unreadable = type(error) is ValueError and refusal is None
+    failed_there = name == "RequestFailedError" and getattr(getattr(error, "category", None), "value", "") == "server"
+    if name == "RetryableException" or refusal in (404, 410) or unreadable or failed_there:
+        return ResultLostError
+    return ServiceError
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ HARMLESS = frozenset(
         "training.early_stopping_significance",
         "training.samples_at_evaluation",
         "training.budget_usd",
+        "training.on_nonfinite",
         "training.service_timeout_s",
         "data.dir",  # the data themselves are compared by what they are
         "output.dir",

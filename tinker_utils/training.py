@@ -8,16 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tinker_utils.bookkeeping import Bookkeeper
 from tinker_utils.config import TrainingConfig, dump_config
-from tinker_utils.errors import CheckpointGoneError, ConfigError, ResumeError, RunDirectoryError, TinkerUtilsError
-from tinker_utils.evaluations import PastEvaluations
+from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.journal import Journal, OnRecord
-from tinker_utils.loop import TrainingLoop
-from tinker_utils.model import Model
 from tinker_utils.preflight_checks import check_start
 from tinker_utils.preflight_report import PreflightReport
 from tinker_utils.preparation import Preparation, prepare
+from tinker_utils.recovery import Recovery
 from tinker_utils.result import TrainingResult
 from tinker_utils.resuming import (
     FORMAT,
@@ -143,6 +140,7 @@ def _first_state(preparation: Preparation, points: list[ResumePoint], before: St
         "data_digest": preparation.data_digest,
         "resume_points": [point.to_dict() for point in reversed(points) if point.path is not None],
         "periodic_checkpoints": before.get("periodic_checkpoints", []),
+        "left_out_steps": before.get("left_out_steps", []),
     }
 
 
@@ -158,19 +156,7 @@ async def _train(
     try:
         journal.activity("starting", f"connecting to {preparation.config.service}")
         async with _open(preparation.config, run, service) as connection:
-            model, point, doubts = await asyncio.to_thread(_model, connection, preparation, points)
-            if not journal.rewind(point.path, point.progress.step):
-                doubts.append(
-                    f"{run.metrics} has no record of the checkpoint after step {point.progress.step}, from which the "
-                    "run goes on: what the file says of the steps before may be incomplete."
-                )
-            for kind, message in [*remarks, *(("warning", doubt) for doubt in doubts)]:
-                journal.record("notice", point.progress.step, kind=kind, message=message)
-            if point.path is not None:
-                journal.record("resume", point.progress.step, path=point.path)
-            points = [p for p in reversed(points) if p.path is not None and p.progress.step <= point.progress.step]
-            books = Bookkeeper(preparation, journal, point, points, PastEvaluations(run.evaluations))
-            return await TrainingLoop(run, preparation, journal, books, connection, model).run()
+            return await Recovery(run, preparation, journal, connection).train(points, remarks)
     except (asyncio.CancelledError, KeyboardInterrupt):
         journal.abandon("stopped", "aborted; it resumes from its latest checkpoint")
         raise
@@ -195,28 +181,3 @@ async def _open(config: TrainingConfig, run: RunDirectory, service: Service | No
     finally:
         opened = await opening
         await asyncio.to_thread(opened.close)
-
-
-def _model(
-    service: Service, preparation: Preparation, points: list[ResumePoint]
-) -> tuple[Model, ResumePoint, list[str]]:
-    """The model of the latest checkpoint that is left, or a new one; where it stands; what to say of it.
-
-    Only a checkpoint that the service says it does not have is passed over: any other failure may pass, and must not
-    cost the run what it has trained.
-    """
-    doubts: list[str] = []
-    *saved, start = points
-    for point in saved:
-        try:
-            model = service.restored_model(str(point.path), preparation.config)
-        except CheckpointGoneError as error:
-            doubts.append(f"{error} The run goes on from the checkpoint before it.")
-            continue
-        return model, point.without_lost_best(points[0].checkpoints) if doubts else point, doubts
-    if doubts:
-        raise ResumeError(
-            "none of the run's checkpoints is left on the service; choose another output directory, "
-            "or set training.resume_from_checkpoint: false to start anew."
-        )
-    return service.new_model(preparation.config), start, doubts

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from tinker_utils.errors import ServiceTimeoutError
+from tinker_utils.answer_times import LEAST_SECONDS
+from tinker_utils.errors import ServiceTimeoutError, TinkerUtilsError
 from tinker_utils.journal import Journal
 from tinker_utils.service import Service, service_error
 
@@ -17,6 +21,9 @@ from tinker_utils.service import Service, service_error
 _LOOK_SECONDS = 0.5
 _TROUBLE_AFTER = 2.0
 _PROBE_EVERY = 3.0
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -59,7 +66,7 @@ class Waiting:
         self._interrupted = interrupted
 
     async def until(
-        self, answers: Sequence[asyncio.Future[object]], step: int, what: str, overdue_after: float
+        self, answers: Sequence[asyncio.Future[Any]], step: int, what: str, overdue_after: float = LEAST_SECONDS
     ) -> float:
         """Wait until all answers are there; returns the seconds it took.
 
@@ -89,7 +96,26 @@ class Waiting:
             self._journal.record("notice", step, kind="answered", message=message)
         return wait.seconds
 
-    async def _look(self, wait: _Wait, answers: Sequence[asyncio.Future[object]]) -> bool:
+    async def call(self, blocking: Callable[[], T], step: int, what: str) -> T:
+        """Wait for what a call returns, which runs in a thread that ends with the process.
+
+        Raises:
+            ServiceTimeoutError: it did not return in time; it goes on, and nobody hears of it.
+            ServiceError: it raised one, or what the SDK raises.
+        """
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(blocking())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name=what, daemon=True).start()
+        await self.until([asyncio.wrap_future(future)], step, what)
+        return future.result()
+
+    async def _look(self, wait: _Wait, answers: Sequence[asyncio.Future[Any]]) -> bool:
         """Wait a moment; returns whether an answer is still not there."""
         pending = {answer for answer in answers if not answer.done()}
         try:
@@ -99,6 +125,8 @@ class Waiting:
             self._interrupted()
         for answer in answers:
             if answer.done() and (error := answer.exception()):
+                if isinstance(error, TinkerUtilsError):
+                    raise error
                 raise service_error(wait.what, error) from error
         if pending:
             self._service.check_alive()

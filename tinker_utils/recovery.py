@@ -1,0 +1,143 @@
+"""Trains from the latest checkpoint that is left, and goes back to it when a run cannot go on from where it is.
+
+That is so when the service has lost a result for good, for then nobody knows what the weights are; and when a loss was
+not finite and its batch is to be left out, for then the weights are spoiled. The model is made anew from the
+checkpoint, and what was trained since is trained again: never twice on the same weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from tinker_utils.bookkeeping import Bookkeeper
+from tinker_utils.errors import CheckpointGoneError, ResultLostError, ResumeError, ServiceGoneError
+from tinker_utils.evaluations import PastEvaluations
+from tinker_utils.journal import Journal
+from tinker_utils.loop import SpoiledStepError, TrainingLoop
+from tinker_utils.model import Model
+from tinker_utils.preparation import Preparation
+from tinker_utils.result import TrainingResult
+from tinker_utils.resuming import ResumePoint, resume_points
+from tinker_utils.rundir import RunDirectory
+from tinker_utils.service import Service
+from tinker_utils.waiting import Waiting
+
+# How often to go back to one and the same checkpoint for a lost result: what happens again and again will not go away.
+_MOST_RETURNS = 3
+
+
+class Recovery:
+    """A run's attempts to reach its end; `train` is all there is to call, once.
+
+    Args:
+        run: the directory.
+        preparation: what to train on.
+        journal: where to say what is going on; its state holds the resume points.
+        service: where to train.
+    """
+
+    def __init__(self, run: RunDirectory, preparation: Preparation, journal: Journal, service: Service) -> None:
+        self._run = run
+        self._preparation = preparation
+        self._journal = journal
+        self._service = service
+        self._waiting = Waiting(journal, service, preparation.config.service_timeout_s, _abort)
+        self._left_out = frozenset(journal.state.get("left_out_steps") or ())
+        self._returned_to: str | None = None
+        self._returns = 0
+
+    async def train(self, points: Sequence[ResumePoint], remarks: Sequence[tuple[str, str]]) -> TrainingResult:
+        """Train to the end.
+
+        Args:
+            points: where the run can go on, the latest first; the last one is its start.
+            remarks: what to say first: kinds of notices, and their messages.
+
+        Raises:
+            ServiceError: the service gave up on a request; or it lost results again and again.
+            ResumeError: none of the run's checkpoints is left.
+        """
+        while True:
+            loop = await self._loop(points, remarks)
+            try:
+                return await loop.run()
+            except ResultLostError as lost:
+                points = self._go_back()
+                if self._returns > _MOST_RETURNS or loop.ending:
+                    raise
+                remarks = [("warning", f"{lost} The run went back to step {points[0].progress.step} by itself.")]
+                if isinstance(lost, ServiceGoneError):
+                    await self._reconnect(points[0].progress.step)
+            except SpoiledStepError as spoiled:
+                points = self._go_back()
+                remarks = [("warning", self._leave_out(spoiled.step, points[0].progress.step))]
+
+    async def _loop(self, points: Sequence[ResumePoint], remarks: Sequence[tuple[str, str]]) -> TrainingLoop:
+        """The loop from the latest point that is left on; the journal then tells one history up to there."""
+        journal, latest = self._journal, points[0].progress.step
+        model, point, doubts = await self._waiting.call(
+            lambda: _model(self._service, self._preparation, points), latest, "the model to be ready"
+        )
+        step = point.progress.step
+        if not journal.rewind(point.path, step):
+            doubts.append(
+                f"{self._run.metrics} has no record of the checkpoint after step {step}, from which the "
+                "run goes on: what the file says of the steps before may be incomplete."
+            )
+        for kind, message in [*remarks, *(("warning", doubt) for doubt in doubts)]:
+            journal.record("notice", step, kind=kind, message=message)
+        if point.path is not None:
+            journal.record("resume", step, path=point.path)
+        left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
+        books = Bookkeeper(self._preparation, journal, point, left, PastEvaluations(self._run.evaluations))
+        return TrainingLoop(self._run, self._preparation, journal, books, self._service, model, self._left_out)
+
+    def _go_back(self) -> list[ResumePoint]:
+        points = resume_points(self._run, self._journal.state)
+        self._returns = self._returns + 1 if self._returned_to == points[0].path else 1
+        self._returned_to = points[0].path
+        return points
+
+    def _leave_out(self, step: int, back_to: int) -> str:
+        """Note that a step's batch is not to be trained on, also should the run be killed now."""
+        self._left_out |= {step}
+        self._journal.publish(left_out_steps=sorted(self._left_out))
+        return (
+            f"the loss or the gradient of step {step} was not a finite number: its batch is left out, and the run "
+            f"went back to step {back_to} for weights that are sound."
+        )
+
+    async def _reconnect(self, step: int) -> None:
+        await self._waiting.call(self._service.wait_until_reachable, step, "the service")
+        self._service.renew()
+
+
+def _abort() -> None:
+    """There is nothing to finish before a model is ready."""
+    raise asyncio.CancelledError
+
+
+def _model(
+    service: Service, preparation: Preparation, points: Sequence[ResumePoint]
+) -> tuple[Model, ResumePoint, list[str]]:
+    """The model of the latest checkpoint that is left, or a new one; where it stands; what to say of it.
+
+    Only a checkpoint that the service says it does not have is passed over: any other failure may pass, and must not
+    cost the run what it has trained.
+    """
+    doubts: list[str] = []
+    *saved, start = points
+    for point in saved:
+        try:
+            model = service.restored_model(str(point.path), preparation.config)
+        except CheckpointGoneError as error:
+            doubts.append(f"{error} The run goes on from the checkpoint before it.")
+            continue
+        return model, point.without_lost_best(points[0].checkpoints) if doubts else point, doubts
+    if doubts:
+        raise ResumeError(
+            "none of the run's checkpoints is left on the service; choose another output directory, "
+            "or set training.resume_from_checkpoint: false to start anew."
+        )
+    return service.new_model(preparation.config), start, doubts
