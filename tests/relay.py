@@ -71,7 +71,7 @@ class Relay:
         self._host, self._port = urlsplit(target).hostname, urlsplit(target).port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
-        self._connections: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(self, request: Message) -> Message | None:
         """The reply to a request; None closes the connection without one."""
@@ -92,18 +92,18 @@ class Relay:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        self._tasks.add(task)
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             while (request := await read_message(reader)) and (answered := await self.answer(request)):
                 writer.write(answered.encoded())
                 await writer.drain()
         # Without the usual farewell, as when the machine at the other end is gone.
         writer.transport.abort()
-        self._connections.discard(task)
+        self._tasks.discard(task)
 
     def drop_connections(self) -> None:
         """Close every connection at once, replies on their way included; on the relay's own loop only."""
-        for task in self._connections:
+        for task in self._tasks:
             task.cancel()
 
     def __enter__(self) -> Self:
@@ -118,9 +118,9 @@ class Relay:
     def __exit__(self, *exception: object) -> None:
         async def close() -> None:
             self._server.close()
-            tasks = list(self._connections)
+            tasks = list(self._tasks)
             self.drop_connections()
-            await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

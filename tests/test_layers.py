@@ -25,6 +25,8 @@ LAYERS = {
     **dict.fromkeys(["evaluations", "remarks", "preflight_report", "setting_changes"], PURE),
     **dict.fromkeys(["answer_times"], PURE),
     **dict.fromkeys(["recovery"], LOOP),
+    **dict.fromkeys(["queue_depth"], PURE),
+    **dict.fromkeys(["pipeline"], LOOP),
     **dict.fromkeys(["local", "model", "service", "service_watch", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
     **dict.fromkeys(["export", "evaluation_samples", "waiting", "rerun", "study", "preflight_checks"], LOOP),

@@ -11,11 +11,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
 
 from tinker_utils.answer_times import AnswerTimes
 from tinker_utils.batching import in_batches
@@ -24,17 +21,19 @@ from tinker_utils.errors import RunDirectoryError
 from tinker_utils.evaluation_samples import EvaluationSamples
 from tinker_utils.journal import Journal
 from tinker_utils.model import Model, SubmittedEvaluation, SubmittedSave, SubmittedStep
+from tinker_utils.pipeline import LeftOutStep, Pipeline, Work
 from tinker_utils.preparation import Preparation
 from tinker_utils.result import Status, TrainingResult
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import Service
 from tinker_utils.waiting import Waiting
 
-# Steps submitted ahead. The hosted service works in cycles and idles unless the next batch waits for it; the embedded
-# one is a loopback away, where one step waiting behind the one that runs is enough, and a stop takes effect sooner.
-_STEPS_AHEAD, _STEPS_AHEAD_LOCAL = 3, 2
-# Examples in one request of an evaluation: few requests, each far below the protocol's 1,024 examples.
-_EVALUATED_TOGETHER = 64
+# The most steps on their way at once. The embedded service is a loopback away, where one step waiting behind the one
+# that runs is enough, and a stop takes effect sooner.
+_MOST_STEPS, _MOST_STEPS_LOCAL = 8, 2
+# Examples in one request of an evaluation: few requests, as each takes a round trip before the next can be sent; and
+# each far below the protocol's 1,024 examples.
+_EVALUATED_TOGETHER = 256
 _PAUSE_POLL_SECONDS = 0.2
 # Batches left out in a row, after which the run stops all the same.
 _LEFT_OUT_IN_A_ROW = 3
@@ -51,30 +50,6 @@ class SpoiledStepError(Exception):
     def __init__(self, step: int) -> None:
         super().__init__(f"step {step}")
         self.step = step
-
-
-@dataclass(frozen=True)
-class LeftOutStep:
-    """A step whose batch is not trained on: there is nothing to wait for."""
-
-    futures: tuple[Future[Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A request on its way, and the step whose weights it is about."""
-
-    step: int
-    request: SubmittedStep | LeftOutStep | SubmittedEvaluation | SubmittedSave
-    tokens: int = 0
-
-    @property
-    def what(self) -> str:
-        """What is waited for, in words."""
-        if isinstance(self.request, SubmittedStep):
-            return f"the answer to step {self.step}"
-        kind = "evaluation" if isinstance(self.request, SubmittedEvaluation) else "checkpoint"
-        return f"the {kind} after step {self.step}"
 
 
 class TrainingLoop:
@@ -115,7 +90,7 @@ class TrainingLoop:
         self._waiting = Waiting(journal, service, self._config.service_timeout_s, self._interrupt)
         self._answer_times = AnswerTimes()
 
-        self._queue: deque[_Work] = deque()
+        self._pipeline = Pipeline(_MOST_STEPS_LOCAL if self._config.service == "local" else _MOST_STEPS)
         self._submitted = self._saved = books.progress.step
         self._submitted_tokens = books.spent.tokens
         self._submitted_eval_tokens = books.spent.eval_tokens
@@ -144,8 +119,8 @@ class TrainingLoop:
         while True:
             self._heed_requests()
             self._submit_ahead()
-            if self._queue:
-                await self._take(self._queue[0])
+            if work := self._pipeline.first:
+                await self._take(work)
             elif self._paused:
                 await self._wait_while_paused()
             else:
@@ -159,8 +134,7 @@ class TrainingLoop:
     # Submitting
 
     def _submit_ahead(self) -> None:
-        ahead = _STEPS_AHEAD_LOCAL if self._config.service == "local" else _STEPS_AHEAD
-        while self._may_submit() and sum(isinstance(w.request, SubmittedStep) for w in self._queue) < ahead:
+        while self._pipeline.has_room and self._may_submit():
             self._submit(self._submitted + 1)
         all_submitted = self._ending is not None or self._submitted >= self._preparation.total_steps
         if all_submitted and self._last_step is None and self._saved < self._submitted:
@@ -190,14 +164,14 @@ class TrainingLoop:
         preparation, config = self._preparation, self._config
         batch, rate = preparation.plan.batch(step), preparation.learning_rate(step)
         if step in self._left_out:
-            self._queue.append(_Work(step, LeftOutStep()))
+            self._pipeline.add(Work(step, LeftOutStep()))
         else:
             submitted = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
-            self._queue.append(_Work(step, submitted, batch.tokens))
+            self._pipeline.add(Work(step, submitted, batch.tokens))
             self._submitted_tokens += batch.tokens
         self._submitted = step
         if preparation.evaluates(step):
-            self._queue.append(_Work(step, self._model.submit_evaluation(self._valid_batches), self._eval_tokens))
+            self._pipeline.add(Work(step, self._model.submit_evaluation(self._valid_batches), self._eval_tokens))
             self._submitted_eval_tokens += self._eval_tokens
         if preparation.evaluates(step) or preparation.checkpoints(step):
             self._submit_save(step)
@@ -206,18 +180,18 @@ class TrainingLoop:
 
     def _submit_save(self, step: int) -> None:
         save = self._model.submit_save(f"step-{step:06d}", self._config.checkpoint_ttl_seconds)
-        self._queue.append(_Work(step, save))
+        self._pipeline.add(Work(step, save))
         self._saved = step
 
     # Taking answers
 
-    async def _take(self, work: _Work) -> None:
+    async def _take(self, work: Work) -> None:
         """Wait for an answer and act on it."""
         self._journal.activity(*self._doing(work))
         answers = [asyncio.wrap_future(future) for future in work.request.futures]
         overdue_after = self._answer_times.overdue_after(work.tokens)
         seconds = await self._waiting.until(answers, work.step, work.what, overdue_after)
-        self._queue.popleft()
+        self._pipeline.answered()
         if isinstance(work.request, SubmittedStep):
             self._answer_times.took(seconds, work.tokens)
         else:
@@ -234,7 +208,7 @@ class TrainingLoop:
             self._has_saved(work.step, work.request.result())
         self._samples.record(self._last_step)
 
-    def _doing(self, work: _Work) -> tuple[str, str]:
+    def _doing(self, work: Work) -> tuple[str, str]:
         if self._ending is not None:
             return "stopping", f"finishing what is on its way: {self._ending[1]}"
         if isinstance(work.request, SubmittedEvaluation):
@@ -268,9 +242,7 @@ class TrainingLoop:
 
     def _abandon(self) -> None:
         """Take back what is on its way, the last first; what the service may have done of it counts as spent."""
-        for work in reversed(self._queue):
-            for future in work.request.futures:
-                future.cancel()
+        for work in self._pipeline.take_back():
             if isinstance(work.request, SubmittedStep):
                 self._books.discarded(trained=work.tokens, evaluated=0)
             elif isinstance(work.request, SubmittedEvaluation):
@@ -278,7 +250,7 @@ class TrainingLoop:
         with contextlib.suppress(RunDirectoryError):
             self._books.publish()
 
-    def _discard(self, work: _Work) -> None:
+    def _discard(self, work: Work) -> None:
         """Count what was trained beyond the run's last step, and keep nothing of it."""
         if isinstance(work.request, SubmittedStep):
             self._books.discarded(trained=work.request.batch.tokens, evaluated=0)
