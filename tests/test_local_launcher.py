@@ -119,3 +119,19 @@ def test_a_service_that_does_not_become_ready_is_ended() -> None:
 def test_a_service_that_says_something_else_is_ended() -> None:
     with pytest.raises(ServiceError, match="did not start"):
         LocalService(process_that("print('hello', flush=True); input()"), 30)
+
+
+def test_what_is_done_meanwhile_is_done_once_and_its_failure_ends_the_service(tmp_path: Path) -> None:
+    def children() -> set[str]:
+        return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+    before, started = children(), []
+
+    def fail() -> None:
+        started.append(children() - before)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_local_service(MODEL, tmp_path / "store", threads=1, meanwhile=fail)
+    assert [len(each) for each in started] == [1], "it runs while the service starts"
+    assert children() == before

@@ -12,6 +12,8 @@ from tinker import types
 from tinker.types import ModelInput, SamplingParams
 
 from tinker_utils.local.base import Base
+from tinker_utils.local.faults import RequestError
+from tinker_utils.local.gathering import Gathering
 from tinker_utils.local.queries import SampleQuery
 from tinker_utils.local.sampling import _choose, sample
 
@@ -190,9 +192,9 @@ def test_the_context_ends_a_sequence() -> None:
     model = Base(str(MODEL_DIRECTORY), "cpu")
     model.max_length = 8
     for limit in (None, 100):
-        output = sample(model, SampleQuery((1, 5, 6), max_tokens=limit, stop_at_eos=False))
+        (output,) = sample(model, [SampleQuery((1, 5, 6), max_tokens=limit, stop_at_eos=False)])
         assert (len(output.sequences[0].tokens), output.sequences[0].stopped) == (5, False)
-    full = sample(model, SampleQuery(tuple(range(8)), max_tokens=1, prompt_logprobs=8))
+    (full,) = sample(model, [SampleQuery(tuple(range(8)), max_tokens=1, prompt_logprobs=8)])
     assert np.isfinite(full.prompt_logprobs[1:]).all()
 
 
@@ -216,3 +218,45 @@ def expected_distribution(logits, temperature: float = 1.0, top_k: int = 5, top_
     result = np.zeros_like(probabilities)
     result[order] = probabilities[order] / probabilities[order].sum()
     return result
+
+
+def test_prompts_drawn_together_are_drawn_as_alone(base, prompt: list[int]) -> None:
+    """Queries of other lengths, counts and settings do not change what one draws."""
+    model = Base(str(MODEL_DIRECTORY), "cpu")
+    queries = [
+        SampleQuery(tuple(prompt), 2, max_tokens=12, temperature=1.3, seed=1),
+        SampleQuery(tuple(prompt[:3]), 1, max_tokens=3, temperature=0.0, prompt_logprobs=3),
+        SampleQuery((7,), 3, max_tokens=20, temperature=0.9, top_p=0.8, seed=2, stop_at_eos=False),
+        SampleQuery(tuple(prompt[::-1]), 1, max_tokens=9, top_k=5, seed=3, prompt_logprobs=4),
+    ]
+    together = sample(model, queries)
+    for query, ours in zip(queries, together, strict=True):
+        (alone,) = sample(model, [query])
+        assert [s.tokens.tolist() for s in ours.sequences] == [s.tokens.tolist() for s in alone.sequences]
+        for mine, theirs in zip(ours.sequences, alone.sequences, strict=True):
+            np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)
+            assert mine.stopped == theirs.stopped
+        if query.prompt_logprobs:
+            np.testing.assert_allclose(ours.prompt_logprobs, alone.prompt_logprobs, atol=1e-4)
+
+
+def test_waiting_queries_are_drawn_in_one_go_and_a_bad_one_fails_alone() -> None:
+    model = Base(str(MODEL_DIRECTORY), "cpu")
+    gathering, drawn = Gathering(model), []
+
+    def draw(queries):
+        drawn.append([query.prompt for query in queries])
+        return sample(model, queries)
+
+    prompts = [(5, 6), (9_999,), (7,), (8, 9, 10)]
+    for number, tokens in enumerate(prompts):
+        gathering.add(number, SampleQuery(tokens, max_tokens=2, temperature=0))
+    outputs = {}
+    for number in (2, 0, 3):
+        outputs[number] = gathering.take(number, draw)
+    with pytest.raises(RequestError, match="outside this model's vocabulary"):
+        gathering.take(1, draw)
+    assert drawn == [[(7,), (5, 6), (8, 9, 10)], [(9_999,)]]
+    for number, output in outputs.items():
+        (alone,) = sample(model, [SampleQuery(prompts[number], max_tokens=2, temperature=0)])
+        assert output.sequences[0].tokens.tolist() == alone.sequences[0].tokens.tolist()

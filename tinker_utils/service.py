@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import re
 import shutil
@@ -215,18 +216,21 @@ def connect(config: TrainingConfig, store: Path) -> Service:
     Raises:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
-    import tinker
-    from tinker.lib.base_url import resolve_base_url
-
     with _service_errors(f"connecting to {config.service}"):
         if config.service == "local":
             from tinker_utils.local import start_local_service
 
             model = config.resolved().model
-            local = start_local_service(model, store)
+            # Both take seconds; on two cores they take them at the same time.
+            local = start_local_service(model, store, meanwhile=lambda: importlib.import_module("tinker"))
+            import tinker
+
             client = functools.partial(tinker.ServiceClient, base_url=local.base_url, api_key=local.api_key)
             rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
             return Service(client, rest, model, local.base_url, local)
+        import tinker
+        from tinker.lib.base_url import resolve_base_url
+
         address = _address(config)
         client, rest = functools.partial(tinker.ServiceClient, **address), tinker.RestClient(**address)
         return Service(client, rest, config.model, address.get("base_url") or resolve_base_url())

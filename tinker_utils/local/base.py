@@ -62,12 +62,22 @@ class Base:
             ids = self.tokenizer.eos_token_id
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
-    def hidden(self, tokens: Tensor, cache: Any = None) -> Tensor:
-        """The decoder's last hidden states [B, T, H] for tokens [B, T], padded on the right or not at all.
+    def hidden(
+        self, tokens: Tensor, cache: Any = None, mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """The decoder's last hidden states [B, T, H] for tokens [B, T].
 
-        No padding mask is needed: a causal model's real positions never look at what stands to their right.
+        Without a mask they are padded on the right or not at all: a causal model's real positions never look at what
+        stands to their right. With a bool mask [B, cached + T] of the real positions, `positions` [B, T] says where
+        each token stands.
         """
-        output = self.model.get_decoder()(input_ids=tokens, past_key_values=cache, use_cache=cache is not None)
+        output = self.model.get_decoder()(
+            input_ids=tokens,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            attention_mask=mask,
+            position_ids=positions,
+        )
         return cast(Tensor, output.last_hidden_state)
 
     def logits(self, hidden: Tensor) -> Tensor:

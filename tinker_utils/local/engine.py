@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,10 @@ class Engine:
         """How far a model was trained."""
         return self._model(model_id).progress
 
-    def sample(self, weights: SavedWeights | None, query: SampleQuery) -> SampleOutput:
-        """Draw sequences from saved weights, or from the base model if there are none."""
+    def sample(self, weights: SavedWeights | None, queries: Sequence[SampleQuery]) -> list[SampleOutput]:
+        """Draw sequences for each query from saved weights, or from the base model if there are none."""
         with self._activated(None if weights is None else self._sampler(weights)):
-            return sample(self.base, query)
+            return sample(self.base, queries)
 
     def _evaluate(self, adapter: Adapter, batch: Batch) -> LossOutput:
         loss, options = choose(batch)

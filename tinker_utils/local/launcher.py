@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NoReturn, Self
@@ -103,7 +104,12 @@ class LocalService:
 
 
 def start_local_service(
-    model: str, store: Path, *, threads: int | None = None, timeout_s: float = START_TIMEOUT_S
+    model: str,
+    store: Path,
+    *,
+    threads: int | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+    meanwhile: Callable[[], object] | None = None,
 ) -> LocalService:
     """Start the embedded service and wait until it can be used; from asyncio, call it through `asyncio.to_thread`.
 
@@ -112,6 +118,7 @@ def start_local_service(
         store: the directory for checkpoints; made if it is missing.
         threads: threads that torch computes with; None leaves the choice to torch.
         timeout_s: give up after so many seconds.
+        meanwhile: called once while the service starts, most of which is importing PyTorch.
 
     Raises:
         ServiceError: the service did not start; the message ends with what it logged.
@@ -132,6 +139,13 @@ def start_local_service(
         )
     except OSError as error:
         raise ServiceError(f"The embedded service cannot be started: {error}.") from error
+    if meanwhile is not None:
+        try:
+            meanwhile()
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
     return LocalService(process, timeout_s)
 
 

@@ -155,12 +155,16 @@ class Lanes:
         """Whether the lane exists."""
         return lane_id in self._lanes
 
+    def knows(self, lane_id: str, sequence: int) -> bool:
+        """Whether a request with this number has been taken in."""
+        lane = self._lanes[lane_id]
+        return sequence in lane.records or (lane.ordered and sequence < lane.next)
+
     def submit(self, lane_id: str, sequence: int, job: Job) -> str:
         """Take a request in, and return its id. A repeated sequence number is the same request: it runs only once."""
         lane = self._lanes[lane_id]
         request_id = f"{lane_id}:{sequence}"
-        seen = sequence in lane.records or (lane.ordered and sequence < lane.next)
-        if seen:
+        if self.knows(lane_id, sequence):
             return request_id
         if lane.ordered and sequence > lane.next + MOST_AHEAD:
             raise RequestError(f"seq_id is {sequence}, but the next one of this model is {lane.next}.")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import collections
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import wire
 from .checkpoints import Checkpoint
 from .engine import ADAPTER_FILE, Engine, SavedWeights
 from .faults import RequestError
+from .gathering import Gathering
 from .protobuf import encode_samples
-from .queries import read_query
+from .queries import SampleQuery, read_query
 from .queueing import Job, Lanes, Result
 from .references import Reference
+from .sampling import SampleOutput
 from .served import Served
 from .sessions import Model, Sampler, Session, Sessions
 from .store import Store
@@ -33,6 +35,7 @@ class Samplers:
         self._served = served
         self._sessions = sessions
         self._lanes = lanes
+        self._gatherings: dict[str, Gathering] = {}
         self._snapshots: dict[str, collections.deque[Sampler]] = {}
 
     async def create(self, request: wire.CreateSamplingSessionRequest, offload: Callable[..., Any]) -> dict[str, Any]:
@@ -90,12 +93,20 @@ class Samplers:
         if request.sampling_session_id is None or request.seq_id is None:
             raise RequestError("asample needs sampling_session_id and seq_id.")
         sampler = self._sessions.sampler(request.sampling_session_id)
-        query = read_query(request)
+        query, sequence = read_query(request), request.seq_id
 
-        def job() -> Result:
+        gathering = self._gatherings.setdefault(sampler.sampler_id, Gathering(self._engine.base))
+
+        def draw(queries: Sequence[SampleQuery]) -> list[SampleOutput]:
             if sampler.fault is not None:
                 raise RequestError(f"Nothing can be drawn from {sampler.sampler_id}: {sampler.fault}.")
-            output = self._engine.sample(sampler.weights, query)
+            return self._engine.sample(sampler.weights, queries)
+
+        if not self._lanes.knows(sampler.sampler_id, request.seq_id):
+            gathering.add(request.seq_id, query)
+
+        def job() -> Result:
+            output = gathering.take(sequence, draw)
             return Result(encode_samples(output.sequences, output.prompt_logprobs))
 
         request_id = self._lanes.submit(sampler.sampler_id, request.seq_id, job)
@@ -106,6 +117,7 @@ class Samplers:
         """Close a session's samplers, and remove the weights that were theirs alone."""
         for sampler in session.samplers.values():
             self._lanes.close(sampler.sampler_id, reason)
+            self._gatherings.pop(sampler.sampler_id, None)
             _discard(sampler, "its session has ended")
         session.samplers.clear()
         self._snapshots.pop(session.session_id, None)

@@ -1,8 +1,9 @@
-"""Drawing sequences from the active model: one prefill of the prompt, then all samples side by side on a KV cache."""
+"""Drawing sequences from the active model: one prefill of all prompts, then all samples side by side on a KV cache."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,45 +30,128 @@ class SampleOutput:
 
 
 @torch.inference_mode()
-def sample(base: Base, query: SampleQuery) -> SampleOutput:
-    """Draw sequences.
+def sample(base: Base, queries: Sequence[SampleQuery]) -> list[SampleOutput]:
+    """Draw sequences for each query; all of them at the same time.
 
     The token that ends a sequence belongs to it. Log-probabilities are the model's own: those of temperature 1,
     without top_k and top_p.
+
+    Raises:
+        RequestError: one of the queries cannot be served; see `check`.
     """
-    steps = _steps(base, query)
-    prompt = torch.tensor([query.prompt], device=base.device)
+    steps = [check(base, query) for query in queries]
+    width = max(len(query.prompt) for query in queries)
+    # Padded on the left, so that all samples begin in the same column of the cache.
+    tokens = np.zeros((len(queries), width), np.int64)
+    real = np.zeros_like(tokens, bool)
+    for index, query in enumerate(queries):
+        tokens[index, width - len(query.prompt) :] = query.prompt
+        real[index, width - len(query.prompt) :] = True
+    prompts, places = torch.from_numpy(tokens).to(base.device), _Places(torch.from_numpy(real).to(base.device))
     cache = transformers.DynamicCache(config=base.model.config)
-    hidden = base.hidden(prompt, cache)[0]
-    scores = _score_prompt(base, hidden, prompt[0], query.prompt_logprobs) if query.prompt_logprobs else None
-    cache.batch_repeat_interleave(query.count)
-    logits = base.logits(hidden[-1:]).expand(query.count, -1)
-    return SampleOutput(_draw(base, query, logits, cache, steps), scores)
+    hidden = base.hidden(prompts, cache, *places.now())
+    scores = [
+        _score_prompt(base, hidden[index, width - len(query.prompt) :], prompts[index][real[index]], query)
+        for index, query in enumerate(queries)
+    ]
+    rows = np.repeat(np.arange(len(queries)), [query.count for query in queries])
+    source: Any = torch.from_numpy(rows).to(base.device)
+    cache.reorder_cache(source)
+    places.keep(source)
+    sequences = _draw(base, queries, rows, base.logits(hidden[:, -1])[source], cache, places, np.array(steps))
+    return [
+        SampleOutput([sequences[row] for row in np.flatnonzero(rows == number)], score)
+        for number, score in enumerate(scores)
+    ]
 
 
-def _draw(base: Base, query: SampleQuery, logits: Tensor, cache: Any, steps: int) -> list[SampledSequence]:
-    endings = _Endings(base, query)
-    # A generator of its own: neither training nor other requests draw from it. Finished sequences draw on, so that
+class _Places:
+    """Which columns of the cache each row looks at, and at which position each row stands.
+
+    Without padding there is nothing to say: transformers' own default is the faster one.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        self._padded = not bool(real.all())
+        self._real = real
+        self._width = real.shape[1]
+
+    def now(self) -> tuple[Tensor | None, Tensor | None]:
+        """Attention mask [rows, columns], and positions of the tokens that are to come next, [rows, new]."""
+        if not self._padded:
+            return None, None
+        return self._real, (self._real.cumsum(1) - 1).clamp(min=0)[:, -self._width :]
+
+    def step(self) -> None:
+        """One more column, real in every row."""
+        self._width = 1
+        if self._padded:
+            self._real = torch.cat((self._real, self._real.new_ones(len(self._real), 1)), 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows, in this order."""
+        self._real = self._real[rows]
+
+
+def _draw(
+    base: Base,
+    queries: Sequence[SampleQuery],
+    rows: Array,
+    logits: Tensor,
+    cache: Any,
+    places: _Places,
+    steps: Array,
+) -> list[SampledSequence]:
+    """One sequence for each of `rows`, which are indices of queries, from their first logits [rows, V]."""
+    # A generator for each query: neither training nor other requests draw from it. Finished sequences draw on, so that
     # what one sequence draws does not depend on when another ends.
-    generator = np.random.default_rng(secrets.randbits(63) if query.seed is None else abs(query.seed))
-    tokens = np.zeros((query.count, steps), np.int32)
-    logprobs = np.zeros((query.count, steps), np.float32)
-    lengths = np.full(query.count, steps)
-    stopped = np.zeros(query.count, bool)
-    for step in range(steps):
-        chosen = _choose(logits, query, generator.random(query.count))
-        tokens[:, step] = chosen.cpu().numpy()
-        logprobs[:, step] = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].cpu().numpy()
-        for row in np.flatnonzero(~stopped):
-            if endings.reached(tokens[row, : step + 1]):
+    generators = [np.random.default_rng(_seed(query)) for query in queries]
+    endings = [_Endings(base, query) for query in queries]
+    tokens = np.zeros((len(rows), steps.max()), np.int32)
+    logprobs = np.zeros(tokens.shape, np.float32)
+    lengths, stopped = steps[rows], np.zeros(len(rows), bool)
+    running = np.arange(len(rows))
+    for step in range(steps.max()):
+        uniform = np.concatenate(
+            [generator.random(query.count) for generator, query in zip(generators, queries, strict=True)]
+        )
+        chosen = _choose_each(logits, [queries[query] for query in rows[running]], uniform[running])
+        tokens[running, step] = chosen.cpu().numpy()
+        logprobs[running, step] = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0].cpu().numpy()
+        for row in running[(step < lengths[running]) & ~stopped[running]]:
+            if endings[rows[row]].reached(tokens[row, : step + 1]):
                 stopped[row], lengths[row] = True, step + 1
-        if stopped.all() or step + 1 == steps:
+        going = step + 1 < lengths[running]
+        if not going.any():
             break
-        logits = base.logits(base.hidden(chosen[:, None], cache)[:, -1])
+        places.step()
+        if 2 * going.sum() <= len(running):
+            kept: Any = torch.from_numpy(np.flatnonzero(going)).to(base.device)
+            running, chosen = running[going], chosen[kept]
+            cache.reorder_cache(kept)
+            places.keep(kept)
+        logits = base.logits(base.hidden(chosen[:, None], cache, *places.now())[:, -1])
     return [
         SampledSequence(tokens[row, : lengths[row]], logprobs[row, : lengths[row]], bool(stopped[row]))
-        for row in range(query.count)
+        for row in range(len(rows))
     ]
+
+
+def _seed(query: SampleQuery) -> int:
+    return secrets.randbits(63) if query.seed is None else abs(query.seed)
+
+
+def _choose_each(logits: Tensor, queries: Sequence[SampleQuery], uniform: Array) -> Tensor:
+    """int64 [rows]: one token a row of logits [rows, V], as that row's query wants it."""
+    ways = [(query.temperature, query.top_k, query.top_p) for query in queries]
+    if len(set(ways)) == 1:
+        return _choose(logits, queries[0], uniform)
+    chosen = torch.zeros(len(queries), dtype=torch.int64, device=logits.device)
+    for way in set(ways):
+        rows = np.flatnonzero([each == way for each in ways])
+        index = torch.from_numpy(rows).to(logits.device)
+        chosen[index] = _choose(logits[index], queries[rows[0]], uniform[rows])
+    return chosen
 
 
 def _choose(logits: Tensor, query: SampleQuery, uniform: Array) -> Tensor:
@@ -116,10 +200,12 @@ class _Endings:
         return any(string in text for string in self._strings)
 
 
-def _score_prompt(base: Base, hidden: Tensor, prompt: Tensor, last: int) -> Array:
+def _score_prompt(base: Base, hidden: Tensor, prompt: Tensor, query: SampleQuery) -> Array | None:
     """float32 [prompt length]: the log-probability of each of the last tokens after those before it, NaN elsewhere."""
+    if not query.prompt_logprobs:
+        return None
     scores = np.full(len(prompt), np.nan, np.float32)
-    first = max(1, len(prompt) - last)
+    first = max(1, len(prompt) - query.prompt_logprobs)
     for start in range(first, len(prompt), 512):
         end = min(start + 512, len(prompt))
         logprobs = base.logits(hidden[start - 1 : end - 1]).log_softmax(-1)
@@ -127,7 +213,7 @@ def _score_prompt(base: Base, hidden: Tensor, prompt: Tensor, last: int) -> Arra
     return scores
 
 
-def _steps(base: Base, query: SampleQuery) -> int:
+def check(base: Base, query: SampleQuery) -> int:
     """How many tokens to draw at most; a `RequestError` if the request cannot be served."""
     if not query.prompt:
         raise RequestError("The prompt has no tokens.")
