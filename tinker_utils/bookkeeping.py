@@ -136,7 +136,7 @@ class Bookkeeper:
         tokens = sum(batch.tokens for batch in batches)
         self.progress.eval_tokens += tokens
         self._spent.eval_tokens += tokens
-        best, best_error = self.best, self._past.error_against(self.stopper.best_step, evaluation)
+        best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
         decision = self._decide(step, evaluation)
         self._journal.record(
             "val",
@@ -147,9 +147,11 @@ class Bookkeeper:
             val_loss_total=pooled.total,
             completion_tokens=pooled.completion_tokens,
             val_loss_stderr=pooled.stderr,
+            val_loss_margin=pooled.margin,
             perplexity=pooled.perplexity,
             val_diff_best=None if best is None or pooled.loss is None else pooled.loss - best,
-            val_diff_best_stderr=best_error,
+            val_diff_best_stderr=difference and difference.stderr,
+            val_diff_best_margin=difference and difference.margin,
             is_best=decision.is_best,
         )
         return decision
@@ -157,7 +159,8 @@ class Bookkeeper:
     def _decide(self, step: int, evaluation: Evaluation) -> Decision:
         """Whether the evaluation is the best and an improvement; if so, later ones are compared with it."""
         stopper = self.stopper
-        error = self._past.error_against(stopper.anchor_step, evaluation)
+        difference = self._past.difference(stopper.anchor_step, evaluation)
+        error = None if difference is None else difference.stderr
         if stopper.significance and math.isfinite(stopper.anchor) and error is None:
             self._warn_once(
                 "significance", step,

@@ -66,15 +66,15 @@ class PastEvaluations:
                 self._directory.mkdir(exist_ok=True)
             write_atomically(self._file(step), values.tobytes())
 
-    def error_against(self, step: int | None, evaluation: Evaluation) -> float | None:
-        """Standard error of the paired difference between an evaluation and the one kept for `step`, in nats per token.
+    def difference(self, step: int | None, evaluation: Evaluation) -> PooledLoss | None:
+        """The paired difference between an evaluation and the one kept for `step`.
 
-        None where one of the two is not known example by example, or a single example leaves the error unknown.
+        None where one of the two is not known example by example.
         """
         before = None if step is None else self._kept(step)
         if before is None or evaluation.totals is None or len(before) != len(evaluation.totals):
             return None
-        return paired_difference(evaluation.totals, before, evaluation.completion_tokens).stderr
+        return paired_difference(evaluation.totals, before, evaluation.completion_tokens)
 
     def keep_only(self, steps: Collection[int | None]) -> None:
         """Remove the files of all other steps than these, those of an attempt that was cut off among them."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+_Z975 = 1.959964  # the 97.5% quantile of the normal distribution
+
 
 def negative_log_likelihood(logprobs: ArrayLike, weights: ArrayLike) -> float:
     """Weighted negative log-likelihood of one example in nats: -sum of weight · logprob.
@@ -31,12 +33,17 @@ def negative_log_likelihood(logprobs: ArrayLike, weights: ArrayLike) -> float:
 class PooledLoss:
     """A loss over many examples: the sum of their negative log-likelihoods over the sum of their completion tokens.
 
-    `stderr` is its standard error in nats per token, None where fewer than two examples leave it unknown.
+    Attributes:
+        total: the sum, in nats.
+        completion_tokens: the tokens that it is over.
+        stderr: standard error of `loss` in nats per token; None where fewer than two examples leave it unknown.
+        margin: half the width of its 95% band; None where the examples, counted by their weight, are fewer than four.
     """
 
     total: float
     completion_tokens: int
     stderr: float | None = None
+    margin: float | None = None
 
     @property
     def loss(self) -> float | None:
@@ -65,6 +72,10 @@ def pool(totals: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:
     and x_i the completion tokens of example i, r = sum y / sum x, m examples (Cochran, "Sampling Techniques", 3rd ed.,
     6.13, without the finite-population correction).
 
+    A few long examples can make up most of the sum; then the error itself is known no better than from a few. So the
+    band takes Student's t with one degree of freedom less than the effective number of examples, (sum of x)² / sum of
+    x² (Kish, "Survey Sampling", 1965, 8.2). docs/noise.md shows what it covers.
+
     Args:
         totals: negative log-likelihood of each example in nats, shape [m].
         completion_tokens: completion tokens of each example, shape [m].
@@ -75,7 +86,21 @@ def pool(totals: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:
         return PooledLoss(total, tokens)
     residuals = y - total / tokens * x
     variance = m / (m - 1) * float((residuals**2).sum()) / tokens**2
-    return PooledLoss(total, tokens, math.sqrt(variance) if math.isfinite(variance) else None)
+    if not math.isfinite(variance):
+        return PooledLoss(total, tokens)
+    stderr, effective = math.sqrt(variance), tokens**2 / float((x**2).sum())
+    return PooledLoss(total, tokens, stderr, stderr * _t975(effective - 1) if effective >= 4 else None)
+
+
+def _t975(freedom: float) -> float:
+    """The 97.5% quantile of Student's t, to three decimals from 5 degrees of freedom on.
+
+    Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5.
+    """
+    z, v = _Z975, freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / v + second / v**2 + third / v**3
 
 
 def paired_difference(totals: ArrayLike, before: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:

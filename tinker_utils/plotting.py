@@ -36,7 +36,7 @@ _BINS = 450  # a panel is about 900 pixels wide
 _MARKED_POINTS = 60  # a line of more points is drawn without markers
 _NAMED_EPOCHS = 8
 _AVERAGED = 1000  # records before the last that have a weight in the average, at the default smoothing
-_CONFIDENCE = 1.96  # standard errors to either side that hold 95% of a normal distribution
+_CONFIDENCE = 1.96  # standard errors that make a 95% band where a record, of an older run, does not say
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. What they mark differs in
 # width, line style or marker as well, so that the picture can be read without any colour.
@@ -214,7 +214,8 @@ def _draw_validation(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     steps, losses = log.val_column("step")[order], log.val_column("val_loss")[order]
     if not len(losses):
         return
-    error = _CONFIDENCE * log.val_column("val_loss_stderr")[order]
+    error = log.val_column("val_loss_margin")[order]
+    error = np.where(np.isnan(error), _CONFIDENCE * log.val_column("val_loss_stderr")[order], error)
     has_band = bool(np.isfinite(error).any())
     if has_band:
         axes.fill_between(steps, _shown(losses - error, quantity), _shown(losses + error, quantity), **_BAND)
