@@ -1,5 +1,6 @@
 """The view's HTML: escaped, in the theme's colours, with names for those who cannot see it."""
 
+import dataclasses
 import re
 
 import pytest
@@ -52,6 +53,18 @@ def test_figures_in_words():
         "learning rate 0.00019",
     ):
         assert words in text
+
+
+def test_an_evaluation_is_shown_with_what_chance_may_have_done():
+    status = RunStatus("mine", "Training.", val_loss=1.5, val_loss_margin=0.0912, best_val_loss=1.4321, best_step=750)
+    worse = dataclasses.replace(status, val_diff_best=0.0679, val_diff_best_margin=0.05)
+    better = dataclasses.replace(status, val_diff_best=-0.0679, val_diff_best_margin=0.05)
+    for shown, words in (
+        (status, "validation loss 1.5 ± 0.091 best 1.432 at step 750 "),
+        (worse, "best 1.432 at step 750, better by 0.068 ± 0.05 "),
+        (better, "best 1.432 at step 750, better by 0.068 ± 0.05 than before"),
+    ):
+        assert words in text_of(status_html(shown, "nats/token"))
 
 
 def test_what_is_not_known_is_left_out_or_dashed():

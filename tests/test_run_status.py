@@ -130,7 +130,15 @@ class TestFigures:
         write_metrics(
             run,
             {"type": "val", "step": 10, "val_loss": 2.5, "val_loss_stderr": 0.1},
-            {"type": "val", "step": 20, "val_loss": 2.75, "val_loss_stderr": 0.1},
+            {
+                "type": "val",
+                "step": 20,
+                "val_loss": 2.75,
+                "val_loss_stderr": 0.1,
+                "val_loss_margin": 0.2,
+                "val_diff_best": 0.25,
+                "val_diff_best_margin": 0.05,
+            },
             train(20, 0.0, epoch=1, tokens_seen=900, tokens_per_sec=33.0, learning_rate=1e-4, cost_usd=0.5),
             {"type": "notice", "step": 20, "kind": "warning", "message": "look out"},
         )
@@ -140,6 +148,7 @@ class TestFigures:
         assert (status.cost_usd, status.expected_cost_usd) == (0.5, 2.5)
         assert (status.tokens_per_sec, status.learning_rate, status.train_loss) == (33.0, 1e-4, 2.0)
         assert (status.val_loss, status.best_val_loss, status.best_step) == (2.75, 2.5, 10)
+        assert (status.val_loss_margin, status.val_diff_best, status.val_diff_best_margin) == (0.2, 0.25, 0.05)
         assert (status.evals_without_improvement, status.patience) == (2, 5)
         assert status.warnings == ("look out",)
 

@@ -126,9 +126,8 @@ def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]
     if status.seconds_left is not None:
         yield "time left", duration(status.seconds_left), "if nothing stops it early" if status.patience else ""
     yield "train loss", _number(status.train_loss), UNIT_WORDS[unit]
-    best = "" if status.best_val_loss is None else f"best {status.best_val_loss:.4g}"
-    at = f" at step {status.best_step:,}" if best and status.best_step is not None else ""
-    yield "validation loss", _number(status.val_loss), best + at
+    margin = "" if status.val_loss_margin is None else f" ± {status.val_loss_margin:.2g}"
+    yield "validation loss", _number(status.val_loss) + margin, _best(status)
     if status.patience:
         used = min(status.evals_without_improvement or 0, status.patience)
         pips = "●" * used + "○" * (status.patience - used) if status.patience <= _MOST_PIPS else ""
@@ -139,6 +138,18 @@ def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]
         yield "cost", dollars(status.cost_usd), "" if expected is None else f"of at most {dollars(expected)}"
     yield "tokens per second", short(status.tokens_per_sec), ""
     yield "learning rate", "–" if status.learning_rate is None else f"{status.learning_rate:.3g}", ""
+
+
+def _best(status: RunStatus) -> str:
+    """The best evaluation, and by how much it beats the latest; or the best before it, where it is the latest itself."""
+    if status.best_val_loss is None:
+        return ""
+    at = "" if status.best_step is None else f" at step {status.best_step:,}"
+    difference, margin = status.val_diff_best, status.val_diff_best_margin
+    if difference is None or margin is None:
+        return f"best {status.best_val_loss:.4g}{at}"
+    than = " than before" if difference < 0 else ""
+    return f"best {status.best_val_loss:.4g}{at}, better by {abs(difference):.2g} ± {margin:.2g}{than}"
 
 
 def duration(seconds: float) -> str:

@@ -62,6 +62,9 @@ class RunStatus:
     learning_rate: float | None = None
     train_loss: float | None = None
     val_loss: float | None = None
+    val_loss_margin: float | None = None  # half its 95% band
+    val_diff_best: float | None = None  # to the best evaluation before it
+    val_diff_best_margin: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
     evals_without_improvement: int | None = None
@@ -83,7 +86,7 @@ class RunFollower:
         self.evaluations = 0  # in the log's loss unit
         self._noted: tuple[object, ...] = ()
         self._best: tuple[float | None, int | None] = (None, None)
-        self._val_loss: float | None = None
+        self._last_val: Record = {}
         self._reader = MetricsReader(metrics or run.metrics)
         self._state: State | None = None
         self._seen: dict[Path, tuple[int, int, int]] = {}
@@ -113,7 +116,7 @@ class RunFollower:
         if version != self._noted:
             vals = self.log.val
             self._noted, self.evaluations, self._best = version, len(vals), self.log.best()
-            self._val_loss = as_float(vals[-1].get("val_loss")) if vals else None
+            self._last_val = vals[-1] if vals else {}
 
     def status(self, now: float | None = None) -> RunStatus:
         """How the run stands at `now` (Unix seconds)."""
@@ -143,7 +146,10 @@ class RunFollower:
             tokens_per_sec=as_float(train.get("tokens_per_sec")),
             learning_rate=as_float(train.get("learning_rate")),
             train_loss=as_float(train.get("train_loss")),
-            val_loss=self._val_loss,
+            val_loss=as_float(self._last_val.get("val_loss")),
+            val_loss_margin=as_float(self._last_val.get("val_loss_margin")),
+            val_diff_best=as_float(self._last_val.get("val_diff_best")),
+            val_diff_best_margin=as_float(self._last_val.get("val_diff_best_margin")),
             best_val_loss=self._best[0],
             best_step=self._best[1],
             evals_without_improvement=_whole(progress.get("evals_without_improvement")),
