@@ -68,22 +68,28 @@ class ValidationSet:
         return _WOBBLE * self._rng.standard_t(5, len(self.lengths)) / math.sqrt(5 / 3)
 
 
-def coverage(examples: int, sets: int, seed: int) -> tuple[float, float]:
-    """The share of validation sets whose 95% band holds the truth: of a loss, and of a paired difference of -0.03."""
+def coverage(examples: int, sets: int, seed: int) -> tuple[float, float, float]:
+    """The share of validation sets whose 95% band holds the truth.
+
+    That is: the band of a loss, that of a paired difference of -0.03, and for comparison the band that 1.96 standard
+    errors would make of the loss, as if every example weighed the same.
+    """
     rng = np.random.default_rng(seed)
-    held = [0, 0]
+    held = [0, 0, 0]
     for _ in range(sets):
         drawn = ValidationSet(examples, rng)
         before, after = drawn.totals(0.0), drawn.totals(-0.03)
-        held[0] += _holds(pool(before, drawn.lengths), TRUE_LOSS)
-        held[1] += _holds(paired_difference(after, before, drawn.lengths), -0.03)
-    return held[0] / sets, held[1] / sets
+        loss, difference = pool(before, drawn.lengths), paired_difference(after, before, drawn.lengths)
+        held[0] += _within(loss, TRUE_LOSS, loss.margin)
+        held[1] += _within(difference, -0.03, difference.margin)
+        held[2] += _within(loss, TRUE_LOSS, loss.stderr and 1.96 * loss.stderr)
+    return held[0] / sets, held[1] / sets, held[2] / sets
 
 
-def _holds(estimate: PooledLoss, truth: float) -> bool:
+def _within(estimate: PooledLoss, truth: float, margin: float | None) -> bool:
     assert estimate.loss is not None
-    assert estimate.margin is not None
-    return abs(estimate.loss - truth) <= estimate.margin
+    assert margin is not None
+    return abs(estimate.loss - truth) <= margin
 
 
 @dataclass(frozen=True)
@@ -159,10 +165,10 @@ def curve(shape: Callable[[int], float]) -> list[float]:
 
 def main() -> None:
     """Print both tables, in Markdown."""
-    print("| validation examples | band of a loss | band of a paired difference |\n|---:|---:|---:|")
+    print("| examples | band of a loss | of a paired difference | 1.96 errors of a loss |\n|---:|---:|---:|---:|")
     for examples in (40, 80, 300, 1000):
-        loss, difference = coverage(examples, 10_000, seed=examples)
-        print(f"| {examples:,} | {loss:.1%} | {difference:.1%} |")
+        loss, difference, normal = coverage(examples, 10_000, seed=examples)
+        print(f"| {examples:,} | {loss:.1%} | {difference:.1%} | {normal:.1%} |")
     print(
         "\n| examples | threshold | significance | patience | flat: last | flat: never stopped | gaining: stopped | "
         f"turning: stopped too early | turning: last | turning: lost |\n|{'---:|' * 10}"

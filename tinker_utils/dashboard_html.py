@@ -141,7 +141,7 @@ def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]
 
 
 def _best(status: RunStatus) -> str:
-    """The best evaluation, and by how much it beats the latest; or the best before it, where it is the latest itself."""
+    """The best evaluation, and by how much it beats the latest, or the best before where it is the latest itself."""
     if status.best_val_loss is None:
         return ""
     at = "" if status.best_step is None else f" at step {status.best_step:,}"
