@@ -38,6 +38,7 @@ TAKEN_UP = {
     "training.early_stopping_significance": 2.0,
     "training.samples_at_evaluation": 3,
     "training.budget_usd": 3.0,
+    "training.on_nonfinite": "skip",
     "training.service_timeout_s": 60,
     "data.dir": "elsewhere",
     "output.dir": "elsewhere",
