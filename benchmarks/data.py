@@ -1,0 +1,176 @@
+"""Rendering beside the tokenizer's own batch encoding; and how a chat file of a gigabyte starts, and starts again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from measure import alternate, medians, say, table
+
+from tinker_utils.chat import Conversation, read_conversations
+from tinker_utils.config import TrainingConfig
+from tinker_utils.preparation import prepare
+from tinker_utils.rendering import Tokenizer, encode
+from tinker_utils.service import load_tokenizer
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train.jsonl"
+# Words in the prompt and in the answer, and rows of such a file.
+SHAPES = {
+    "short turns": (8, 4, 6000),
+    "prompts ten times the answers": (300, 30, 600),
+    "answers ten times the prompts": (30, 300, 600),
+}
+ROUNDS, TOGETHER = 5, 500
+LARGE_BYTES, VALID_ROWS = 10**9, 200
+STEPS = 500
+
+
+def main() -> None:
+    """Print this section of RESULTS.md; with a directory as argument, measure a start on it instead."""
+    if len(sys.argv) > 1:
+        print(json.dumps(start(Path(sys.argv[1]))))
+        return
+    print("## Data: `benchmarks/data.py`\n")
+    rows = [(name, *rendering(*shape)) for name, shape in SHAPES.items()]
+    print(table(("rows", "MB of text", "tokenizer, s", "rendering, s", "ratio"), rows))
+    print(
+        "\nThe tokenizer encodes the rendered texts by one call for each five hundred. Rendering starts at the file"
+        " and ends at tokens and weights: it reads, parses, applies the chat template to prompts and answers, and"
+        " encodes.\n"
+    )
+    first, second = large()
+    header = ("a chat file of 1 GB", "first run", "second run")
+    print(table(header, [(name, first[name], second[name]) for name in first]))
+    print(
+        "\nThe start is from `prepare` to the first batch, once everything is imported and the tokenizer loaded: each"
+        " line checked, order and number of steps fixed. Memory is the process's resident peak (VmHWM) over"
+        f" {STEPS} steps' batches, with the SDK imported."
+    )
+
+
+def rendering(prompt_words: int, answer_words: int, rows: int) -> tuple[float, float, float, float]:
+    """(MB of text, seconds of the tokenizer, seconds of rendering, their ratio) of a file of such rows."""
+    tokenizer = load_tokenizer(TrainingConfig(service="local", model="tiny"))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "train.jsonl"
+        path.write_bytes(b"".join(lines(prompt_words, answer_words, rows)))
+        conversations = read_conversations(path)
+        texts = [tokenizer.apply_chat_template(list(c.messages), tokenize=False) for c in conversations]
+        seconds = medians(
+            alternate(
+                {
+                    "tokenizer": lambda: timed(lambda: encode_texts(texts, tokenizer)),
+                    "rendering": lambda: timed(lambda: render(read_conversations(path), tokenizer)),
+                },
+                ROUNDS,
+            )
+        )
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    return size, seconds["tokenizer"], seconds["rendering"], seconds["rendering"] / seconds["tokenizer"]
+
+
+def encode_texts(texts: list[str], tokenizer: Tokenizer) -> None:
+    """The peer: nothing but the tokenizer."""
+    for begin in range(0, len(texts), TOGETHER):
+        tokenizer(texts[begin : begin + TOGETHER], add_special_tokens=False)
+
+
+def render(conversations: list[Conversation], tokenizer: Tokenizer) -> None:
+    """This project."""
+    for begin in range(0, len(conversations), TOGETHER):
+        encode(conversations[begin : begin + TOGETHER], tokenizer)
+
+
+def timed(work) -> float:  # noqa: ANN001
+    """Seconds that it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def large() -> tuple[dict[str, float], dict[str, float]]:
+    """What two runs on a file of a gigabyte take to start, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place) / "data"
+        directory.mkdir()
+        say("writing a gigabyte")
+        with (directory / "train.jsonl").open("wb") as file:
+            while file.tell() < LARGE_BYTES:
+                file.writelines(lines(150, 50, 10_000, seed=file.tell()))
+        (directory / "valid.jsonl").write_bytes(b"".join(lines(150, 50, VALID_ROWS, seed=1)))
+        environment = os.environ | {"TINKER_UTILS_CACHE": f"{place}/cache"}
+        command = [sys.executable, __file__, str(directory)]
+        runs = [subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True) for _ in range(2)]
+    first, second = (json.loads(run.stdout) for run in runs)
+    return first, second
+
+
+def start(directory: Path) -> dict[str, float]:
+    """What a run on `directory` takes until its first batch is there, and over its first steps."""
+    began = time.perf_counter()
+    import tinker  # noqa: F401  (a trainer has it in memory)
+
+    config = TrainingConfig(service="local", model="tiny", data_dir=directory, max_seq_length=512)
+    tokenizer = Counting(load_tokenizer(config))
+    imported, began = time.perf_counter() - began, time.perf_counter()
+    preparation = prepare(config, tokenizer)
+    preparation.plan.batch(1)
+    started, began = time.perf_counter() - began, time.perf_counter()
+    for step in range(1, STEPS + 1):
+        preparation.plan.batch(step)
+    return {
+        "examples": len(preparation.train.examples),
+        "imports and tokenizer, s": imported,
+        "start, s": started,
+        f"batches of {STEPS} steps, s": time.perf_counter() - began,
+        "texts tokenized": tokenizer.texts,
+        "peak of memory, MB": peak_megabytes(),
+    }
+
+
+class Counting:
+    """A tokenizer that counts the texts it is given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.texts = 0
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: list[str], **options: object) -> object:
+        """Encode texts."""
+        self.texts += len(text)
+        return self._tokenizer(text, **options)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tokenizer, name)
+
+
+def lines(prompt_words: int, answer_words: int, rows: int, seed: int = 0) -> Iterator[bytes]:
+    """Chat lines of the sample's words: a fifth in three turns, some with words that are not English, and emoji."""
+    choose = random.Random(seed)
+    messages = [m for line in SAMPLE.read_text(encoding="utf-8").splitlines() for m in json.loads(line)["messages"]]
+    words = sorted({word for message in messages for word in message["content"].split()})
+    words += ["naïve", "漢字", "🜂", "über", "3.14", "\n\n"]
+    for _ in range(rows):
+        turns = []
+        for _ in range(3 if choose.random() < 0.2 else 1):
+            for role, count in (("user", prompt_words), ("assistant", answer_words)):
+                length = max(1, round(choose.lognormvariate(0, 0.4) * count))
+                turns.append({"role": role, "content": " ".join(choose.choices(words, k=length))})
+        yield json.dumps({"messages": turns}, ensure_ascii=False).encode() + b"\n"
+
+
+def peak_megabytes() -> float:
+    """The most resident memory that this process has had."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
+if __name__ == "__main__":
+    main()
