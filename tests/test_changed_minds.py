@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 from small_runs import adapter_bytes, records
 
+from tinker_utils.cost import Prices
 from tinker_utils.errors import ResumeError
+from tinker_utils.preparation import prepare
 from tinker_utils.training import fit
 
 pytestmark = pytest.mark.usefixtures("key")
@@ -56,6 +58,26 @@ async def test_a_raised_patience_ends_where_it_would_have_ended_at_once(impatien
     at_once = await fit(patient, tmp_path / "at once", service=service)
     assert (later.status, later.steps) == (at_once.status, at_once.steps) == ("early_stopped", 10)
     assert adapter_bytes(run, service) == adapter_bytes(type(run)(tmp_path / "at once"), service)
+
+
+async def test_a_budget_is_never_passed_and_more_of_it_goes_on(config, service, run):
+    """A dollar a token, trained or evaluated."""
+    flat = dataclasses.replace(config, lr_schedule="constant", warmup_ratio=0.0)
+    prices = Prices(1e6, 0.0, 0.0)
+    whole = dataclasses.replace(prepare(flat), prices=prices).expected_cost_usd
+    spent = 0.0
+    for share in (0.3, 0.3, 0.65):
+        limited = dataclasses.replace(flat, budget_usd=share * whole)
+        plan = dataclasses.replace(prepare(limited), prices=prices)
+        result = await fit(limited, run.path, service=service, preparation=plan)
+        assert (result.status, "training.budget_usd" in result.reason) == ("stopped", True)
+        dearest = max(plan.plan.batch(step).tokens for step in range(1, 13)) + plan.valid.tokens
+        assert share * whole - dearest < result.cost_usd <= share * whole
+        assert (result.cost_usd == spent) == (share == 0.3 and spent > 0), "what is used up is not used twice"
+        assert adapter_bytes(run, service), "what was trained is saved"
+        spent = result.cost_usd
+    done = await fit(flat, run.path, service=service, preparation=dataclasses.replace(prepare(flat), prices=prices))
+    assert (done.status, done.cost_usd) == ("completed", whole)
 
 
 async def test_refused_changes_are_shown_one_by_one_and_touch_nothing(impatient, service, run):

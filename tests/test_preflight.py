@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import socket
 from collections import namedtuple
@@ -80,8 +81,20 @@ def test_leaks_and_duplicates_are_counted(quiet, own_data, run):
         (own_data / name).write_text("\n".join(lines), encoding="utf-8")
     checks = found(preflight(dataclasses.replace(quiet, data_dir=own_data), run.path), "duplicates")
     assert [status for status, _ in checks] == ["warn"] * 3
-    beginnings = ("3 of 25 conversations in train", "1 of 11 conversations in valid", "2 of 3 conversations in test")
+    beginnings = (
+        "3 of 25 conversations in train.jsonl repeat an earlier one.",
+        "1 of 11 conversations in valid.jsonl are among 25 conversations in train.jsonl, too",
+        "2 of 3 conversations in test.jsonl are among 25",
+    )
     assert all(sentence.startswith(words) for (_, sentence), words in zip(checks, beginnings, strict=True))
+
+
+def test_of_a_large_file_it_says_how_far_it_was_looked_through(quiet, run, monkeypatch):
+    plan = prepare(quiet)
+    monkeypatch.setattr("tinker_utils.preflight_checks._LOOKED_THROUGH", 500)
+    ((status, sentence),) = found(preflight(quiet, run.path, preparation=plan), "duplicates")
+    assert status == "ok"
+    assert re.fullmatch(r"None within the first [1-9] conversations in train.jsonl, nor between .*", sentence)
 
 
 def test_what_is_cut_and_skipped_is_counted(quiet, run):

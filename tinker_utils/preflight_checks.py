@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from tinker_utils.chat import iterate_conversations
 from tinker_utils.config import TrainingConfig
@@ -115,32 +116,44 @@ def _of_duplicates(config: TrainingConfig) -> list[Check]:
     """Conversations that stand twice, above all those that the model is tested on after it was trained on them."""
     directory = config.resolve(config.data_dir)
     sentences: list[str] = []
+    train = _LookedThrough.of(directory / TRAIN_FILE)  # was read before, so it can be
     try:
-        keys = _keys(directory / TRAIN_FILE)
-        known = set(keys)
-        if repeated := len(keys) - len(known):
-            sentences.append(f"{repeated:,} of {len(keys):,} conversations in {TRAIN_FILE} repeat an earlier one.")
-        for name in (VALID_FILE, TEST_FILE):
-            held_out = _keys(directory / name) if (directory / name).exists() else []
-            if shared := sum(key in known for key in held_out):
+        known = set(train.keys)
+        if repeated := len(train.keys) - len(known):
+            sentences.append(f"{repeated:,} of {train} repeat an earlier one.")
+        for file in (directory / VALID_FILE, directory / TEST_FILE):
+            held_out = _LookedThrough.of(file) if file.exists() else None
+            if held_out and (shared := sum(key in known for key in held_out.keys)):
                 sentences.append(
-                    f"{shared:,} of {len(held_out):,} conversations in {name} are in {TRAIN_FILE}, too: "
+                    f"{shared:,} of {held_out} are among {train}, too: "
                     "how well the model does on them says nothing of what it has not seen."
                 )
     except DataError as error:  # of test.jsonl: no run needs it, and the others were read before
         sentences.append(str(error))
-    return doubts("duplicates", sentences, "None within the training data, nor between them and what is held out.")
+    return doubts("duplicates", sentences, f"None within {train}, nor between them and what is held out.")
 
 
-def _keys(file: Path) -> list[int]:
-    """A hash of what each conversation says, as far as they are looked through."""
-    keys, characters = [], 0
-    for conversation in iterate_conversations(file):
-        characters += sum(len(message["content"]) for message in conversation.messages)
-        if characters > _LOOKED_THROUGH:
-            break
-        keys.append(hash(conversation_key(conversation)))
-    return keys
+class _LookedThrough(NamedTuple):
+    """A hash of what each conversation of a file says, as far as duplicates are looked for in it."""
+
+    name: str
+    keys: list[int]
+    whole: bool
+
+    @classmethod
+    def of(cls, file: Path) -> _LookedThrough:
+        keys: list[int] = []
+        characters = 0
+        for conversation in iterate_conversations(file):
+            characters += sum(len(message["content"]) for message in conversation.messages)
+            if characters > _LOOKED_THROUGH:
+                return cls(file.name, keys, whole=False)
+            keys.append(hash(conversation_key(conversation)))
+        return cls(file.name, keys, whole=True)
+
+    def __str__(self) -> str:
+        first = "" if self.whole else "the first "
+        return f"{first}{len(self.keys):,} conversations in {self.name}"
 
 
 def _of_lengths(preparation: Preparation) -> list[Check]:
