@@ -10,7 +10,7 @@ from tinker_utils.journal import Journal
 from tinker_utils.model import Model, SubmittedSamples
 from tinker_utils.preparation import Preparation
 from tinker_utils.samples import as_samples, prompts_of
-from tinker_utils.service import service_error
+from tinker_utils.service_errors import service_error
 
 _MAX_TOKENS = 128
 

@@ -11,12 +11,10 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
 
 from tinker_utils.answer_times import AnswerTimes
-from tinker_utils.batching import in_batches
 from tinker_utils.bookkeeping import Bookkeeper
+from tinker_utils.cleanup import Cleanup
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.evaluation_samples import EvaluationSamples
 from tinker_utils.journal import Journal
@@ -26,14 +24,12 @@ from tinker_utils.preparation import Preparation
 from tinker_utils.result import Status, TrainingResult
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import Service
+from tinker_utils.submission import Submission
 from tinker_utils.waiting import Waiting
 
 # The most steps on their way at once. The embedded service is a loopback away, where one step waiting behind the one
 # that runs is enough, and a stop takes effect sooner.
 _MOST_STEPS, _MOST_STEPS_LOCAL = 8, 2
-# Examples in one request of an evaluation: few requests, as each takes a round trip before the next can be sent; and
-# each far below the protocol's 1,024 examples.
-_EVALUATED_TOGETHER = 256
 _PAUSE_POLL_SECONDS = 0.2
 # Batches left out in a row, after which the run stops all the same.
 _LEFT_OUT_IN_A_ROW = 3
@@ -80,21 +76,17 @@ class TrainingLoop:
         self._config = preparation.config
         self._journal = journal
         self._books = books
-        self._service = service
-        self._model = model
         self._left_out = left_out
-        valid = preparation.valid
-        self._valid_batches = tuple(in_batches(valid.examples, _EVALUATED_TOGETHER)) if valid else ()
 
         self._samples = EvaluationSamples(preparation, journal, model)
         self._waiting = Waiting(journal, service, self._config.service_timeout_s, self._interrupt)
         self._answer_times = AnswerTimes()
 
         self._pipeline = Pipeline(_MOST_STEPS_LOCAL if self._config.service == "local" else _MOST_STEPS)
-        self._submitted = self._saved = books.progress.step
-        self._submitted_tokens = books.spent.tokens
-        self._submitted_eval_tokens = books.spent.eval_tokens
-        self._removals: list[Future[None]] = []
+        self._submission = Submission(
+            preparation, model, self._pipeline, self._samples, books.progress.step, books.spent, left_out
+        )
+        self._cleanup = Cleanup(service, journal)
         # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
         self._ending: tuple[Status, str] | None = None
         self._last_step: int | None = None
@@ -131,57 +123,11 @@ class TrainingLoop:
         """Whether no further step is to be submitted, because of a wish or of what was learned."""
         return self._ending is not None
 
-    # Submitting
-
     def _submit_ahead(self) -> None:
-        while self._pipeline.has_room and self._may_submit():
-            self._submit(self._submitted + 1)
-        all_submitted = self._ending is not None or self._submitted >= self._preparation.total_steps
-        if all_submitted and self._last_step is None and self._saved < self._submitted:
-            self._submit_save(self._submitted)
-
-    def _may_submit(self) -> bool:
-        if self._paused or self._ending is not None or self._submitted >= self._preparation.total_steps:
-            return False
-        budget = self._config.budget_usd
-        if budget is not None and (self._cost_with_next_step() or 0.0) > budget:
-            self._ending = ("stopped", f"the next step would pass training.budget_usd = ${budget:g}")
-            return False
-        return True
-
-    def _cost_with_next_step(self) -> float | None:
-        step = self._submitted + 1
-        evaluated = self._eval_tokens if self._preparation.evaluates(step) else 0
-        trained = self._preparation.plan.batch(step).tokens
-        return self._preparation.cost_usd(self._submitted_tokens + trained, self._submitted_eval_tokens + evaluated)
-
-    @property
-    def _eval_tokens(self) -> int:
-        return sum(batch.tokens for batch in self._valid_batches)
-
-    def _submit(self, step: int) -> None:
-        """A step, and in line behind it the evaluation and the save that are due at its weights."""
-        preparation, config = self._preparation, self._config
-        batch, rate = preparation.plan.batch(step), preparation.learning_rate(step)
-        if step in self._left_out:
-            self._pipeline.add(Work(step, LeftOutStep()))
-        else:
-            submitted = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
-            self._pipeline.add(Work(step, submitted, batch.tokens))
-            self._submitted_tokens += batch.tokens
-        self._submitted = step
-        if preparation.evaluates(step):
-            self._pipeline.add(Work(step, self._model.submit_evaluation(self._valid_batches), self._eval_tokens))
-            self._submitted_eval_tokens += self._eval_tokens
-        if preparation.evaluates(step) or preparation.checkpoints(step):
-            self._submit_save(step)
-        if preparation.evaluates(step):
-            self._samples.submit(step)
-
-    def _submit_save(self, step: int) -> None:
-        save = self._model.submit_save(f"step-{step:06d}", self._config.checkpoint_ttl_seconds)
-        self._pipeline.add(Work(step, save))
-        self._saved = step
+        if not self._paused and self._ending is None and (reason := self._submission.fill()):
+            self._ending = ("stopped", reason)
+        if (self._ending is not None or self._submission.complete) and self._last_step is None:
+            self._submission.save_last()
 
     # Taking answers
 
@@ -238,33 +184,33 @@ class TrainingLoop:
 
     def _has_saved(self, step: int, path: str) -> None:
         superseded = self._books.saved(step, path)
-        self._removals += [self._service.delete_checkpoint(old.path) for old in superseded]
+        self._cleanup.remove(*(old.path for old in superseded))
 
     def _abandon(self) -> None:
         """Take back what is on its way, the last first; what the service may have done of it counts as spent."""
         for work in self._pipeline.take_back():
-            if isinstance(work.request, SubmittedStep):
-                self._books.discarded(trained=work.tokens, evaluated=0)
-            elif isinstance(work.request, SubmittedEvaluation):
-                self._books.discarded(trained=0, evaluated=work.tokens)
+            self._count_discarded(work)
         with contextlib.suppress(RunDirectoryError):
             self._books.publish()
 
     def _discard(self, work: Work) -> None:
         """Count what was trained beyond the run's last step, and keep nothing of it."""
+        self._count_discarded(work)
+        if isinstance(work.request, SubmittedSave):
+            self._cleanup.remove(work.request.result())
+
+    def _count_discarded(self, work: Work) -> None:
         if isinstance(work.request, SubmittedStep):
-            self._books.discarded(trained=work.request.batch.tokens, evaluated=0)
+            self._books.discarded(trained=work.tokens, evaluated=0)
         elif isinstance(work.request, SubmittedEvaluation):
-            self._books.discarded(trained=0, evaluated=self._eval_tokens)
-        elif isinstance(work.request, SubmittedSave):
-            self._removals.append(self._service.delete_checkpoint(work.request.result()))
+            self._books.discarded(trained=0, evaluated=work.tokens)
 
     # Pausing, stopping, ending
 
     def _heed_requests(self) -> None:
         if self._run.stop_requested():
             self._stop("a stop was asked for")
-        more = self._ending is None and self._submitted < self._preparation.total_steps
+        more = self._ending is None and not self._submission.complete
         paused = more and self._run.pause_requested()
         if paused != self._paused:
             self._paused = paused
@@ -324,28 +270,10 @@ class TrainingLoop:
         return TrainingResult.from_state(self._run, self._journal.state)
 
     async def _tidy(self) -> None:
-        """Wait a little for samples, for removals, and for the result's expiry to be lifted; an interrupt skips it."""
-        path = self._books.result_path
-        keeping = [self._service.keep_checkpoint(path)] if path and self._config.checkpoint_ttl_seconds else []
+        """Wait a little for samples and for what is to be removed or kept; an interrupt skips it."""
+        path = self._books.result_path if self._config.checkpoint_ttl_seconds else None
         try:
             await self._samples.drain(self._last_step, _TIDY_SECONDS)
-            lost = await _failures(keeping)
-            left = await _failures(self._removals)
+            await self._cleanup.finish(self._books.progress.step, path)
         except asyncio.CancelledError:
             self._interrupt()
-            return
-        step = self._books.progress.step
-        if left:
-            message = f"{left} superseded checkpoints could not be removed from the service"
-            self._journal.record("notice", step, kind="warning", message=message)
-        if lost:
-            message = f"the expiry of {path} could not be lifted: export it before it is gone"
-            self._journal.record("notice", step, kind="warning", message=message)
-
-
-async def _failures(futures: Sequence[Future[None]]) -> int:
-    """How many of some requests failed, or were not answered in time."""
-    if not futures:
-        return 0
-    done, pending = await asyncio.wait([asyncio.wrap_future(future) for future in futures], timeout=_TIDY_SECONDS)
-    return len(pending) + sum(future.exception() is not None for future in done)

@@ -11,19 +11,19 @@ import contextlib
 import functools
 import importlib
 import os
-import re
 import shutil
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tinker_utils.config import TrainingConfig
-from tinker_utils.errors import CheckpointGoneError, ResultLostError, ServiceError, ServiceGoneError
+from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.model import Model, complete
+from tinker_utils.service_errors import first_line, service_errors
 from tinker_utils.service_watch import ServiceWatch, why_unreachable
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 10
 _ANSWER_SECONDS = 30
-# What the SDK adds to a failure's message for its own developers.
-_SDK_DETAIL = re.compile(r" for self\.request_id=.*$")
 _TINY = "tiny"
 _ASKING = "asking the service what it offers"
 
@@ -61,7 +59,7 @@ class Service:
     def new_model(self, config: TrainingConfig) -> Model:
         """A base model with a fresh adapter; alpha, dropout and modules travel as metadata, which `local` honours."""
         lora = config.lora
-        with _service_errors("creating the model"):
+        with service_errors("creating the model"):
             future = self._client.create_lora_training_client(
                 self.base_model,
                 rank=lora.rank,
@@ -75,7 +73,7 @@ class Service:
 
     def restored_model(self, checkpoint: str, config: TrainingConfig) -> Model:
         """The model of a checkpoint, with its optimizer."""
-        with _service_errors(f"loading the checkpoint {checkpoint}"):
+        with service_errors(f"loading the checkpoint {checkpoint}"):
             future = self._client.create_training_client_from_state_with_optimizer(
                 checkpoint, user_metadata=_lora_metadata(config)
             )
@@ -128,7 +126,7 @@ class Service:
     def served_models(self) -> dict[str, int | None]:
         """Like `ask_for_models`, over this connection."""
         self.check_alive()
-        with _service_errors(_ASKING):
+        with service_errors(_ASKING):
             return _served_models(self._rest)
 
     def sample(
@@ -148,7 +146,7 @@ class Service:
         Returns:
             Token ids of each completion, the end-of-turn token included where it was reached.
         """
-        with _service_errors("sampling"):
+        with service_errors("sampling"):
             return complete(self._sampling_client(checkpoint), prompts, max_tokens, temperature, seed)
 
     def _sampling_client(self, checkpoint: str | None) -> tinker.SamplingClient:
@@ -176,7 +174,7 @@ class Service:
         Raises:
             ServiceError: the service refuses, or gives no adapter_config.json and adapter_model.safetensors.
         """
-        with _service_errors(f"exporting {checkpoint}"):
+        with service_errors(f"exporting {checkpoint}"):
             model = self._client.create_training_client_from_state(checkpoint).result()
             external = model.save_weights_external("adapter").result().path
             urls = self._rest.get_external_weights_urls(external).result().urls
@@ -216,7 +214,7 @@ def connect(config: TrainingConfig, store: Path) -> Service:
     Raises:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
-    with _service_errors(f"connecting to {config.service}"):
+    with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
             from tinker_utils.local import start_local_service
 
@@ -246,7 +244,7 @@ def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
     """
     import tinker
 
-    with _service_errors(_ASKING):
+    with service_errors(_ASKING):
         return _served_models(tinker.RestClient(**_address(config)))
 
 
@@ -295,7 +293,7 @@ def load_tokenizer(config: TrainingConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError) as error:
         raise ServiceError(
-            f"model: the tokenizer of {config.model} cannot be loaded ({_first_line(error)}); "
+            f"model: the tokenizer of {config.model} cannot be loaded ({first_line(error)}); "
             "give a directory that holds it, or a name that the Hugging Face hub knows."
         ) from error
     if not getattr(tokenizer, "chat_template", None):
@@ -315,41 +313,3 @@ def _download(url: str, name: str, directory: Path) -> Path:
     with urllib.request.urlopen(url, timeout=300) as source, target.open("wb") as file:
         shutil.copyfileobj(source, file)
     return target
-
-
-@contextlib.contextmanager
-def _service_errors(doing: str) -> Iterator[None]:
-    """Turn what the SDK raises into a `ServiceError` that says in one sentence what was tried."""
-    try:
-        yield
-    except ServiceError:
-        raise
-    except Exception as error:
-        raise service_error(doing, error) from error
-
-
-def service_error(doing: str, error: BaseException) -> ServiceError:
-    """A `ServiceError` for what the SDK raised: one sentence."""
-    advice = "look at the service's status and try again; a run resumes where it was"
-    if "api_key" in str(error).lower() or type(error).__name__ in ("AuthenticationError", "PermissionDeniedError"):
-        advice = "set TINKER_API_KEY to a valid key, or use service: local, which needs none"
-    return _kind(error)(f"{doing}: {type(error).__name__}: {_first_line(error)}; {advice}.")
-
-
-def _kind(error: BaseException) -> type[ServiceError]:
-    """What an error of the SDK's means for the model that was being trained."""
-    name, status = type(error).__name__, getattr(error, "status_code", None)
-    if name in ("APIConnectionError", "APITimeoutError") or status == 429 or (status or 0) >= 500:
-        return ServiceGoneError
-    # A result is fetched with errors of Python's own, which carry the refusal as their cause.
-    refusal = getattr(error.__cause__, "status_code", None)
-    unreadable = type(error) is ValueError and refusal is None
-    failed_there = name == "RequestFailedError" and getattr(getattr(error, "category", None), "value", "") == "server"
-    if name == "RetryableException" or refusal in (404, 410) or unreadable or failed_there:
-        return ResultLostError
-    return ServiceError
-
-
-def _first_line(error: BaseException) -> str:
-    line = next(iter(str(error).strip().splitlines()), "no further word")
-    return _SDK_DETAIL.sub("", line)[:300].rstrip(".")

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from tinker_utils.answer_times import LEAST_SECONDS
 from tinker_utils.errors import ServiceTimeoutError, TinkerUtilsError
 from tinker_utils.journal import Journal
-from tinker_utils.service import Service, service_error
+from tinker_utils.service import Service
+from tinker_utils.service_errors import service_error
 
 # How often to look whether anything is known of trouble, and after how many seconds it is worth telling: what the SDK
 # bridges at its first attempt is no news.
