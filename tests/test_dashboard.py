@@ -38,9 +38,10 @@ def clock():
 def run(tmp_path):
     run = RunDirectory(tmp_path / "mine")
     run.create()
-    write_state(run)
-    write_train(run, 1, 4.0)
-    return run
+    with run.lock():  # as whoever trains there does
+        write_state(run)
+        write_train(run, 1, 4.0)
+        yield run
 
 
 def write_state(run, status="running", doing="training", detail="training"):
@@ -146,6 +147,17 @@ class TestWithoutALoop:
         controls(view)[control].value = value
         assert picture(view) != before
 
+    def test_a_run_whose_process_is_gone_can_only_be_run_again(self, tmp_path):
+        run = RunDirectory(tmp_path / "killed")
+        run.create()
+        with run.lock():
+            write_state(run)
+            write_train(run, 7)
+        view = dashboard(run)
+        assert "The process that trained here is gone: run it again" in status(view)
+        assert all(button.disabled for button in controls(view)[:2])
+        assert "up to step 7" in view._still[1]["image/png"]["alt"]
+
     def test_buttons_of_a_run_that_has_ended_are_off(self, run):
         write_state(run, status="completed", doing="ended")
         view = dashboard(run)
@@ -239,8 +251,17 @@ class TestFollowing:
         write_state(run, status="early_stopped")
         async with asyncio.timeout(DEADLINE):
             await view.finished()
-            await view._task
         assert "Stopped early" in status(view)
+        view.close()
+
+    async def test_a_run_that_is_resumed_is_followed_again(self, run):
+        view = dashboard(run)
+        write_state(run, status="stopped")
+        await until(view.children[1], lambda html: "Stopped" in html)
+        write_state(run)
+        await until(view.children[1], lambda html: "Training." in html)
+        assert not controls(view)[1].disabled
+        view.close()
 
     async def test_closing_leaves_no_task(self, run):
         before = asyncio.all_tasks()
@@ -265,7 +286,6 @@ class TestFollowing:
         write_state(run, status="completed")
         async with asyncio.timeout(DEADLINE):
             await view.finished()
-            await view._task
         controls(view)[3].value = "perplexity"
         await until(view.children[3], lambda html: "perplexity" in html)
         view.close()
@@ -288,6 +308,10 @@ class TestFollowing:
         async with asyncio.timeout(DEADLINE):
             await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
         assert asyncio.all_tasks() == before
+        controls(view)[3].value = "perplexity"
+        await until(view.children[3], lambda html: "perplexity" in html)
+        async with asyncio.timeout(DEADLINE):
+            await view._task
 
     async def test_an_error_in_the_view_is_shown_and_does_not_end_it(self, run, monkeypatch):
         view = dashboard(run)
@@ -317,6 +341,8 @@ def executed(tmp_path_factory):
         "view = dashboard(run)\nview",
         """
         run.create()
+        lock = run.lock()
+        lock.__enter__()
         write_state(run)
         write_train(run, 1)
         await until(view.children[3], lambda html: "up to step 1" in html)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,7 +18,8 @@ from tinker_utils.rundir import RunDirectory
 def run(tmp_path):
     run = RunDirectory(tmp_path / "mine")
     run.create()
-    return run
+    with run.lock():  # as whoever trains there does
+        yield run
 
 
 def write_state(run, status="running", doing="training", detail="training", **other):
@@ -38,6 +41,24 @@ def status_of(run, now=None):
     follower = RunFollower(run)
     follower.poll()
     return follower.status(now)
+
+
+def trainer(run):
+    """A process that holds the directory and has said that it trains."""
+    code = """
+import sys
+from tinker_utils.rundir import RunDirectory
+run = RunDirectory(sys.argv[1])
+with run.lock():
+    run.write_state({"status": "running", "activity": {"state": "training", "detail": "training"}})
+    print("training", flush=True)
+    sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "training\n"
+    return process
 
 
 class TestSentence:
@@ -97,6 +118,37 @@ class TestSentence:
         os.utime(run.state, (1_000_000, 1_000_000))
         assert status_of(run, now=1_000_000 + 100).sentence == "Training."
         assert status_of(run, now=1_000_000 + 130).sentence.startswith("No news since ")
+
+    def test_a_trainer_that_was_killed_is_said_to_be_gone(self, tmp_path):
+        run = RunDirectory(tmp_path / "killed")
+        run.create()
+        with trainer(run) as process:
+            follower = RunFollower(run)
+            follower.poll()
+            assert follower.status().sentence == "Training."
+            assert follower.status().live
+            process.kill()
+            process.wait()
+            follower.poll()
+            status = follower.status()
+            assert status.sentence.startswith("The process that trained here is gone: run it again")
+            assert (status.gone, status.over, status.live, status.ended) == (True, True, False, False)
+        with trainer(run):
+            follower.poll()
+            assert follower.status().sentence == "Training."
+
+    def test_a_trainer_that_ends_between_two_looks_is_not_said_to_be_gone(self, tmp_path, monkeypatch):
+        run = RunDirectory(tmp_path / "ending")
+        run.create()
+        write_state(run)
+
+        def is_free():  # it ends after its state was read, and before its lock is looked at
+            write_state(run, status="completed", doing="ended")
+            return True
+
+        monkeypatch.setattr(run, "is_free", is_free)
+        assert status_of(run).sentence == "Completed."
+        assert not status_of(run).gone
 
     def test_a_pause_may_be_long(self, run):
         write_state(run, doing="paused")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -60,9 +63,36 @@ def test_a_second_process_is_refused_and_told_of_the_first(run):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RunDirectoryError, match=f"process {other.pid} on "), run.lock():
             pass
+        assert not run.is_free()
         other.kill()
+        other.wait()
+    assert run.is_free()
     with run.lock():  # the system let go of it when the process was killed
         pass
+
+
+def test_a_directory_that_was_never_locked_is_free_and_looking_leaves_nothing_behind(run):
+    assert run.is_free()
+    assert not list(run.path.iterdir())
+
+
+def test_a_lock_of_another_machine_leaves_it_open(run):
+    with run.lock():
+        pass
+    assert run.is_free()
+    (run.path / ".lock").write_text("process 1 on another-machine")
+    assert not run.is_free()
+
+
+def test_somebody_who_looks_at_the_lock_does_not_keep_a_trainer_out(run, monkeypatch):
+    with run.lock():
+        pass
+    looking = os.open(run.path / ".lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))  # has looked by the next try
+    with run.lock():
+        assert not run.is_free()
+    os.close(looking)
 
 
 def test_control_files(run):

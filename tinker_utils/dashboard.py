@@ -92,7 +92,7 @@ class _Look:
 
 
 class Dashboard(widgets.VBox):  # type: ignore[misc]
-    """A run's live view, made by `dashboard`. It follows the run until that ends, or until `close()`.
+    """A run's live view, made by `dashboard`. It follows the run, and what is resumed there later, until `close()`.
 
     `async with dashboard(run) as view:` shows it, and its last picture stays when the block is left.
     """
@@ -113,7 +113,6 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._drawn: _Content | None = None
         self._still: _Bundle | None = None
         self._still_id, self._is_displayed = uuid.uuid4().hex, False
-        self._seen_live = False
         self._controls = Controls()
         self._status, self._picture, self._samples = widgets.HTML(), widgets.HTML(), widgets.HTML()
         super().__init__([widgets.HTML(STYLE), self._status, self._controls.box, self._picture, self._samples])
@@ -153,17 +152,17 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if self._loop is None:
             self._show(self._look(self._controls.settings()))
         else:
-            self._loop.call_soon_threadsafe(self._follow_on)
+            self._loop.call_soon_threadsafe(self._look_again)
 
-    def _follow_on(self) -> None:
+    def _look_again(self) -> None:
         self._wake.set()
-        if self._loop is not None and (self._task is None or self._task.done()):
-            self._task = self._loop.create_task(self._follow())
+        if self._loop is not None and (self._task is None or self._task.done()):  # it follows no more
+            self._task = self._loop.create_task(self._refresh())
 
     # Following
 
     async def finished(self) -> None:
-        """Wait until the run has ended and its last picture is shown."""
+        """Wait until the run has ended, or its process has, and its last picture is shown."""
         await self._over.wait()
         # Once more from the caller's cell: nbclient drops what a task begun in an earlier cell displays.
         self._publish_still()
@@ -188,12 +187,10 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
             self._task.cancel()
 
     async def _follow(self) -> None:
-        """Look and show until the run has ended; one that had ended before may begin anew, so it is watched on."""
+        """Look and show, at leisure when the run is over: it may be resumed, or begin anew."""
         while True:
             self._wake.clear()
             await self._refresh()
-            if self._over.is_set() and self._seen_live and not self._wake.is_set():
-                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_ENDED_SECONDS if self._over.is_set() else _POLL_SECONDS):
                     await self._wake.wait()
@@ -215,7 +212,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
             perplexity = log.loss_unit == "nats/token"
             if not perplexity:
                 settings = replace(settings, quantity="loss")
-            over = final or run.ended
+            over = final or run.over
             content = _Content(settings, over, self._follower.evaluations, len(log.train))
             look = _Look(run, perplexity, status_html(run, log.loss_unit), samples_html(self._follower.samples))
             if content != self._drawn and self._throttle.allows(content.credit(self._drawn)):
@@ -246,11 +243,11 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if look.still is not None:
             self._still = look.still
             self._publish_still()
-        if look.run.ended:
+        if look.run.over:
             self._over.set()
         else:
             self._over.clear()
-            self._seen_live, self._still = True, None
+            self._still = None
 
     # The still picture, which stays in the saved notebook when the widgets have gone
 

@@ -17,6 +17,7 @@ from tinker_utils.bookkeeping import Bookkeeper
 from tinker_utils.cleanup import Cleanup
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.evaluation_samples import EvaluationSamples
+from tinker_utils.interrupts import Interrupts
 from tinker_utils.journal import Journal
 from tinker_utils.model import Model, SubmittedEvaluation, SubmittedSave, SubmittedStep
 from tinker_utils.pipeline import LeftOutStep, Pipeline, Work
@@ -91,6 +92,7 @@ class TrainingLoop:
         self._ending: tuple[Status, str] | None = None
         self._last_step: int | None = None
         self._paused = self._interrupted = False
+        self._interrupts = Interrupts()
 
     async def run(self) -> TrainingResult:
         """Train to the end, whatever ends it.
@@ -100,7 +102,8 @@ class TrainingLoop:
             SpoiledStepError: a loss or gradient was not finite, and its batch may be left out.
         """
         try:
-            return await self._train()
+            with self._interrupts:
+                return await self._train()
         except BaseException:
             self._abandon()
             raise
@@ -236,6 +239,7 @@ class TrainingLoop:
             raise asyncio.CancelledError
         task.uncancel()
         self._interrupted = True
+        self._interrupts.rearm()
         self._stop("it was interrupted")
 
     def _stop(self, reason: str) -> None:
@@ -243,6 +247,7 @@ class TrainingLoop:
             self._ending = ("stopped", reason)
             message = f"{reason}: finishing the steps on their way, then saving"
             self._journal.record("notice", self._books.progress.step, kind="stopping", message=message)
+            self._journal.activity("stopping", message)  # which must not wait for the service's next answer
 
     def _end_early(self) -> None:
         stopper = self._books.stopper

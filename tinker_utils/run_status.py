@@ -27,6 +27,7 @@ ENDINGS = {
     "failed": "Failed",
 }
 _ONLY_METRICS = "Metrics without a run.json: nothing is known of the run itself."
+_GONE = "The process that trained here is gone: run it again, and it resumes from its latest checkpoint."
 _NOT_BEGUN = "Waiting for the run to begin."
 # Records over which the speed is taken that tells the time left.
 _RECENT = 50
@@ -47,6 +48,7 @@ class RunStatus:
     sentence: str
     live: bool = False  # it can be paused and stopped
     ended: bool = False
+    gone: bool = False  # it has not ended, but the process that trained it has
     stop_asked: bool = False
     pause_asked: bool = False
     step: int | None = None
@@ -71,6 +73,11 @@ class RunStatus:
     patience: int | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def over(self) -> bool:
+        """Nothing is added to the run any more, unless it is run again."""
+        return self.ended or self.gone
+
 
 class RunFollower:
     """Reads a run as it grows.
@@ -89,6 +96,7 @@ class RunFollower:
         self._last_val: Record = {}
         self._reader = MetricsReader(metrics or run.metrics)
         self._state: State | None = None
+        self._gone = False
         self._seen: dict[Path, tuple[int, int, int]] = {}
         self._problem: str | None = None
 
@@ -101,8 +109,12 @@ class RunFollower:
         """Read what is new. What cannot be read now is said in the status."""
         self._problem = None
         try:
-            if self._changed(self.run.state):
-                self._state = self.run.read_state()
+            self._read_state()
+            # One that ends lets go of the directory after it has said so.
+            self._gone = self._runs and self.run.is_free()
+            if self._gone:
+                self._read_state()
+                self._gone = self._runs
             if self._changed(self.run.samples):
                 self.samples = _latest_samples(self.run.samples)
             if self._changed(self._reader.path):
@@ -110,6 +122,15 @@ class RunFollower:
                 self._note_evaluations()
         except (OSError, RunDirectoryError) as error:
             self._problem = str(error)
+
+    def _read_state(self) -> None:
+        if self._changed(self.run.state):
+            self._state = self.run.read_state()
+
+    @property
+    def _runs(self) -> bool:
+        """Whether run.json says that the run goes on."""
+        return self._state is not None and self._state.get("status") not in ENDINGS
 
     def _note_evaluations(self) -> None:
         version = (self.log, *self.log.version)  # the log is another one when the file was replaced
@@ -130,15 +151,16 @@ class RunFollower:
         return RunStatus(
             name=self.run.path.resolve().name,
             sentence=self._problem or self._sentence(time.time() if now is None else now),
-            live=self._state is not None and not ended,
+            live=self._runs and not self._gone,
             ended=ended,
+            gone=self._gone,
             stop_asked=self.run.stop_requested(),
             pause_asked=self.run.pause_requested(),
             step=step,
             total_steps=total,
             epoch=_whole(train.get("epoch")) or _whole(progress.get("epoch")),
             epochs=_whole(plan.get("epochs")),
-            seconds_left=None if ended else self._seconds_left(step, total),
+            seconds_left=None if ended or self._gone else self._seconds_left(step, total),
             tokens=_whole(train.get("tokens_seen")) or _whole(progress.get("tokens_seen")),
             expected_tokens=_whole(plan.get("expected_tokens")),
             cost_usd=as_float(train.get("cost_usd")),
@@ -177,6 +199,8 @@ class RunFollower:
         status = str(self._state.get("status"))
         if status in ENDINGS:
             return _sentence(ENDINGS[status], self._state.get("reason"))
+        if self._gone:
+            return _GONE
         activity = _mapping(self._state, "activity")
         doing = activity.get("state")
         if doing == "stopping":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tinker_utils import file_lock
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.strict_json import parse_json
 
@@ -87,17 +86,14 @@ class RunDirectory:
                 f"{self.path}: cannot be written ({error.strerror}); choose another output directory."
             ) from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace") or "another process"
+            if not file_lock.take(descriptor):
+                holder = file_lock.holder(descriptor) or "another process"
                 raise RunDirectoryError(
                     f"{self.path}: {holder} is training in this run directory; wait for it, stop it, "
                     "or choose another output directory."
-                ) from None
+                )
             with writing(self.path):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                file_lock.sign(descriptor)
                 self._clear_temporaries()
             self._held = descriptor
             yield
@@ -124,6 +120,10 @@ class RunDirectory:
                     if made and list(self.path.iterdir()) == [self._lock]:
                         self._lock.unlink()
                         self.path.rmdir()
+
+    def is_free(self) -> bool:
+        """Whether it is certain that no process trains here, as when the one that did was killed."""
+        return file_lock.is_free(self._lock)
 
     def check_held(self) -> None:
         """While the lock is held: see that this is still the directory that was locked.
