@@ -14,7 +14,7 @@ from pathlib import Path
 
 from measure import alternate, medians, say, table
 
-from tinker_utils.chat import Conversation, read_conversations
+from tinker_utils.chat_index import ChatIndex
 from tinker_utils.config import TrainingConfig
 from tinker_utils.preparation import prepare
 from tinker_utils.rendering import Tokenizer, encode
@@ -61,13 +61,13 @@ def rendering(prompt_words: int, answer_words: int, rows: int) -> tuple[float, f
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "train.jsonl"
         path.write_bytes(b"".join(lines(prompt_words, answer_words, rows)))
-        conversations = read_conversations(path)
-        texts = [tokenizer.apply_chat_template(list(c.messages), tokenize=False) for c in conversations]
+        chats = ChatIndex(path).conversations(range(rows))
+        texts = [tokenizer.apply_chat_template(list(chat.messages), tokenize=False) for chat in chats]
         seconds = medians(
             alternate(
                 {
                     "tokenizer": lambda: timed(lambda: encode_texts(texts, tokenizer)),
-                    "rendering": lambda: timed(lambda: render(read_conversations(path), tokenizer)),
+                    "rendering": lambda: timed(lambda: render(path, tokenizer)),
                 },
                 ROUNDS,
             )
@@ -82,10 +82,11 @@ def encode_texts(texts: list[str], tokenizer: Tokenizer) -> None:
         tokenizer(texts[begin : begin + TOGETHER], add_special_tokens=False)
 
 
-def render(conversations: list[Conversation], tokenizer: Tokenizer) -> None:
+def render(path: Path, tokenizer: Tokenizer) -> None:
     """This project."""
-    for begin in range(0, len(conversations), TOGETHER):
-        encode(conversations[begin : begin + TOGETHER], tokenizer)
+    chats = ChatIndex(path)
+    for begin in range(0, len(chats), TOGETHER):
+        encode(chats.conversations(range(len(chats))[begin : begin + TOGETHER]), tokenizer)
 
 
 def timed(work) -> float:  # noqa: ANN001

@@ -100,7 +100,13 @@ class ChatIndex:
 
     def _conversation(self, row: int) -> Conversation:
         raw = os.pread(self._file, int(self.sizes[row]), int(self._offsets[row]))
-        return parse_conversation(raw, self.path, int(self._numbers[row]))
+        number = int(self._numbers[row])
+        try:
+            plain = _decode_plain(raw).messages
+        except _REFUSALS:
+            return parse_conversation(raw, self.path, number)
+        messages = ({"role": message.role, "content": message.content} for message in plain)
+        return Conversation(tuple(messages), f"{self.path}:{number}")
 
     def _stat(self) -> tuple[int, int]:
         stat = os.fstat(self._file)
