@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from tinker_utils.errors import RunDirectoryError
 from tinker_utils.metrics import MetricsLog, ema
 from tinker_utils.plotting import describe, extremes, figure, means, png, save_png, svg
 
@@ -240,7 +241,7 @@ class TestFiles:
         assert imread(io.BytesIO(png(figure(log), dpi=100))).shape[:2] == (520, 960)
 
     def test_a_picture_that_cannot_be_written_leaves_nothing(self, log, tmp_path):
-        with pytest.raises(OSError, match="missing"):
+        with pytest.raises(RunDirectoryError, match="missing"):
             save_png(figure(log), tmp_path / "missing" / "curves.png")
         assert list(tmp_path.iterdir()) == []
 

@@ -129,7 +129,7 @@ def svg(drawing: Figure) -> str:
 
 
 def save_png(drawing: Figure, path: Path, dpi: int = 150) -> None:
-    """Write the figure as PNG, whole or not at all; raises OSError when `path` cannot be written."""
+    """Write the figure as PNG, whole or not at all; raises RunDirectoryError when `path` cannot be written."""
     write_atomically(path, png(drawing, dpi))
 
 

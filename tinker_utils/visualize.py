@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinker_utils.errors import MetricsError
+from tinker_utils.errors import MetricsError, RunDirectoryError
 from tinker_utils.metrics import MetricsLog, read_metrics
 from tinker_utils.sentence import one_sentence
 
@@ -44,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plotting.save_png(plotting.figure(log, title=options.metrics_path.absolute().parent.name), output, options.dpi)
     except MetricsError as error:
         return _fail(str(error))
-    except OSError as error:
-        return _fail(f"{output}: cannot be written ({error.strerror}); choose another --output.")
+    except (OSError, RunDirectoryError) as error:
+        # What came of a run directory would advise to start the run again.
+        reason = error if isinstance(error, OSError) else error.__cause__
+        return _fail(f"{output}: cannot be written ({getattr(reason, 'strerror', reason)}); choose another --output.")
     _report_unused(options.metrics_path, log)
     print(json.dumps(summary(log)) if options.json else f"{plotting.describe(log)}\nDrawn to {output}")
     return 0
