@@ -41,7 +41,7 @@ train: $(INSTALLED)
 	@# The notebook's live view is not seen here: the run's log, as it is written, takes its place.
 	@tail -n 0 -F $(RUN)/train.log 2>/dev/null & trap "kill $$!" EXIT; \
 	$(BIN)/papermill notebooks/02_train.ipynb $(RUN)/train.ipynb --cwd notebooks --no-progress-bar \
-		-p output_dir "$(abspath $(RUN))" -y '{overrides: {training.resume_from_checkpoint: false}}'
+		-p output_dir "$(patsubst $(HOME)/%,~/%,$(abspath $(RUN)))" -y '{overrides: {training.resume_from_checkpoint: false}}'
 	@echo && echo "made:" && ls -1 $(RUN)/metrics.jsonl $(RUN)/training_curves.png $(RUN)/adapter/* $(RUN)/train.ipynb
 
 test: $(INSTALLED)

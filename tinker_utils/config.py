@@ -229,7 +229,7 @@ def load_config_from_yaml(
     """
     where = f"{path}, section {section}"
     try:
-        path = find_upwards(Path(path))
+        path = find_upwards(Path(os.path.expanduser(path)))  # noqa: PTH111  (Path.expanduser raises for `~nobody`)
         values = _distinct(_flatten(_section(path, section)))
         if isinstance(overrides, str):
             overrides = parse_yaml(overrides) or {}

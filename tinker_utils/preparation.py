@@ -22,6 +22,7 @@ from tinker_utils.remarks import about_evaluation, about_money, about_service
 from tinker_utils.rendered_file import RenderedFile
 from tinker_utils.rendering import RenderedSet, Tokenizer
 from tinker_utils.schedule import learning_rate, warmup_steps
+from tinker_utils.sentence import without_home
 from tinker_utils.service import load_tokenizer
 
 TRAIN_FILE, VALID_FILE, TEST_FILE = "train.jsonl", "valid.jsonl", "test.jsonl"
@@ -110,8 +111,8 @@ class Preparation:
         config, length = self.config, self.config.max_seq_length
         cost = "unknown" if self.expected_cost_usd is None else f"${self.expected_cost_usd:.2f}"
         lines = [
-            f"{config.model} on {config.service}: LoRA rank {config.lora.rank}, alpha {config.lora.alpha}, "
-            f"dropout {config.lora.dropout:g}",
+            f"{without_home(config.model)} on {config.service}: LoRA rank {config.lora.rank}, "
+            f"alpha {config.lora.alpha}, dropout {config.lora.dropout:g}",
             self.train.describe("train", length),
             *([self.valid.describe("valid", length)] if self.valid else []),
             f"steps: {self.total_steps:,} in {config.epochs} epochs of {self.plan.steps_per_epoch:,}, "

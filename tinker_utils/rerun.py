@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinker_utils.errors import ConfigError, TinkerUtilsError
-from tinker_utils.rundir import RunDirectory
-from tinker_utils.sentence import one_sentence, quoted
+from tinker_utils.rundir import RunDirectory, write_atomically
+from tinker_utils.sentence import one_sentence, quoted, without_home
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -85,7 +86,7 @@ def _name(combination: Mapping[str, Any]) -> str:
     """A directory's name that says the settings: `rank=64,seed=0`; the keys' last parts, where those are distinct."""
     leaves = [key.rpartition(".")[2] for key in combination]
     keys = leaves if len(set(leaves)) == len(leaves) else list(combination)
-    parts = (f"{key}={value}" for key, value in zip(keys, combination.values(), strict=True))
+    parts = (f"{key}={without_home(str(value))}" for key, value in zip(keys, combination.values(), strict=True))
     return re.sub(r"[^\w.=,+-]", "_", ",".join(parts)) or "run"
 
 
@@ -96,7 +97,8 @@ def _run(
     from papermill.exceptions import PapermillExecutionError  # type: ignore[import-untyped]
 
     run, executed = RunDirectory(directory), directory / notebook.name
-    parameters = {**parameters, "output_dir": str(directory), "overrides": {**shared, **combination}}
+    own = {"output_dir": str(directory), "overrides": {**shared, **combination}}
+    parameters = json.loads(without_home(json.dumps({**parameters, **own}, default=str)))
     try:
         ended = (run.read_state() or {}).get("status") in ("completed", "early_stopped")
         if ended and _parameters_of(executed) == parameters:
@@ -113,7 +115,17 @@ def _run(
         return Rerun(combination, directory, "failed", one_sentence(f"{error.ename}: {error.evalue}"))
     except Exception as error:  # a kernel that died, for one: the other combinations are to run all the same
         return Rerun(combination, directory, "failed", one_sentence(f"{type(error).__name__}: {error}"))
+    finally:
+        _forget_home(executed)
     return Rerun(combination, directory, "done")
+
+
+def _forget_home(executed: Path) -> None:
+    """Papermill notes absolute paths in a notebook: it may be shown to others, and is run on other machines."""
+    with contextlib.suppress(OSError, ValueError):
+        text = executed.read_text(encoding="utf-8")
+        if text != without_home(text):
+            write_atomically(executed, without_home(text))
 
 
 def _parameters_of(executed: Path) -> Any:

@@ -41,7 +41,7 @@ class RunDirectory:
     """The files of one run. Constructing it touches nothing; `create` makes the directory."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises for `~nobody`)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.state = self.path / "run.json"

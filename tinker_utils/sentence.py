@@ -24,8 +24,13 @@ def one_sentence(text: str) -> str:
     line = without_secrets(_LINE_BREAKS.sub(" ", text.strip()))
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST - _TAIL - 3]} … {line[-_TAIL:]}"
-    shown = "".join(sign if sign.isprintable() else _spelled(sign) for sign in line)
+    shown = printable(line)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - _TAIL - 3]} … {shown[-_TAIL:]}"
+
+
+def printable(text: str) -> str:
+    """`text` with control and formatting characters spelled out, such as `\\x1b`: a terminal would act on them."""
+    return "".join(sign if sign.isprintable() else _spelled(sign) for sign in text)
 
 
 def without_secrets(text: str) -> str:

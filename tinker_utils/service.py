@@ -225,7 +225,9 @@ def connect(config: TrainingConfig, store: Path) -> Service:
 
             client = functools.partial(tinker.ServiceClient, base_url=local.base_url, api_key=local.api_key)
             rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
-            return Service(client, rest, model, local.base_url, local)
+            # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
+            name = Path(model).name if Path(model).is_absolute() else model
+            return Service(client, rest, name, local.base_url, local)
         import tinker
         from tinker.lib.base_url import resolve_base_url
 

@@ -1,6 +1,7 @@
 """A small table that reads well as plain text, as Markdown and as HTML; the same cells always give the same characters.
 
-Cells may hold anything that a file or a model said: line breaks become spaces, and what would be markup is escaped.
+Cells may hold anything that a file or a model said: line breaks become spaces, control characters are spelled out, and
+what would be markup is escaped.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from tinker_utils.sentence import printable
 
 _GAP = "  "
 _LEFT = "text-align:left"
@@ -79,7 +82,7 @@ class Table:
 
 
 def _in_one_line(cell: str) -> str:
-    return " ".join(cell.split())
+    return printable(" ".join(cell.split()))
 
 
 def _aligned(row: list[str], widths: list[int]) -> str:

@@ -26,7 +26,7 @@ from tinker_utils.resuming import (
     with_fresh_patience,
 )
 from tinker_utils.rundir import RunDirectory, State, write_atomically
-from tinker_utils.sentence import one_sentence
+from tinker_utils.sentence import one_sentence, without_home
 from tinker_utils.service import Service, connect
 from tinker_utils.setting_changes import setting_changes
 
@@ -124,7 +124,7 @@ def _first_state(preparation: Preparation, points: list[ResumePoint], before: St
         "reason": None,
         "activity": None,
         "plan": {
-            "model": config.model,
+            "model": without_home(config.model),
             "service": config.service,
             "epochs": config.epochs,
             "total_steps": preparation.total_steps,
