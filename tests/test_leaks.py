@@ -27,7 +27,7 @@ import os, sys, traceback
 from tinker_utils.config import TrainingConfig, load_config_from_yaml
 from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.export import export_adapter
-from tinker_utils.service import service_error
+from tinker_utils.service_errors import service_error
 from tinker_utils.training import fit_blocking
 
 home, address = os.path.expanduser("~"), sys.argv[1]
