@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 RUN ?= runs/sample
 FUZZ_CASES ?= 120000
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
-BENCHMARKS ?= engine sampling start data metrics view
+BENCHMARKS ?= engine sampling start data metrics view queue_cycles
 BENCH_INSTALLED := .venv-bench/.installed
 # The number of threads decides in which order PyTorch adds up; two make results repeatable on any machine that has them.
 export OMP_NUM_THREADS ?= 2

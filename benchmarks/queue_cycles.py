@@ -43,9 +43,8 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("steps only", 0.2, evaluated=False),
-    Setting("an evaluation every 20 steps, a save every 50", 0.2),
-    Setting("the same, a round trip of 1% of a cycle (100 ms to 10 s)", 0.2, round_trip_s=0.002),
+    Setting("steps only, a round trip of 1% of a cycle (100 ms to 10 s)", 0.3, round_trip_s=0.003, evaluated=False),
+    Setting("the same, an evaluation every 20 steps, a save every 50", 0.3, round_trip_s=0.003),
     Setting("the same, a round trip of 20% of a cycle (100 ms to 0.5 s)", 0.5, round_trip_s=0.1),
 )
 

@@ -136,6 +136,8 @@ async def test_no_answer_in_time_ends_the_run_which_resumes(faulty, config, serv
         await fit(through(faulty, config, service_timeout_s=1), run.path)
     end = records(run, "end")[-1]
     assert (end["status"], end["reason"]) == ("failed", str(late_answer.value))
+    # A poll that hangs is no refusal: nothing is known of trouble, but the answer is overdue.
+    assert re.fullmatch(r"waiting since \d\d:\d\d:\d\d for the evaluation after step 6", told(run)[-1][1])
     faulty.faults = []
     result = await fit(through(faulty, config), run.path)
     assert history(run) == history(whole.run)

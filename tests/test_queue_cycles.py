@@ -13,7 +13,7 @@ from tinker_utils.service import connect
 from tinker_utils.training import fit
 
 pytestmark = pytest.mark.usefixtures("key")
-CYCLE_S = 0.3
+CYCLE_S = 0.4
 
 
 @pytest.fixture

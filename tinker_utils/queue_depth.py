@@ -6,21 +6,23 @@ answer to the next. So many must be on their way, and one more for what varies. 
 when the run ends.
 
 The latency has to be seen without a queue, which adds its own length to it. So from time to time only a few steps are
-kept on their way, and the shortest time among them counts. If they were too few, the pace is slow then, too, which
-makes for too small a depth; at that depth the pace is quicker, and the next look at it gives a larger one, until it
-pays no more.
+kept on their way, and the median of their times counts. If they were too few, the pace is slow then, too, which makes
+for too small a depth; but at that depth the pace is quicker, which asks for a larger one, until it pays no more.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from statistics import median
 
 # Steps kept on their way while the latency is looked at, for how many answers, and after how many further ones again.
 _LOOK_DEPTH = 2
-_LOOK_ANSWERS = 4
+_LOOK_ANSWERS = 5
 _LOOK_AGAIN_AFTER = 250
 _PACE_ANSWERS = 16
+# A latency of a whole number of paces is not measured as one: this much more does not ask for a further step.
+_ROUNDING = 0.1
 
 
 class QueueDepth:
@@ -32,20 +34,19 @@ class QueueDepth:
 
     def __init__(self, most: int = 8) -> None:
         self._most = max(most, _LOOK_DEPTH)
-        self._latency = math.inf
+        self._latencies: list[float] = []
         self._intervals: deque[float] = deque(maxlen=_PACE_ANSWERS)
         self._answered_at: float | None = None
         self._look_began = -math.inf
-        self._to_look_at = _LOOK_ANSWERS
         self._until_next_look = 0
 
     @property
     def depth(self) -> int:
         """Steps to keep on their way."""
-        if self._to_look_at or not self._intervals:
+        if self._looking or not self._intervals:
             return _LOOK_DEPTH
         pace = sum(self._intervals) / len(self._intervals)
-        needed = math.ceil(self._latency / max(pace, 1e-9) - 0.1) + 1
+        needed = math.ceil(median(self._latencies) / max(pace, 1e-9) - _ROUNDING) + 1
         return min(max(needed, _LOOK_DEPTH), self._most)
 
     def answered(self, submitted: float, answered: float) -> None:
@@ -53,12 +54,16 @@ class QueueDepth:
         if self._answered_at is not None:
             self._intervals.append(answered - self._answered_at)
         self._answered_at = answered
-        if self._to_look_at:
+        if self._looking:
             self._look(submitted, answered)
-        else:
-            self._until_next_look -= 1
-            if self._until_next_look <= 0:
-                self._to_look_at, self._look_began, self._latency = _LOOK_ANSWERS, answered, math.inf
+            return
+        self._until_next_look -= 1
+        if self._until_next_look <= 0:
+            self._latencies, self._look_began = [], answered
+
+    @property
+    def _looking(self) -> bool:
+        return len(self._latencies) < _LOOK_ANSWERS
 
     def disturbed(self) -> None:
         """Something other than steps has taken time: what lies between the last answer and the next is no pace."""
@@ -68,7 +73,6 @@ class QueueDepth:
         # What was submitted into a longer queue, before the look began, says nothing.
         if submitted < self._look_began:
             return
-        self._latency = min(self._latency, answered - submitted)
-        self._to_look_at -= 1
-        if not self._to_look_at:
+        self._latencies.append(answered - submitted)
+        if not self._looking:
             self._until_next_look = _LOOK_AGAIN_AFTER

@@ -64,7 +64,7 @@ class ServiceWatch:
         self._pause = ""
         self._queue: str | None = None
         self._unreachable: str | None = None
-        _listen()
+        _responses().listen()
         _watches.add(self)
 
     def trouble(self) -> str | None:
@@ -114,7 +114,14 @@ class _Responses(logging.Filter):
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()
-        self._logger, self._own_level = logger, logger.level
+        self._logger, self._own_level = logger, logging.NOTSET
+        logger.addFilter(self)
+
+    def listen(self) -> None:
+        """Have the logger make records of responses: importing the SDK sets it to make none."""
+        if not self._logger.isEnabledFor(logging.INFO):
+            self._own_level = self._logger.level
+            self._logger.setLevel(logging.INFO)
 
     def filter(self, record: logging.LogRecord) -> bool:
         match record.args:
@@ -140,12 +147,9 @@ _watches: weakref.WeakSet[ServiceWatch] = weakref.WeakSet()
 
 
 @functools.cache
-def _listen() -> None:
-    """Hook into the loggers, once for the process."""
-    responses = logging.getLogger("httpx")
-    responses.addFilter(_Responses(responses))
-    if not responses.isEnabledFor(logging.INFO):
-        responses.setLevel(logging.INFO)
+def _responses() -> _Responses:
+    """The hooks into the loggers, which are there once for the process."""
     # Filters on the very loggers: a handler above them would take away what Python prints where nobody listens.
     for name in ("tinker.lib.internal_client_holder", "tinker.lib.queue_state_logger"):
         logging.getLogger(name).addFilter(_Pauses())
+    return _Responses(logging.getLogger("httpx"))
