@@ -14,6 +14,7 @@ os.environ.pop("TINKER_BASE_URL", None)
 # What is rendered in tests is kept for their time only.
 os.environ["TINKER_UTILS_CACHE"] = tempfile.mkdtemp(prefix="tinker_utils-cache-")
 
+from jupyter_browser import lab  # noqa: F401  (a fixture for every test module)
 from local_service import local_service  # noqa: F401  (a fixture for every test module)
 from small_runs import config, data, key, run, service, whole  # noqa: F401  (the same)
 

@@ -43,6 +43,7 @@ class Controls:
             [self.pause, self.stop, self.smoothing, self.quantity, self.scale],
             layout={"flex_flow": "row wrap", "align_items": "center", "max_width": "960px"},
         )
+        self.box.add_class("tinker-controls")
 
     def settings(self) -> Settings:
         """What they say now."""

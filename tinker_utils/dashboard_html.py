@@ -13,7 +13,7 @@ from tinker_utils.metrics import LossUnit, Record
 from tinker_utils.plotting import GRID, INK, PALE_INK, UNIT_WORDS, WHITE
 from tinker_utils.run_status import RunStatus
 
-STYLE = """<style>
+STYLE = r"""<style>
 .tinker-run { color: var(--tinker-ink); font-family: var(--jp-ui-font-family, sans-serif); font-size: 13px;
   line-height: 1.4; max-width: 960px;
   --tinker-ink: var(--jp-content-font-color1, var(--vscode-editor-foreground, #262626));
@@ -42,6 +42,10 @@ STYLE = """<style>
 .tinker-run .sample > span { color: var(--tinker-pale-ink); font-size: 11px; }
 .tinker-run pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 12em; overflow-y: auto; margin: 0;
   font-family: var(--jp-code-font-family, monospace); font-size: 12px; color: inherit; background: none; }
+/* The icons say nothing to a screen reader: a button's name is its word. */
+.tinker-controls .fa-pause::before { content: "\f04c" / ""; }
+.tinker-controls .fa-play::before { content: "\f04b" / ""; }
+.tinker-controls .fa-stop::before { content: "\f04d" / ""; }
 /* The still picture, displayed right below, is for those who open the notebook without its kernel. */
 .jp-OutputArea-child:has(.tinker-run) + .jp-OutputArea-child:has(.jp-needs-light-background) { display: none; }
 </style>"""
