@@ -39,7 +39,7 @@ def main(model: str, shape_json: str, rows_file: str, steps: str, dropout: str, 
     shape = Shape.from_json(shape_json)
     rows = json.loads(Path(rows_file).read_text(encoding="utf-8"))
     batches = cycle([batch(rows[start : start + shape.batch]) for start in range(0, len(rows), shape.batch)])
-    base = Base(model, device)
+    base = Base(model, device, shape.dtype)
     engine = local_engine.Engine(base)
     modules = tuple(sorted(PROJECTIONS))
     engine.create("m", LoraSpec(model, shape.rank, shape.alpha, float(dropout), modules, 1, True, True, False))
@@ -47,7 +47,7 @@ def main(model: str, shape_json: str, rows_file: str, steps: str, dropout: str, 
     local_engine.decode_batch = lambda decoded: decoded
 
     def work(command: str) -> dict[str, Any]:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         losses = []
         for _ in range(int(steps)):
             losses.append(engine.forward_backward("m", next(batches)).loss)
@@ -56,7 +56,8 @@ def main(model: str, shape_json: str, rows_file: str, steps: str, dropout: str, 
             torch.cuda.synchronize()
         gpu = torch.cuda.max_memory_allocated() / 2**20 if base.device.type == "cuda" else 0.0
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "first_loss": losses[0], "peak_mib": peak_mib(), "gpu_mib": gpu}
+        cpu = time.process_time() - cpu
+        return {"seconds": seconds, "cpu_seconds": cpu, "first_loss": losses[0], "peak_mib": peak_mib(), "gpu_mib": gpu}
 
     serve_rounds(work)
 

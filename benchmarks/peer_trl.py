@@ -27,7 +27,7 @@ class Rounds(transformers.TrainerCallback):
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.began: float | None = None
+        self.began: tuple[float, float] | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before each optimizer step."""
@@ -38,16 +38,16 @@ class Rounds(transformers.TrainerCallback):
         else:
             _finish(self.began, state)
         await_round()
-        self.began = time.perf_counter()
+        self.began = time.perf_counter(), time.process_time()
 
 
-def _finish(began: float, state: Any) -> None:
+def _finish(began: tuple[float, float], state: Any) -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-    tell({"seconds": seconds, "first_loss": losses[0], "peak_mib": peak_mib(), "gpu_mib": gpu})
+    tell({"seconds": seconds, "cpu_seconds": cpu, "first_loss": losses[0], "peak_mib": peak_mib(), "gpu_mib": gpu})
 
 
 def main(model: str, shape_json: str, rows_file: str, steps: str, dropout: str, device: str) -> None:

@@ -129,6 +129,12 @@ def reference_loss(name: str, logprobs: torch.Tensor, datum: Datum) -> torch.Ten
     }[name]
 
 
+def wanted(datum: Datum) -> np.ndarray:
+    """Where log-probabilities are told: where something weighs; everywhere in a row where nothing does, or has none."""
+    weighted = datum.inputs.get("weights", np.ones(len(datum.tokens))) != 0
+    return weighted if weighted.any() else ~weighted
+
+
 def check(engine: Engine, adapter, model: peft.PeftModel, data: list[Datum], loss: str) -> None:
     ours = gradient(engine, adapter, data, loss)
     model.zero_grad()
@@ -136,8 +142,10 @@ def check(engine: Engine, adapter, model: peft.PeftModel, data: list[Datum], los
     total = torch.stack([reference_loss(loss, *pair) for pair in zip(logprobs, data, strict=True)]).sum()
     total.backward()
     assert ours.loss == pytest.approx(total.item(), rel=1e-4, abs=1e-4)
-    for mine, theirs in zip(ours.logprobs, logprobs, strict=True):
-        np.testing.assert_allclose(mine, theirs.detach(), atol=1e-4)
+    for mine, theirs, datum in zip(ours.logprobs, logprobs, data, strict=True):
+        told = wanted(datum)
+        np.testing.assert_allclose(mine[told], theirs.detach().numpy()[told], atol=1e-4)
+        assert (mine[~told] == 0).all()
     parameters = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
     assert parameters.keys() == adapter._parameters.keys()
     scale = max(parameter.grad.abs().max().item() for parameter in parameters.values())
@@ -198,6 +206,20 @@ def test_several_targets_a_position(engine, adapter) -> None:
     np.testing.assert_allclose(wide.logprobs[0], np.stack(narrow.logprobs, 1), atol=1e-5)
     assert wide.loss == pytest.approx(narrow.loss, rel=1e-5)
     torch.testing.assert_close(adapter._gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_in_bfloat16_losses_and_gradients_are_those_of_float32_to_its_precision(engine, directory, adapter) -> None:
+    narrow = Engine(Base(str(directory), "cpu", "bfloat16"))
+    narrow.create("model", spec(directory))
+    other = narrow._models["model"]
+    assert other._weights.dtype == torch.float32
+    other._weights.data.copy_(adapter._weights.data)
+    data = batch("mixed, with single tokens and a row without weights", "cross_entropy")
+    expected = gradient(engine, adapter, data, "cross_entropy")
+    found = gradient(narrow, other, data, "cross_entropy")
+    assert found.loss == pytest.approx(expected.loss, rel=0.01)
+    cosine = torch.cosine_similarity(other._gradient, adapter._gradient, dim=0).item()
+    assert cosine > 0.99
 
 
 def test_an_evaluation_equals_training_without_dropout(engine, adapter) -> None:

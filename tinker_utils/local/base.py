@@ -25,16 +25,17 @@ class Base:
 
     Args:
         source: a directory or a hub name.
-        device: "auto" (CUDA if there is one), "cpu" or "cuda". bfloat16 on CUDA, float32 on the CPU.
+        device: "auto" (CUDA if there is one), "cpu" or "cuda".
+        dtype: the frozen weights' type; "auto" is bfloat16 on CUDA and float32 on the CPU. Adapters are float32 always.
 
     Raises:
         ServiceError: the model cannot be loaded, or is of a family that this service does not know to split.
     """
 
-    def __init__(self, source: str, device: str = "auto") -> None:
+    def __init__(self, source: str, device: str = "auto", dtype: str = "auto") -> None:
         self.source = source
         self.device = _device(device)
-        self.model = _load(source, self.device)
+        self.model = _load(source, self.device, dtype)
         self.vocabulary = int(self.model.config.vocab_size)
         self.max_length = int(getattr(self.model.config, "max_position_embeddings", 1 << 20))
         self.linear_modules = _linear_modules(self.model)
@@ -110,14 +111,15 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _load(source: str, device: torch.device) -> Any:
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+def _load(source: str, device: torch.device, dtype: str) -> Any:
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
     try:
         with _quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 # Only safetensors: the other format is a pickle, which may execute anything.
                 source,
-                dtype=dtype,
+                dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
                 use_safetensors=True,
             )

@@ -18,7 +18,10 @@ from .protobuf import Array, Datum
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The summed loss, and for each datum the float32 log-probabilities of its targets, [T] or [T, K]."""
+    """The summed loss, and for each datum the float32 log-probabilities of its targets, [T] or [T, K].
+
+    They are 0 at positions that a sparse loss does not look at, unless the row has no others.
+    """
 
     loss: float
     logprobs: list[Array]
@@ -109,10 +112,12 @@ def _micro_batch(
     columns = {name: torch.from_numpy(_stack(rows, name)).to(network.device) for name in (TARGETS, *loss.inputs)}
     done = network.decoder.run([row.tokens for row in rows], network.lora, backward)
     scored = _Scored(network.head, done.hidden.detach(), columns, loss, options)
-    active, passive = _split(columns, loss) if backward else (None, torch.arange(len(columns[TARGETS])))
-    if active is not None and len(active):
+    scaled, wanted = _scaled(rows, loss), _wanted(rows, loss)
+    if backward and scaled.any():
+        active = torch.from_numpy(np.flatnonzero(scaled)).to(network.device)
         done.backward(scored.differentiate(active), active)
-    scored.evaluate(passive)
+        wanted &= ~scaled
+    scored.evaluate(torch.from_numpy(np.flatnonzero(wanted)).to(network.device))
     return scored.logprobs.cpu().numpy(), scored.terms.cpu().numpy()
 
 
@@ -151,21 +156,27 @@ class _Scored:
 
     def evaluate(self, positions: Tensor) -> None:
         """Fill in some positions [n], without a gradient."""
-        for part in torch.split(positions, self._head.positions):
-            if not len(part):
-                continue
+        for part in torch.split(positions, self._head.positions) if len(positions) else ():
             inputs = {name: column[part] for name, column in self._columns.items()}
             self.logprobs[part] = self._head.logprobs(self._hidden[part], inputs[TARGETS])
             self.terms[part] = self._loss.terms(self.logprobs[part], inputs, self._options)
 
 
-def _split(columns: Mapping[str, Tensor], loss: Loss) -> tuple[Tensor, Tensor]:
-    """The positions that the loss has a gradient at, and the others."""
+def _scaled(rows: Sequence[Datum], loss: Loss) -> Array:
+    """bool [N]: the positions that the loss has a gradient at."""
     if loss.scale is None:
-        active = torch.ones(len(columns[TARGETS]), dtype=torch.bool, device=columns[TARGETS].device)
-    else:
-        active = (columns[loss.scale] != 0).any(dim=1)
-    return active.nonzero().squeeze(1), (~active).nonzero().squeeze(1)
+        return np.ones(sum(len(row.tokens) for row in rows), bool)
+    scaled: Array = (_stack(rows, loss.scale) != 0).any(axis=1)
+    return scaled
+
+
+def _wanted(rows: Sequence[Datum], loss: Loss) -> Array:
+    """bool [N]: the positions whose log-probabilities are to be told.
+
+    A row that weighs nothing is there for its log-probabilities: so the SDK asks for those of a custom loss.
+    """
+    masks = [_scaled([row], loss) for row in rows]
+    return np.concatenate([mask if loss.sparse and mask.any() else np.ones_like(mask) for mask in masks])
 
 
 def _targets_per_position(row: Datum) -> int:
