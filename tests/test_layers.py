@@ -23,7 +23,7 @@ LAYERS = {
     **dict.fromkeys(["table", "inspection"], PURE),
     **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
     **dict.fromkeys(["evaluations", "remarks", "preflight_report", "setting_changes"], PURE),
-    **dict.fromkeys(["answer_times", "queue_depth"], PURE),
+    **dict.fromkeys(["answer_times", "queue_depth", "background"], PURE),
     **dict.fromkeys(["pipeline", "submission", "cleanup", "recovery"], LOOP),
     **dict.fromkeys(["local", "model", "service", "service_errors", "service_watch", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tinker_utils.background import in_background
 from tinker_utils.batching import Batch
 from tinker_utils.errors import ServiceError
 from tinker_utils.loss import negative_log_likelihood
@@ -103,8 +104,6 @@ class Model:
 
     def __init__(self, client: tinker.TrainingClient) -> None:
         self._client = client
-        # The SDK hands out a sampling client only once its weights are there: a thread waits for that.
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples")
 
     def submit_step(
         self, batch: Batch, learning_rate: float, weight_decay: float, grad_clip_norm: float
@@ -138,7 +137,8 @@ class Model:
     def submit_samples(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> SubmittedSamples:
         """Greedy completions at the weights that the requests submitted so far lead to."""
         opening = self._client.save_weights_and_get_sampling_client()
-        return SubmittedSamples((self._threads.submit(lambda: complete(opening.result(), prompts, max_tokens)),))
+        # The SDK hands out a sampling client only once its weights are there: a thread waits for that.
+        return SubmittedSamples((in_background(lambda: complete(opening.result(), prompts, max_tokens), "samples"),))
 
 
 def complete(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tinker_utils.answer_times import LEAST_SECONDS
+from tinker_utils.background import in_background
 from tinker_utils.errors import ServiceTimeoutError, TinkerUtilsError
 from tinker_utils.journal import Journal
 from tinker_utils.service import Service
@@ -104,15 +103,7 @@ class Waiting:
             ServiceTimeoutError: it did not return in time; it goes on, and nobody hears of it.
             ServiceError: it raised one, or what the SDK raises.
         """
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(blocking())
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=run, name=what, daemon=True).start()
+        future = in_background(blocking, what)
         await self.until([asyncio.wrap_future(future)], step, what)
         return future.result()
 
