@@ -20,7 +20,7 @@ def test_periodic_ones_stay():
     kept = Checkpoints()
     periodic = Checkpoint(1, "a", periodic=True)
     kept.add(periodic, is_best=True)
-    assert kept.add(Checkpoint(2, "b"), is_best=True) == []
+    assert kept.add(Checkpoint(2, "b"), is_best=True) == [periodic], "released: from now on it may expire"
     assert kept.kept == [periodic, Checkpoint(2, "b")]
 
 

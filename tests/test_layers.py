@@ -19,12 +19,14 @@ LAYERS = {
     **dict.fromkeys(["chat_index", "token_cache", "rendered_file", "example_set"], PURE),
     **dict.fromkeys(["rendering", "batching", "loss"], PURE),
     **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
-    **dict.fromkeys(["file_lock", "rundir", "rewinding", "checkpoints", "run_status", "throttle", "forecast"], PURE),
+    **dict.fromkeys(
+        ["file_lock", "rundir", "rewinding", "spending", "checkpoints", "run_status", "throttle", "forecast"], PURE
+    ),
     **dict.fromkeys(["table", "inspection"], PURE),
     **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
     **dict.fromkeys(["evaluations", "remarks", "preflight_report", "setting_changes"], PURE),
     **dict.fromkeys(["answer_times", "queue_depth", "background"], PURE),
-    **dict.fromkeys(["pipeline", "submission", "cleanup", "recovery"], LOOP),
+    **dict.fromkeys(["pipeline", "submission", "retention", "recovery"], LOOP),
     **dict.fromkeys(["local", "model", "service", "service_errors", "service_watch", "samples"], SERVICE),
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
     **dict.fromkeys(

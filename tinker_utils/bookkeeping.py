@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 from tinker_utils.batching import Batch
-from tinker_utils.checkpoints import Checkpoint
+from tinker_utils.checkpoints import Checkpoint, Checkpoints
 from tinker_utils.early_stopping import Decision
 from tinker_utils.evaluations import Evaluation, PastEvaluations
 from tinker_utils.journal import Journal
@@ -18,19 +18,12 @@ from tinker_utils.loss import disagreement
 from tinker_utils.model import BatchLoss
 from tinker_utils.preparation import Preparation
 from tinker_utils.resuming import ResumePoint
+from tinker_utils.spending import Spending
 
 # A service's own sum of losses may differ from ours by rounding; by more, it weights the tokens in another way.
 _TOLERATED_DISAGREEMENT = 1e-3
 # Checkpoints that a run can be resumed from, should the latest ones have expired: run.json holds the state at each.
 _POINTS_KEPT = 8
-
-
-@dataclass
-class Spent:
-    """What the service bills: tokens trained on and tokens evaluated."""
-
-    tokens: int = 0
-    eval_tokens: int = 0
 
 
 class Bookkeeper:
@@ -42,6 +35,7 @@ class Bookkeeper:
         point: where the run goes on.
         points: the points that it could be resumed from so far, `point` among them.
         past: the evaluations that later ones are compared with.
+        spending: what was sent to the service. Unlike the progress, it never goes back to a checkpoint.
     """
 
     def __init__(
@@ -51,12 +45,12 @@ class Bookkeeper:
         point: ResumePoint,
         points: Sequence[ResumePoint],
         past: PastEvaluations,
+        spending: Spending,
     ) -> None:
         self.progress = deepcopy(point.progress)
         self.stopper = point.stopper(preparation.config)
         self._past = past
-        # Unlike the progress, what was spent never goes back to a checkpoint: the service bills steps run again, too.
-        self._spent = Spent(**(journal.state.get("spent") or {}))
+        self._spending = spending
         self._preparation = preparation
         self._journal = journal
         self._points = list(points)
@@ -73,7 +67,6 @@ class Bookkeeper:
         progress.step = step
         progress.tokens += batch.tokens
         progress.completion_tokens += batch.completion_tokens
-        self._spent.tokens += batch.tokens
         progress.window_nll += loss.total
         progress.window_tokens += batch.tokens
         progress.window_completion_tokens += batch.completion_tokens
@@ -135,7 +128,6 @@ class Bookkeeper:
         pooled = evaluation.pooled
         tokens = sum(batch.tokens for batch in batches)
         self.progress.eval_tokens += tokens
-        self._spent.eval_tokens += tokens
         best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
         decision = self._decide(step, evaluation)
         self._journal.record(
@@ -173,7 +165,7 @@ class Bookkeeper:
         return decision
 
     def saved(self, step: int, path: str) -> list[Checkpoint]:
-        """Make a checkpoint the point to resume from; returns those it supersedes, which run.json names no more."""
+        """Make a checkpoint the point to resume from; returns those that are neither best nor latest any more."""
         checkpoint = Checkpoint(step, path, periodic=self._preparation.checkpoints(step))
         is_best = self.stopper.best_step == step
         superseded = self._checkpoints.add(checkpoint, is_best)
@@ -195,12 +187,10 @@ class Bookkeeper:
         self._past.keep_only({step for each in self._points for step in each.compared_steps})
         return superseded
 
-    def discarded(self, trained: int, evaluated: int) -> None:
-        """Count and price tokens that were trained or evaluated beyond the run's last step."""
-        self.progress.discarded_steps += trained > 0
-        self.progress.discarded_tokens += trained
-        self._spent.tokens += trained
-        self._spent.eval_tokens += evaluated
+    def discarded(self, tokens: int) -> None:
+        """Count a step of so many tokens that was trained beyond the run's last one."""
+        self.progress.discarded_steps += 1
+        self.progress.discarded_tokens += tokens
 
     def record_early_stop(self) -> None:
         """Write the record of a run that stopped for want of improvement."""
@@ -224,13 +214,14 @@ class Bookkeeper:
         return result.path if result else None
 
     @property
-    def spent(self) -> Spent:
-        """Tokens trained on and evaluated since the run began, whether they are part of its result or not."""
-        return replace(self._spent)
+    def named(self) -> list[Checkpoints]:
+        """The checkpoints that run.json names, for each point that the run can be resumed from."""
+        return [point.checkpoints for point in self._points]
 
     def publish(self, **changes: Any) -> None:
         """Bring run.json up to the counters of now."""
         progress = self.progress
+        spent = {"tokens": self._spending.tokens, "eval_tokens": self._spending.eval_tokens}
         view = {
             "step": progress.step,
             "epoch": self._preparation.plan.epoch_of(max(progress.step, 1)),
@@ -239,12 +230,12 @@ class Bookkeeper:
             "discarded_steps": progress.discarded_steps,
             "discarded_tokens": progress.discarded_tokens,
             "left_out_steps": progress.left_out_steps,
-            "cost_usd": self._preparation.cost_usd(self._spent.tokens, self._spent.eval_tokens),
+            "cost_usd": self._preparation.cost_usd(spent["tokens"], spent["eval_tokens"]),
             "best_step": self.stopper.best_step,
             "best_val_loss": self.best,
             "evals_without_improvement": self.stopper.evals_without_improvement,
         }
-        self._journal.publish(progress=view, best_checkpoint=self.result_path, spent=asdict(self._spent), **changes)
+        self._journal.publish(progress=view, best_checkpoint=self.result_path, spent=spent, **changes)
 
 
 def _evaluation(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Evaluation:

@@ -25,14 +25,14 @@ class Checkpoints:
     periodic: list[Checkpoint] = field(default_factory=list)
 
     def add(self, checkpoint: Checkpoint, is_best: bool) -> list[Checkpoint]:
-        """Take in a new checkpoint; returns those that serve no purpose any more."""
+        """Take in a new checkpoint; returns those that are neither the best nor the latest any more."""
         before = [old for old in (self.best, self.latest) if old is not None]
         self.latest = checkpoint
         if is_best:
             self.best = checkpoint
         if checkpoint.periodic:
             self.periodic.append(checkpoint)
-        return [old for old in dict.fromkeys(before) if old not in self.kept]
+        return [old for old in dict.fromkeys(before) if old not in (self.best, self.latest)]
 
     @property
     def kept(self) -> list[Checkpoint]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import asdict
 
@@ -42,9 +43,9 @@ class EvaluationSamples:
                 samples = as_samples(self._preparation.sampled, submitted.result(), self._preparation.tokenizer)
                 self._journal.samples(step, map(asdict, samples))
 
-    async def drain(self, last_step: int | None, timeout_s: float) -> None:
-        """Wait a little for what is still on its way, and write it."""
-        if self._pending:
-            waiting = [asyncio.wrap_future(submitted.futures[0]) for _, submitted in self._pending]
+    async def drain(self, last_step: int | None, timeout_s: float, until: float = math.inf) -> None:
+        """Wait a little for what is still on its way of steps up to `until`, and write it."""
+        waiting = [asyncio.wrap_future(submitted.futures[0]) for step, submitted in self._pending if step <= until]
+        if waiting:
             await asyncio.wait(waiting, timeout=timeout_s)
             self.record(last_step)

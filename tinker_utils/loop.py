@@ -13,8 +13,8 @@ import math
 import time
 
 from tinker_utils.answer_times import AnswerTimes
+from tinker_utils.background import in_background
 from tinker_utils.bookkeeping import Bookkeeper
-from tinker_utils.cleanup import Cleanup
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.evaluation_samples import EvaluationSamples
 from tinker_utils.interrupts import Interrupts
@@ -23,8 +23,10 @@ from tinker_utils.model import Model, SubmittedEvaluation, SubmittedSave, Submit
 from tinker_utils.pipeline import LeftOutStep, Pipeline, Work
 from tinker_utils.preparation import Preparation
 from tinker_utils.result import Status, TrainingResult
+from tinker_utils.retention import Retention, needed
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import Service
+from tinker_utils.spending import Spending
 from tinker_utils.submission import Submission
 from tinker_utils.waiting import Waiting
 
@@ -57,8 +59,10 @@ class TrainingLoop:
         preparation: what to train on and when to look and save.
         journal: where to say what is going on.
         books: where the answers go.
-        service: for removing checkpoints that are superseded.
+        service: for noticing that it has ended.
         model: the model, in the state that belongs to the books.
+        retention: where checkpoints go that are needed no more.
+        spending: where what is sent is written down.
         left_out: steps whose batches are not trained on.
     """
 
@@ -70,6 +74,8 @@ class TrainingLoop:
         books: Bookkeeper,
         service: Service,
         model: Model,
+        retention: Retention,
+        spending: Spending,
         left_out: frozenset[int] = frozenset(),
     ) -> None:
         self._run = run
@@ -85,9 +91,9 @@ class TrainingLoop:
 
         self._pipeline = Pipeline(_MOST_STEPS_LOCAL if self._config.service == "local" else _MOST_STEPS)
         self._submission = Submission(
-            preparation, model, self._pipeline, self._samples, books.progress.step, books.spent, left_out
+            preparation, model, self._pipeline, self._samples, books.progress.step, spending, left_out
         )
-        self._cleanup = Cleanup(service, journal)
+        self._retention = retention
         # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
         self._ending: tuple[Status, str] | None = None
         self._last_step: int | None = None
@@ -154,6 +160,7 @@ class TrainingLoop:
         elif isinstance(work.request, SubmittedEvaluation):
             self._evaluated(work.step, work.request)
         else:
+            await self._samples_written(work.step)
             self._has_saved(work.step, work.request.result())
         self._samples.record(self._last_step)
 
@@ -168,7 +175,7 @@ class TrainingLoop:
         loss, figures = request.result()
         finite = math.isfinite(loss.total) and all(math.isfinite(value) for value in figures.values())
         if not finite and self._may_leave_out(step):
-            self._books.discarded(trained=request.batch.tokens, evaluated=0)
+            self._books.discarded(request.batch.tokens)
             raise SpoiledStepError(step)
         due = step % self._config.log_interval_steps == 0 or step == self._preparation.total_steps
         self._books.trained(step, request.batch, loss, figures, log=due or not finite)
@@ -186,27 +193,27 @@ class TrainingLoop:
             self._end_early()
 
     def _has_saved(self, step: int, path: str) -> None:
-        superseded = self._books.saved(step, path)
-        self._cleanup.remove(*(old.path for old in superseded))
+        self._retention.release(self._books.saved(step, path))
+
+    async def _samples_written(self, step: int) -> None:
+        """Samples of earlier weights cannot be asked for again: they are written before a resume would pass them."""
+        try:
+            await self._samples.drain(self._last_step, _TIDY_SECONDS, until=step)
+        except asyncio.CancelledError:
+            self._interrupt()
 
     def _abandon(self) -> None:
-        """Take back what is on its way, the last first; what the service may have done of it counts as spent."""
-        for work in self._pipeline.take_back():
-            self._count_discarded(work)
+        """Take back what is on its way, the last first; it counts as spent all the same."""
+        self._pipeline.take_back()
         with contextlib.suppress(RunDirectoryError):
             self._books.publish()
 
     def _discard(self, work: Work) -> None:
         """Count what was trained beyond the run's last step, and keep nothing of it."""
-        self._count_discarded(work)
-        if isinstance(work.request, SubmittedSave):
-            self._cleanup.remove(work.request.result())
-
-    def _count_discarded(self, work: Work) -> None:
         if isinstance(work.request, SubmittedStep):
-            self._books.discarded(trained=work.tokens, evaluated=0)
-        elif isinstance(work.request, SubmittedEvaluation):
-            self._books.discarded(trained=0, evaluated=work.tokens)
+            self._books.discarded(work.tokens)
+        elif isinstance(work.request, SubmittedSave):
+            self._retention.remove(work.request.result())
 
     # Pausing, stopping, ending
 
@@ -275,10 +282,20 @@ class TrainingLoop:
         return TrainingResult.from_state(self._run, self._journal.state)
 
     async def _tidy(self) -> None:
-        """Wait a little for samples and for what is to be removed or kept; an interrupt skips it."""
-        path = self._books.result_path if self._config.checkpoint_ttl_seconds else None
+        """Wait a little for samples, and for what was asked of checkpoints; an interrupt skips it."""
         try:
             await self._samples.drain(self._last_step, _TIDY_SECONDS)
-            await self._cleanup.finish(self._books.progress.step, path)
+            await self._sweep()
+            left = await self._retention.settle(_TIDY_SECONDS)
         except asyncio.CancelledError:
             self._interrupt()
+            return
+        if left:
+            message = f"{left} superseded checkpoints could not be removed from the service, or not be let expire"
+            self._journal.record("notice", self._books.progress.step, kind="warning", message=message)
+
+    async def _sweep(self) -> None:
+        """Once more at the end: what an attempt that was killed had queued may have been saved since."""
+        kept = needed(self._journal.state.get("models", []), self._books.named)
+        looking = asyncio.wrap_future(in_background(lambda: self._retention.sweep(kept), "the lists of checkpoints"))
+        await asyncio.wait([looking], timeout=_TIDY_SECONDS)

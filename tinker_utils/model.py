@@ -105,6 +105,11 @@ class Model:
     def __init__(self, client: tinker.TrainingClient) -> None:
         self._client = client
 
+    @property
+    def run_id(self) -> str:
+        """What the service calls this model; its checkpoints are `tinker://RUN_ID/…`."""
+        return str(self._client.model_id)
+
     def submit_step(
         self, batch: Batch, learning_rate: float, weight_decay: float, grad_clip_norm: float
     ) -> SubmittedStep:
@@ -127,12 +132,12 @@ class Model:
         ]
         return SubmittedEvaluation(tuple(batches), tuple(futures))
 
-    def submit_save(self, name: str, ttl_seconds: int | None) -> SubmittedSave:
-        """A checkpoint of weights and optimizer as the requests submitted so far leave them.
+    def submit_save(self, name: str) -> SubmittedSave:
+        """A checkpoint of weights and optimizer as the requests submitted so far leave them; it does not expire.
 
         A checkpoint of the same name is replaced: it is what an attempt that was cut off left behind.
         """
-        return SubmittedSave((self._client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True).future(),))
+        return SubmittedSave((self._client.save_state(name, overwrite=True).future(),))
 
     def submit_samples(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> SubmittedSamples:
         """Greedy completions at the weights that the requests submitted so far lead to."""

@@ -19,8 +19,10 @@ from tinker_utils.model import Model
 from tinker_utils.preparation import Preparation
 from tinker_utils.result import TrainingResult
 from tinker_utils.resuming import ResumePoint, resume_points
+from tinker_utils.retention import Retention, needed, set_aside
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import Service
+from tinker_utils.spending import Spending
 from tinker_utils.waiting import Waiting
 
 # How often to go back to one and the same checkpoint for a lost result: what happens again and again will not go away.
@@ -35,13 +37,18 @@ class Recovery:
         preparation: what to train on.
         journal: where to say what is going on; its state holds the resume points.
         service: where to train.
+        spending: where what is sent is written down.
     """
 
-    def __init__(self, run: RunDirectory, preparation: Preparation, journal: Journal, service: Service) -> None:
+    def __init__(
+        self, run: RunDirectory, preparation: Preparation, journal: Journal, service: Service, spending: Spending
+    ) -> None:
         self._run = run
         self._preparation = preparation
         self._journal = journal
         self._service = service
+        self._spending = spending
+        self._retention = Retention(service, preparation.config.checkpoint_ttl_seconds)
         self._waiting = Waiting(journal, service, preparation.config.service_timeout_s, _abort)
         self._left_out = frozenset(journal.state.get("left_out_steps") or ())
         self._returned_to: str | None = None
@@ -80,6 +87,8 @@ class Recovery:
             lambda: _model(self._service, self._preparation, points), latest, "the model to be ready"
         )
         step = point.progress.step
+        left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
+        await self._waiting.call(lambda: self._sweep(left, model.run_id), step, "the lists of checkpoints")
         if not journal.rewind(point.path, step):
             doubts.append(
                 f"{self._run.metrics} has no record of the checkpoint after step {step}, from which the "
@@ -89,9 +98,23 @@ class Recovery:
             journal.record("notice", step, kind=kind, message=message)
         if point.path is not None:
             journal.record("resume", step, path=point.path)
-        left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
-        books = Bookkeeper(self._preparation, journal, point, left, PastEvaluations(self._run.evaluations))
-        return TrainingLoop(self._run, self._preparation, journal, books, self._service, model, self._left_out)
+        past = PastEvaluations(self._run.evaluations)
+        books = Bookkeeper(self._preparation, journal, point, left, past, self._spending)
+        return TrainingLoop(
+            self._run, self._preparation, journal, books, self._service, model,
+            self._retention, self._spending, self._left_out,
+        )  # fmt: skip
+
+    def _sweep(self, points: Sequence[ResumePoint], model: str) -> None:
+        """Remove checkpoints that earlier attempts left, and note under which name this one will save."""
+        before = self._journal.state.get("models", [])
+        left = self._retention.sweep(needed(before, [point.checkpoints for point in points]))
+        # The attempt just before may still be at work on the service: its name is looked at once more.
+        self._journal.publish(models=list(dict.fromkeys([*left, *before[-1:], model])))
+        if self._preparation.config.service == "local":
+            # The store is the directory's own. A service elsewhere keeps what runs moved aside have saved there.
+            for kept in set_aside(self._run):
+                self._retention.sweep(kept)
 
     def _go_back(self) -> list[ResumePoint]:
         points = resume_points(self._run, self._journal.state)

@@ -29,6 +29,7 @@ _RUN_FILES = (
     "run.json",
     "config.yaml",
     "metrics.jsonl",
+    "spending.jsonl",
     "train.log",
     "samples.jsonl",
     "evaluations",
@@ -45,6 +46,7 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.state = self.path / "run.json"
+        self.spending = self.path / "spending.jsonl"
         self.log = self.path / "train.log"
         self.samples = self.path / "samples.jsonl"
         self.evaluations = self.path / "evaluations"

@@ -7,6 +7,7 @@ to import, so they are imported where they are first used.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import importlib
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tinker_utils.background import in_background
 from tinker_utils.config import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.model import Model, complete
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 10
 _ANSWER_SECONDS = 30
+# Seconds between two looks at whether the embedded server still runs, while it is waited for.
+_CHECK_SECONDS = 0.5
+_EXPORT_TTL_SECONDS = 3600
 _TINY = "tiny"
 _ASKING = "asking the service what it offers"
 
@@ -91,14 +96,22 @@ class Service:
 
     def _has(self, checkpoint: str) -> bool:
         """Whether the service lists a checkpoint; an answer that does not come is raised, not taken for a no."""
-        run_id, _, checkpoint_id = checkpoint.removeprefix("tinker://").partition("/")
+        run_id = checkpoint.removeprefix("tinker://").partition("/")[0]
+        return checkpoint in dict(self.checkpoints_of(run_id))
+
+    def checkpoints_of(self, run_id: str) -> list[tuple[str, bool]]:
+        """The path of each checkpoint that a model has saved and that is left, and whether it will expire.
+
+        Args:
+            run_id: what the service calls the model; `Model.run_id`.
+        """
         try:
-            listed = self._rest.list_checkpoints(run_id).result()
+            listed = self._rest.list_checkpoints(run_id).result().checkpoints
         except Exception as error:
             if getattr(error, "status_code", None) == 404:
-                return False
+                return []
             raise
-        return any(each.checkpoint_id == checkpoint_id for each in listed.checkpoints)
+        return [(each.tinker_path, each.expires_at is not None) for each in listed]
 
     def wait_until_reachable(self) -> None:
         """Block until the service gives any answer at all."""
@@ -116,12 +129,8 @@ class Service:
         Raises:
             ServiceError: it has; the message ends with what it said last.
         """
-        if self._local is not None and self._local.process.poll() is not None:
-            last = next(iter(reversed(self._local.log_tail().splitlines())), "nothing")
-            raise ServiceError(
-                f"the embedded service ended with status {self._local.process.returncode} (it last said: {last}); "
-                "start the run again, and it goes on from its latest checkpoint."
-            )
+        if self._local is not None:
+            _check_alive(self._local)
 
     def served_models(self) -> dict[str, int | None]:
         """Like `ask_for_models`, over this connection."""
@@ -161,9 +170,9 @@ class Service:
         """Ask for a checkpoint's removal; the future raises if the service refuses it."""
         return self._rest.delete_checkpoint_from_tinker_path(checkpoint).future()
 
-    def keep_checkpoint(self, checkpoint: str) -> Future[None]:
-        """Ask that a checkpoint never expires; the future raises if the service refuses it."""
-        return self._rest.set_checkpoint_ttl_from_tinker_path(checkpoint, None).future()
+    def expire_checkpoint(self, checkpoint: str, ttl_seconds: int | None) -> Future[None]:
+        """Ask that a checkpoint expires so many seconds from now, or never; the future raises if that is refused."""
+        return self._rest.set_checkpoint_ttl_from_tinker_path(checkpoint, ttl_seconds).future()
 
     def download_adapter(self, checkpoint: str, directory: Path) -> list[Path]:
         """Write a checkpoint's adapter in PEFT's format, through the service's external weights.
@@ -176,9 +185,12 @@ class Service:
         """
         with service_errors(f"exporting {checkpoint}"):
             model = self._client.create_training_client_from_state(checkpoint).result()
-            external = model.save_weights_external("adapter").result().path
+            # It is needed for the download only; should the process end in it, it expires by itself.
+            external = model.save_weights_external("adapter", ttl_seconds=_EXPORT_TTL_SECONDS).result().path
             urls = self._rest.get_external_weights_urls(external).result().urls
             files = [_download(url, name, directory) for name, url in urls.items()]
+            with contextlib.suppress(Exception):
+                self.delete_checkpoint(external).result()
         names = {file.name for file in files}
         if not {"adapter_config.json", "adapter_model.safetensors"} <= names:
             raise ServiceError(
@@ -227,13 +239,36 @@ def connect(config: TrainingConfig, store: Path) -> Service:
             rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
-            return Service(client, rest, name, local.base_url, local)
+            return _open_local(lambda: Service(client, rest, name, local.base_url, local), local)
         import tinker
         from tinker.lib.base_url import resolve_base_url
 
         address = _address(config)
         client, rest = functools.partial(tinker.ServiceClient, **address), tinker.RestClient(**address)
         return Service(client, rest, config.model, address.get("base_url") or resolve_base_url())
+
+
+def _open_local(opening: Callable[[], Service], local: LocalService) -> Service:
+    """Wait for a session to begin, but not with a server that has ended: the SDK would try for minutes."""
+    opened = in_background(opening, "the session")
+    try:
+        while not opened.done():
+            concurrent.futures.wait([opened], timeout=_CHECK_SECONDS)
+            if not opened.done():
+                _check_alive(local)
+        return opened.result()
+    except BaseException:
+        local.close()
+        raise
+
+
+def _check_alive(local: LocalService) -> None:
+    if local.process.poll() is not None:
+        last = next(iter(reversed(local.log_tail().splitlines())), "nothing")
+        raise ServiceError(
+            f"the embedded service ended with status {local.process.returncode} (it last said: {last}); "
+            "start the run again, and it goes on from its latest checkpoint."
+        )
 
 
 def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:

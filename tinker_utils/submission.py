@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tinker_utils.batching import in_batches
-from tinker_utils.bookkeeping import Spent
 from tinker_utils.evaluation_samples import EvaluationSamples
 from tinker_utils.model import Model
 from tinker_utils.pipeline import LeftOutStep, Pipeline, Work
 from tinker_utils.preparation import Preparation
+from tinker_utils.spending import Spending
 
 # Examples in one request of an evaluation: few requests, as each takes a round trip before the next can be sent; and
 # each far below the protocol's 1,024 examples.
@@ -23,7 +23,7 @@ class Submission:
         pipeline: where what was submitted goes.
         samples: asked for what the model writes at each evaluation.
         step: the last step that the model has been trained on.
-        spent: what was trained and evaluated so far, for the budget.
+        spending: where what is sent is written down, and what the budget is compared with.
         left_out: steps whose batches are not trained on.
     """
 
@@ -34,7 +34,7 @@ class Submission:
         pipeline: Pipeline,
         samples: EvaluationSamples,
         step: int,
-        spent: Spent,
+        spending: Spending,
         left_out: frozenset[int],
     ) -> None:
         self._preparation = preparation
@@ -43,7 +43,7 @@ class Submission:
         self._pipeline = pipeline
         self._samples = samples
         self._submitted = self._saved = step
-        self._spent = spent
+        self._spending = spending
         self._left_out = left_out
         valid = preparation.valid
         self._valid_batches = tuple(in_batches(valid.examples, _EVALUATED_TOGETHER)) if valid else ()
@@ -72,15 +72,16 @@ class Submission:
         step = self._submitted + 1
         evaluated = self._eval_tokens if self._preparation.evaluates(step) else 0
         trained = self._preparation.plan.batch(step).tokens
-        return self._preparation.cost_usd(self._spent.tokens + trained, self._spent.eval_tokens + evaluated)
+        spent = self._spending
+        return self._preparation.cost_usd(spent.tokens + trained, spent.eval_tokens + evaluated)
 
     def _submit(self, step: int) -> None:
         self._submitted = step
         self._train(step)
         evaluates = self._preparation.evaluates(step)
         if evaluates:
+            self._spending.sent(step, 0, self._eval_tokens)
             self._pipeline.add(Work(step, self._model.submit_evaluation(self._valid_batches), self._eval_tokens))
-            self._spent.eval_tokens += self._eval_tokens
         if evaluates or self._preparation.checkpoints(step):
             self._save(step)
         if evaluates:
@@ -91,11 +92,11 @@ class Submission:
             self._pipeline.add(Work(step, LeftOutStep()))
             return
         batch, rate = self._preparation.plan.batch(step), self._preparation.learning_rate(step)
+        self._spending.sent(step, batch.tokens)
         submitted = self._model.submit_step(batch, rate, self._config.weight_decay, self._config.grad_clip_norm)
         self._pipeline.add(Work(step, submitted, batch.tokens))
-        self._spent.tokens += batch.tokens
 
     def _save(self, step: int) -> None:
-        save = self._model.submit_save(f"step-{step:06d}", self._config.checkpoint_ttl_seconds)
+        save = self._model.submit_save(f"step-{step:06d}")
         self._pipeline.add(Work(step, save))
         self._saved = step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 from tinker_utils.config import TrainingConfig, dump_config
@@ -29,6 +29,7 @@ from tinker_utils.rundir import RunDirectory, State, write_atomically
 from tinker_utils.sentence import one_sentence, without_home
 from tinker_utils.service import Service, connect
 from tinker_utils.setting_changes import setting_changes
+from tinker_utils.spending import Spending
 
 
 async def fit(
@@ -141,6 +142,7 @@ def _first_state(preparation: Preparation, points: list[ResumePoint], before: St
         "resume_points": [point.to_dict() for point in reversed(points) if point.path is not None],
         "periodic_checkpoints": before.get("periodic_checkpoints", []),
         "left_out_steps": before.get("left_out_steps", []),
+        "models": before.get("models", []),
     }
 
 
@@ -156,7 +158,8 @@ async def _train(
     try:
         journal.activity("starting", f"connecting to {preparation.config.service}")
         async with _open(preparation.config, run, service) as connection:
-            return await Recovery(run, preparation, journal, connection).train(points, remarks)
+            with closing(Spending(run.spending, journal.state.get("spent"))) as spending:
+                return await Recovery(run, preparation, journal, connection, spending).train(points, remarks)
     except (asyncio.CancelledError, KeyboardInterrupt):
         journal.abandon("stopped", "aborted; it resumes from its latest checkpoint")
         raise

@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from tinker_utils.errors import ServiceError
 from tinker_utils.sentence import one_sentence
@@ -35,6 +35,7 @@ from .faults import RequestError
 from .references import KINDS, Reference
 
 _INFO = "checkpoint.json"
+_LOCK_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,9 @@ class Store:
             shutil.rmtree(self.scratch, ignore_errors=True)
             for directory in (self._runs, self.scratch):
                 directory.mkdir(mode=0o700, exist_ok=True)
+            self.prune()
         except OSError as error:
             raise ServiceError(f"The store {root} cannot be used: {error.strerror or error}.") from error
-        self.prune()
 
     def close(self) -> None:
         """Let another server use the directory."""
@@ -230,11 +231,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _take_lock(file: IO[str]) -> None:
+    """Lock a file; one that is locked is waited for, as the server of a trainer just killed takes a moment to end."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def _lock(path: Path) -> Any:
     file = path.open("a+", encoding="utf-8")
     path.chmod(0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take_lock(file)
     except OSError as error:
         file.seek(0)
         owner = file.read(20).strip() or "unknown"
