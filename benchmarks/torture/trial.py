@@ -1,0 +1,128 @@
+"""A trial: one run, killed again and again, resumed each time, and judged at its end."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.torture.disk_faults import DiskFault, Fault
+from benchmarks.torture.kills import Costs, Executioner, Kill, random_kill
+from benchmarks.torture.stage import Attempt, HangError, Stage, outcome
+from benchmarks.torture.subjects import REFUSED, SERVER, TRAINER
+from benchmarks.torture.verdict import Made, checkpoint, differences, faults, made, untold_tokens
+from tinker_utils.errors import TinkerUtilsError
+
+_SIGKILLED = -9
+_LOST = 0.2
+
+
+@dataclass
+class Trial:
+    """What was done to one run, and what is wrong with it: nothing, if all is well."""
+
+    name: str
+    kills: list[Kill] = field(default_factory=list)
+    resumes: int = 0
+    fallbacks: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def undisturbed(stage: Stage, control: Path) -> tuple[Made, Costs]:
+    """Train without a disturbance: what is made, and what it takes.
+
+    Raises:
+        RuntimeError: it did not end well, so that nothing can be compared with it.
+    """
+    counting = [
+        DiskFault(directory.resolve(), control.with_suffix(f".{module}"), module, 0, Fault.COUNT)
+        for module, directory in ((TRAINER, stage.run.path), (SERVER, stage.store))
+    ]
+    attempt = stage.attempt({key: value for each in counting for key, value in each.environment.items()})
+    stage.close()
+    if attempt.status != 0:
+        raise RuntimeError(f"the undisturbed run ended with status {attempt.status}: {attempt.said}")
+    if problems := faults(stage):
+        raise RuntimeError(f"the undisturbed run: {problems}")
+    return made(stage), Costs(attempt.seconds, {each.module: each.seen()[0] for each in counting})
+
+
+def tortured(
+    name: str, stage: Stage, expected: Made, kills: Iterable[Kill], chance: random.Random | None = None
+) -> Trial:
+    """Train through all these kills and on to the end, and judge what comes out.
+
+    With `chance`, the checkpoint that the run would resume from is removed, or expires, after some kills.
+    """
+    trial = Trial(name)
+    try:
+        for number, kill in enumerate(kills):
+            executioner = Executioner(stage, kill, stage.ledger.with_name(f"control-{number}"))
+            attempt = stage.attempt(executioner.environment, executioner)
+            if executioner.done.happened:
+                trial.kills.append(executioner.done)
+            executioner.mend()
+            _look_at(trial, stage, attempt, executioner.done)
+            if attempt.status == 0:
+                break
+            if chance is not None and chance.random() < _LOST:
+                trial.fallbacks += _lose_latest(stage, chance)
+        else:
+            _look_at(trial, stage, stage.attempt(), None)
+        stage.close()
+        trial.problems += faults(stage) + differences(made(stage), expected)
+        if unaccounted := untold_tokens(stage):
+            trial.problems.append(f"{unaccounted} tokens that the server computed are not in what was spent")
+        said = stage.run.log.read_text(encoding="utf-8").count("expired or was deleted")
+        if trial.fallbacks and not said:
+            trial.problems.append("a checkpoint was gone, and nothing said so")
+    except (HangError, TinkerUtilsError, LookupError, ValueError, OSError) as error:
+        trial.problems.append(f"{type(error).__name__}: {error}")
+    finally:
+        stage.close()
+    return trial
+
+
+def random_kills(chance: random.Random, costs: Costs, count: int) -> Iterator[Kill]:
+    """So many kills, drawn when they are due."""
+    return (random_kill(chance, costs) for _ in range(count))
+
+
+def _look_at(trial: Trial, stage: Stage, attempt: Attempt, kill: Kill | None) -> None:
+    """Whether an attempt ended as it may: by itself, by the kill, or with a sentence because its server was killed."""
+    resumed = sum(record["type"] == "resume" for record in _readable(stage))
+    if not trial.resumes <= resumed <= trial.resumes + 1:
+        trial.problems.append(f"{resumed} resume records after {trial.resumes}")
+    trial.resumes = resumed
+    said = outcome(attempt)
+    killed = kill is not None and kill.happened
+    by_kill = killed and kill is not None and kill.victim != "server" and attempt.status == _SIGKILLED
+    # A trainer whose server was killed, or whose disk refuses, ends with an error of the project's own, in one line.
+    refused = killed and kill is not None and (kill.refuses or kill.victim != "trainer") and attempt.status == REFUSED
+    if not (attempt.status == 0 or by_kill or (refused and said)):
+        trial.problems.append(f"after {kill}: ended with status {attempt.status}, saying {attempt.said!r}")
+
+
+def _readable(stage: Stage) -> list[dict[str, object]]:
+    """The records so far, the last of which may be torn."""
+    if not stage.run.metrics.exists():
+        return []
+    whole = stage.run.metrics.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.split(b"\n") if line]
+
+
+def _lose_latest(stage: Stage, chance: random.Random) -> bool:
+    """Remove the checkpoint that the run would resume from, or let it expire; only if an earlier one is left."""
+    points = (stage.run.read_state() or {}).get("resume_points") or []
+    if len(points) < 2:
+        return False
+    directory = checkpoint(stage, max(points, key=lambda point: int(point["progress"]["step"]))["path"])
+    if chance.random() < 0.5:
+        shutil.rmtree(directory)
+    else:
+        file = directory / "checkpoint.json"
+        file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "expires": 1.0}), encoding="utf-8")
+    return True
