@@ -6,6 +6,8 @@ endif
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN ?= runs/sample
+TORTURE_KILLS ?= 200
+TORTURE_SEED ?= 0
 FUZZ_CASES ?= 120000
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
 BENCHMARKS ?= engine sampling start data metrics view queue_cycles
@@ -14,7 +16,7 @@ BENCH_INSTALLED := .venv-bench/.installed
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: help install train test fuzz check format lab bench lock clean
+.PHONY: torture help install train test fuzz check format lab bench lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
@@ -24,6 +26,7 @@ help:
 	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
 	@echo "make check   ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
+	@echo "make torture kill runs $(TORTURE_KILLS) times (TORTURE_KILLS, TORTURE_SEED), and compare what they make"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
 
 install: $(INSTALLED)
@@ -65,6 +68,9 @@ format: $(INSTALLED)
 lab: $(INSTALLED)
 	@# Jupyter refuses to run as root, as one is in a container, unless told that it may.
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/02_train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+
+torture: $(INSTALLED)
+	$(BIN)/python -m benchmarks.torture --kills $(TORTURE_KILLS) --seed $(TORTURE_SEED)
 
 bench: $(INSTALLED) $(BENCH_INSTALLED)
 	$(BIN)/python benchmarks/write_results.py $(BENCHMARKS)

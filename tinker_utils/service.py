@@ -61,6 +61,11 @@ class Service:
         self.base_model = base_model
         self.watch = ServiceWatch(address)
 
+    @property
+    def embedded_pid(self) -> int | None:
+        """The process of the embedded server that was started for this connection."""
+        return self._local.process.pid if self._local else None
+
     def new_model(self, config: TrainingConfig) -> Model:
         """A base model with a fresh adapter; alpha, dropout and modules travel as metadata, which `local` honours."""
         lora = config.lora
