@@ -80,7 +80,7 @@ class Retention:
         for path, expires in found:
             if path in kept.lasting and expires:
                 self._submit(self._service.expire_checkpoint(path, None))
-            elif path in kept.passing - kept.lasting and not expires and self._ttl_seconds:
+            elif path in kept.passing and not expires and self._ttl_seconds:
                 self._submit(self._service.expire_checkpoint(path, self._ttl_seconds))
             elif path not in kept.passing | kept.lasting:
                 self.remove(path)
@@ -95,11 +95,16 @@ class Retention:
         self._pending.discard(request)
 
 
-def needed(models: Sequence[str], points: Iterable[Checkpoints]) -> Kept:
-    """What a run that goes on needs: all that the points name from which it can be resumed."""
-    roles = [checkpoint.path for each in points for checkpoint in (each.best, each.latest) if checkpoint]
-    passing = frozenset(checkpoint.path for each in points for checkpoint in each.periodic)
-    return Kept(tuple(dict.fromkeys([*models, *map(_model_of, roles)])), frozenset(roles), passing)
+def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
+    """What a run that goes on needs: all that the points name from which it can be resumed, the latest point last.
+
+    What only an earlier point names may expire: it is periodic, or it is gone.
+    """
+    named = [[each.path for each in (point.best, point.latest) if each] for point in points]
+    periodic = [checkpoint.path for point in points for checkpoint in point.periodic]
+    lasting = frozenset(named[-1]) if named else frozenset()
+    passing = frozenset([*periodic, *(path for paths in named for path in paths)]) - lasting
+    return Kept(tuple(dict.fromkeys([*models, *map(_model_of, sorted(lasting | passing))])), lasting, passing)
 
 
 def set_aside(run: RunDirectory) -> list[Kept]:
