@@ -130,7 +130,7 @@ class RunFollower:
     @property
     def _runs(self) -> bool:
         """Whether run.json says that the run goes on."""
-        return self._state is not None and self._state.get("status") not in ENDINGS
+        return self._state is not None and str(self._state.get("status")) not in ENDINGS
 
     def _note_evaluations(self) -> None:
         version = (self.log, *self.log.version)  # the log is another one when the file was replaced
