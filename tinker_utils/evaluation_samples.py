@@ -43,9 +43,11 @@ class EvaluationSamples:
                 samples = as_samples(self._preparation.sampled, submitted.result(), self._preparation.tokenizer)
                 self._journal.samples(step, map(asdict, samples))
 
-    async def drain(self, last_step: int | None, timeout_s: float, until: float = math.inf) -> None:
-        """Wait a little for what is still on its way of steps up to `until`, and write it."""
+    async def drain(self, last_step: int | None, timeout_s: float, until: float = math.inf) -> bool:
+        """Wait a little for what is still on its way of steps up to `until`, and write it; False if any failed."""
         waiting = [asyncio.wrap_future(submitted.futures[0]) for step, submitted in self._pending if step <= until]
         if waiting:
-            await asyncio.wait(waiting, timeout=timeout_s)
+            done, _ = await asyncio.wait(waiting, timeout=timeout_s)
             self.record(last_step)
+            return all(samples.exception() is None for samples in done)
+        return True

@@ -41,6 +41,8 @@ _NOT_FINITE = (
     "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
 )
 _TIDY_SECONDS = 30
+# What an embedded server that was killed takes to be seen as ended, after its connections have broken.
+_ENDING_SECONDS = 0.5
 
 
 class SpoiledStepError(Exception):
@@ -93,6 +95,7 @@ class TrainingLoop:
         self._submission = Submission(
             preparation, model, self._pipeline, self._samples, books.progress.step, spending, left_out
         )
+        self._service = service
         self._retention = retention
         # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
         self._ending: tuple[Status, str] | None = None
@@ -198,7 +201,10 @@ class TrainingLoop:
     async def _samples_written(self, step: int) -> None:
         """Samples of earlier weights cannot be asked for again: they are written before a resume would pass them."""
         try:
-            await self._samples.drain(self._last_step, _TIDY_SECONDS, until=step)
+            if not await self._samples.drain(self._last_step, _TIDY_SECONDS, until=step):
+                # Where they failed because the service has ended, the resumed run asks for them again.
+                await asyncio.sleep(_ENDING_SECONDS)
+                self._service.check_alive()
         except asyncio.CancelledError:
             self._interrupt()
 

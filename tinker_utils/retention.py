@@ -96,14 +96,14 @@ class Retention:
 
 
 def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
-    """What a run that goes on needs: all that the points name from which it can be resumed, the latest point last.
+    """What a run that goes on needs, given the points from which it can be resumed, the latest last.
 
-    What only an earlier point names may expire: it is periodic, or it is gone.
+    Of earlier points their own checkpoints, which may expire, but not what was the best then: a better one came.
     """
-    named = [[each.path for each in (point.best, point.latest) if each] for point in points]
-    periodic = [checkpoint.path for point in points for checkpoint in point.periodic]
-    lasting = frozenset(named[-1]) if named else frozenset()
-    passing = frozenset([*periodic, *(path for paths in named for path in paths)]) - lasting
+    last = points[-1] if points else Checkpoints()
+    lasting = frozenset(each.path for each in (last.best, last.latest) if each)
+    resumable = [point.latest.path for point in points if point.latest]
+    passing = frozenset([*resumable, *(each.path for point in points for each in point.periodic)]) - lasting
     return Kept(tuple(dict.fromkeys([*models, *map(_model_of, sorted(lasting | passing))])), lasting, passing)
 
 

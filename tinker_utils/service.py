@@ -238,19 +238,22 @@ def connect(config: TrainingConfig, store: Path) -> Service:
             model = config.resolved().model
             # Both take seconds; on two cores they take them at the same time.
             local = start_local_service(model, store, meanwhile=lambda: importlib.import_module("tinker"))
-            import tinker
 
-            client = functools.partial(tinker.ServiceClient, base_url=local.base_url, api_key=local.api_key)
-            rest = tinker.RestClient(base_url=local.base_url, api_key=local.api_key)
+            address = {"base_url": local.base_url, "api_key": local.api_key}
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
-            return _open_local(lambda: Service(client, rest, name, local.base_url, local), local)
-        import tinker
+            return _open_local(lambda: _service(address, name, local.base_url, local), local)
         from tinker.lib.base_url import resolve_base_url
 
         address = _address(config)
-        client, rest = functools.partial(tinker.ServiceClient, **address), tinker.RestClient(**address)
-        return Service(client, rest, config.model, address.get("base_url") or resolve_base_url())
+        return _service(address, config.model, address.get("base_url") or resolve_base_url())
+
+
+def _service(address: dict[str, Any], model: str, url: str, local: LocalService | None = None) -> Service:
+    import tinker
+
+    client = functools.partial(tinker.ServiceClient, **address)
+    return Service(client, tinker.RestClient(**address), model, url, local)
 
 
 def _open_local(opening: Callable[[], Service], local: LocalService) -> Service:
