@@ -25,6 +25,7 @@ class EvaluationSamples:
         self._model = model
         self._prompts = prompts_of(preparation.sampled, preparation.tokenizer)
         self._pending: deque[tuple[int, SubmittedSamples]] = deque()
+        self._failed: set[int] = set()
 
     def submit(self, step: int) -> None:
         """Ask for the samples of step `step`, at the weights that what was submitted so far leads to."""
@@ -39,15 +40,22 @@ class EvaluationSamples:
             if error is not None:
                 message = str(service_error("sampling", error))
                 self._journal.record("notice", step, kind="warning", message=message)
+                self._failed.add(step)
             elif last_step is None or step <= last_step:
                 samples = as_samples(self._preparation.sampled, submitted.result(), self._preparation.tokenizer)
                 self._journal.samples(step, map(asdict, samples))
 
     async def drain(self, last_step: int | None, timeout_s: float, until: float = math.inf) -> bool:
-        """Wait a little for what is still on its way of steps up to `until`, and write it; False if any failed."""
+        """Wait a little for what is on its way of steps up to `until`, and write it.
+
+        Returns:
+            Whether all of it came; of what failed, this is said once.
+        """
+        late: set[asyncio.Future[list[list[int]]]] = set()
         waiting = [asyncio.wrap_future(submitted.futures[0]) for step, submitted in self._pending if step <= until]
         if waiting:
-            done, _ = await asyncio.wait(waiting, timeout=timeout_s)
+            _, late = await asyncio.wait(waiting, timeout=timeout_s)
             self.record(last_step)
-            return all(samples.exception() is None for samples in done)
-        return True
+        failed = {step for step in self._failed if step <= until}
+        self._failed -= failed
+        return not late and not failed

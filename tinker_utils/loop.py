@@ -15,7 +15,7 @@ import time
 from tinker_utils.answer_times import AnswerTimes
 from tinker_utils.background import in_background
 from tinker_utils.bookkeeping import Bookkeeper
-from tinker_utils.errors import RunDirectoryError
+from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.evaluation_samples import EvaluationSamples
 from tinker_utils.interrupts import Interrupts
 from tinker_utils.journal import Journal
@@ -201,8 +201,10 @@ class TrainingLoop:
     async def _samples_written(self, step: int) -> None:
         """Samples of earlier weights cannot be asked for again: they are written before a resume would pass them."""
         try:
-            if not await self._samples.drain(self._last_step, _TIDY_SECONDS, until=step):
-                # Where they failed because the service has ended, the resumed run asks for them again.
+            for _ in range(_TIDY_SECONDS):
+                if await self._samples.drain(self._last_step, 1 - _ENDING_SECONDS, until=step):
+                    break
+                # Where they do not come because the service has ended, the resumed run asks for them again.
                 await asyncio.sleep(_ENDING_SECONDS)
                 self._service.check_alive()
         except asyncio.CancelledError:
@@ -291,7 +293,9 @@ class TrainingLoop:
         """Wait a little for samples, and for what was asked of checkpoints; an interrupt skips it."""
         try:
             await self._samples.drain(self._last_step, _TIDY_SECONDS)
-            await self._sweep()
+            with contextlib.suppress(ServiceError):
+                self._service.check_alive()
+                await self._sweep()
             left = await self._retention.settle(_TIDY_SECONDS)
         except asyncio.CancelledError:
             self._interrupt()

@@ -13,7 +13,7 @@ from benchmarks.torture.disk_faults import DiskFault, Fault
 from benchmarks.torture.kills import Costs, Executioner, Kill, random_kill
 from benchmarks.torture.stage import Attempt, HangError, Stage, outcome
 from benchmarks.torture.subjects import REFUSED, SERVER, TRAINER
-from benchmarks.torture.verdict import Made, checkpoint, differences, faults, made, untold_tokens
+from benchmarks.torture.verdict import Made, checkpoints, differences, faults, made, untold_tokens
 from tinker_utils.errors import TinkerUtilsError
 
 _SIGKILLED = -9
@@ -58,22 +58,27 @@ def tortured(
     With `chance`, the checkpoint that the run would resume from is removed, or expires, after some kills.
     """
     trial = Trial(name)
+    kill: Kill | None = None
     try:
-        for number, kill in enumerate(kills):
-            executioner = Executioner(stage, kill, stage.ledger.with_name(f"control-{number}"))
+        for number, planned in enumerate(kills):
+            executioner = Executioner(stage, planned, stage.ledger.with_name(f"control-{number}"))
             attempt = stage.attempt(executioner.environment, executioner)
-            if executioner.done.happened:
-                trial.kills.append(executioner.done)
             executioner.mend()
-            _look_at(trial, stage, attempt, executioner.done)
+            kill = executioner.done
+            if kill.happened:
+                trial.kills.append(kill)
+            _look_at(trial, stage, attempt, kill)
             if attempt.status == 0:
                 break
             if chance is not None and chance.random() < _LOST:
                 trial.fallbacks += _lose_latest(stage, chance)
         else:
+            kill = None
             _look_at(trial, stage, stage.attempt(), None)
         stage.close()
-        trial.problems += faults(stage) + differences(made(stage), expected)
+        # Killed while a run that has ended is tidied up, a server leaves that to the next start.
+        untidy = kill is not None and kill.happened and kill.victim != "trainer"
+        trial.problems += faults(stage, untidy) + differences(made(stage), expected, untidy)
         if unaccounted := untold_tokens(stage):
             trial.problems.append(f"{unaccounted} tokens that the server computed are not in what was spent")
         said = stage.run.log.read_text(encoding="utf-8").count("expired or was deleted")
@@ -117,9 +122,10 @@ def _readable(stage: Stage) -> list[dict[str, object]]:
 def _lose_latest(stage: Stage, chance: random.Random) -> bool:
     """Remove the checkpoint that the run would resume from, or let it expire; only if an earlier one is left."""
     points = (stage.run.read_state() or {}).get("resume_points") or []
-    if len(points) < 2:
+    left = [directory for point in points for directory in checkpoints(stage, point["path"])]
+    if len(left) < 2:
         return False
-    directory = checkpoint(stage, max(points, key=lambda point: int(point["progress"]["step"]))["path"])
+    directory = max(left, key=lambda path: path.name)
     if chance.random() < 0.5:
         shutil.rmtree(directory)
     else:

@@ -63,8 +63,8 @@ def made(stage: Stage) -> Made:
     )
 
 
-def differences(tortured: Made, undisturbed: Made) -> list[str]:
-    """What differs, in words; empty if nothing does."""
+def differences(tortured: Made, undisturbed: Made, untidy: bool = False) -> list[str]:
+    """What differs, in words; empty if nothing does. An `untidy` store may hold more checkpoints."""
     found = [
         f"{name}: {_first_difference(getattr(tortured, name), getattr(undisturbed, name))}"
         for name in ("history", "samples", "batches")
@@ -72,7 +72,7 @@ def differences(tortured: Made, undisturbed: Made) -> list[str]:
     ]
     if tortured.state != undisturbed.state:
         found.append(f"state: {tortured.state} where {undisturbed.state} belongs")
-    if tortured.kept != undisturbed.kept:
+    if tortured.kept != undisturbed.kept and not (untidy and set(tortured.kept) > set(undisturbed.kept)):
         found.append(f"checkpoints: the store holds {tortured.kept} where {undisturbed.kept} belong")
     found += [
         f"{name}: other bytes"
@@ -82,11 +82,12 @@ def differences(tortured: Made, undisturbed: Made) -> list[str]:
     return found
 
 
-def faults(stage: Stage) -> list[str]:
+def faults(stage: Stage, untidy: bool = False) -> list[str]:
     """What is wrong with the directory itself, whatever the undisturbed run looks like."""
     hidden = {path.name for path in stage.run.path.rglob(".*")} - {".lock"}
     found = [f"{name} is left over" for name in sorted(hidden)]
-    found += [f"{path.name} is left over in scratch" for path in (stage.store / "scratch").glob("*")]
+    if not untidy:
+        found += [f"{path.name} is left over in scratch" for path in (stage.store / "scratch").glob("*")]
     content = stage.run.metrics.read_bytes()
     if not content.endswith(b"\n"):
         found.append("metrics.jsonl ends in a torn line")
@@ -112,10 +113,19 @@ def records(stage: Stage) -> list[Record]:
 
 
 def checkpoint(stage: Stage, path: str) -> Path:
-    """The directory of a checkpoint in the store."""
-    run_id, kind, name = path.removeprefix("tinker://").split("/")
-    (found,) = (stage.store / "runs" / run_id.replace(":", "_") / kind).glob(f"{name}~*")
+    """The directory of a checkpoint in the store.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    (found,) = checkpoints(stage, path)
     return found
+
+
+def checkpoints(stage: Stage, path: str) -> list[Path]:
+    """The directory of a checkpoint in the store, if it is there."""
+    run_id, kind, name = path.removeprefix("tinker://").split("/")
+    return list((stage.store / "runs" / run_id.replace(":", "_") / kind).glob(f"{name}~*"))
 
 
 def _lines(path: Path) -> list[bytes]:
