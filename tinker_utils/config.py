@@ -101,7 +101,7 @@ class TrainingConfig(Checked):
         None,
         "training.checkpoint_ttl_seconds",
         "integer",
-        "null keeps checkpoints for ever, 3600 is the least that the service takes.",
+        "when periodic checkpoints expire that are not the best or the latest; null keeps them, 3600 is the least.",
         low=3600,
         high=315_360_000,
         optional=True,

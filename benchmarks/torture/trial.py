@@ -121,7 +121,8 @@ def _readable(stage: Stage) -> list[dict[str, object]]:
 
 def _lose_latest(stage: Stage, chance: random.Random) -> bool:
     """Remove the checkpoint that the run would resume from, or let it expire; only if an earlier one is left."""
-    points = (stage.run.read_state() or {}).get("resume_points") or []
+    state = stage.run.read_state() or {}
+    points = [] if state.get("status") in ("completed", "early_stopped") else state.get("resume_points") or []
     left = [directory for point in points for directory in checkpoints(stage, point["path"])]
     if len(left) < 2:
         return False
