@@ -14,9 +14,14 @@ os.environ.pop("TINKER_BASE_URL", None)
 # What is rendered in tests is kept for their time only.
 os.environ["TINKER_UTILS_CACHE"] = tempfile.mkdtemp(prefix="tinker_utils-cache-")
 
+from hypothesis import settings
 from jupyter_browser import lab  # noqa: F401  (a fixture for every test module)
 from local_service import local_service  # noqa: F401  (a fixture for every test module)
 from small_runs import config, data, key, run, service, whole  # noqa: F401  (the same)
+
+# The same cases in every run: `make fuzz` is there to look for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 def pytest_sessionfinish() -> None:

@@ -227,7 +227,7 @@ async def test_a_batch_whose_loss_is_not_finite_can_be_left_out(faulty, config, 
     model = service.new_model(config)
     for step in (1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12):
         model.submit_step(preparation.plan.batch(step), preparation.learning_rate(step), 0.0, 0.0)
-    by_hand = model.submit_save("by-hand", None).result()
+    by_hand = model.submit_save("by-hand").result()
     weights = [
         (service.download_adapter(path, tmp_path / name)[0].parent / "adapter_model.safetensors").read_bytes()
         for name, path in (("run", last), ("hand", by_hand))

@@ -245,7 +245,7 @@ def _completion_mask(encoding: Any, text: str, spans: list[Span]) -> NDArray[np.
     offsets), those of all tokens are.
     """
     mask = np.zeros(len(encoding), dtype=np.bool_)
-    for start, end in spans:
+    for start, end in spans if len(encoding) else ():
         first, behind = _token_from(encoding, start), _token_to(encoding, end, len(text))
         if first is None or behind is None:
             return _mask(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans)
