@@ -73,7 +73,7 @@ def tortured(
             if chance is not None and chance.random() < _LOST:
                 trial.fallbacks += _lose_latest(stage, chance)
         else:
-            kill = None
+            kill = kill if _has_ended(stage) else None
             _look_at(trial, stage, stage.attempt(), None)
         stage.close()
         # Killed while a run that has ended is tidied up, a server leaves that to the next start.
@@ -119,10 +119,14 @@ def _readable(stage: Stage) -> list[dict[str, object]]:
     return [json.loads(line) for line in whole.split(b"\n") if line]
 
 
+def _has_ended(stage: Stage) -> bool:
+    """Whether run.json says so: then a trainer returns at once, and starts no server."""
+    return (stage.run.read_state() or {}).get("status") in ("completed", "early_stopped")
+
+
 def _lose_latest(stage: Stage, chance: random.Random) -> bool:
     """Remove the checkpoint that the run would resume from, or let it expire; only if an earlier one is left."""
-    state = stage.run.read_state() or {}
-    points = [] if state.get("status") in ("completed", "early_stopped") else state.get("resume_points") or []
+    points = [] if _has_ended(stage) else (stage.run.read_state() or {}).get("resume_points") or []
     left = [directory for point in points for directory in checkpoints(stage, point["path"])]
     if len(left) < 2:
         return False
