@@ -8,6 +8,7 @@ process does. Nothing but the start differs from a process of its own: the paren
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -193,6 +194,8 @@ def _become(request: Mapping[str, Any], streams: Sequence[int], executable: str)
         os.environ.update(request["environment"], LD_PRELOAD=library)
         os.chdir(request["directory"])
         random.seed()
+        # Should it hang, SIGABRT shows where.
+        faulthandler.enable()
         # What it starts with its own executable is preloaded, too.
         sys.executable = executable
         _, module, *arguments = request["arguments"]

@@ -21,7 +21,7 @@ from tinker_utils.local.server import KEY_VARIABLE
 from tinker_utils.rundir import RunDirectory
 
 KEY = "tml-torture-torture-torture"
-_PATIENCE_S = 240.0
+_PATIENCE_S = 90.0
 _POLL_S = 0.004
 
 
@@ -84,8 +84,10 @@ class Stage:
             try:
                 status = trainer.wait(_PATIENCE_S)
             except TimeoutError:
-                trainer.kill()
-                raise HangError(f"the trainer did not end within {_PATIENCE_S:.0f} s") from None
+                os.kill(trainer.pid, signal.SIGABRT)
+                trainer.wait(_PATIENCE_S)
+                where = self._output.read_text(encoding="utf-8", errors="replace")
+                raise HangError(f"the trainer did not end within {_PATIENCE_S:.0f} s, but was here: {where}") from None
         said = self._output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return Attempt(status, said[-1] if said else "", time.monotonic() - began)
 
