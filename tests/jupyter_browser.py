@@ -238,6 +238,9 @@ def _server(folder: Path, own: Path, environment: dict[str, str]) -> Iterator[st
     settings.parent.mkdir(parents=True)
     # A dialog that offers news would stand in the way.
     settings.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    # A person scrolls to what is to be seen; here all cells are in the page, wherever it is scrolled to.
+    whole = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
+    settings.with_name("default_setting_overrides.json").write_text(json.dumps(whole))
     options = ("--no-browser", "--allow-root", "--ServerApp.port=0", f"--ServerApp.root_dir={folder}")
     log = own / "server.log"
     with log.open("wb") as output:
