@@ -207,8 +207,9 @@ class Service:
     def close(self) -> None:
         """End the session, and the embedded server if it was started for it. Safe to call twice."""
         with contextlib.suppress(Exception):
-            # A service that does not answer must not hold up the end of a run.
-            self._client.close("success").result(timeout=5)
+            # A service that does not answer must not hold up the end of a run: the SDK waits for a session that is
+            # being made before it closes, and that may never be.
+            in_background(lambda: self._client.close("success").result(), "closing").result(timeout=5)
         if self._local is not None:
             self._local.close()
 
