@@ -141,7 +141,7 @@ class TestReading:
 
     def test_a_last_line_without_newline_counts_when_it_is_whole(self, path):
         write_lines(path, train(1), json.dumps(train(2)))
-        assert read_metrics(path).train["step"].tolist() == [1, 2]
+        assert read_metrics(str(path)).train["step"].tolist() == [1, 2]
 
     def test_a_wrong_file_does_not_fill_the_memory_with_its_lines(self, path):
         write_lines(path, *["nonsense\n"] * 1000, train(1))

@@ -174,13 +174,13 @@ def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
             yield piece
 
 
-def read_metrics(path: Path, columns: Collection[str] = tuple(TRAIN_COLUMNS)) -> MetricsLog:
+def read_metrics(path: Path | str, columns: Collection[str] = tuple(TRAIN_COLUMNS)) -> MetricsLog:
     """Read a whole metrics file; `columns` are the train columns that are wanted.
 
     Raises:
         MetricsError: the file is missing, cannot be read, or holds no train and no val record.
     """
-    reader = MetricsReader(path, columns)
+    reader = MetricsReader(Path(path), columns)
     try:
         reader.poll()
         reader.take_rest()
