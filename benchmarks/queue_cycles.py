@@ -77,7 +77,7 @@ def by_hand(service: Service, preparation: Preparation, ahead: int) -> str:
             look_and_save(model, preparation, step)
         while len(queued) > ahead:
             queued.pop(0).result()
-    return model.submit_save("last", None).result()
+    return model.submit_save("last").result()
 
 
 def look_and_save(model: Model, preparation: Preparation, step: int) -> None:
@@ -85,7 +85,7 @@ def look_and_save(model: Model, preparation: Preparation, step: int) -> None:
     if preparation.evaluates(step) and preparation.valid is not None:
         model.submit_evaluation(tuple(in_batches(preparation.valid.examples, 256))).result()
     if preparation.checkpoints(step):
-        model.submit_save(f"step-{step}", None).result()
+        model.submit_save(f"step-{step}").result()
 
 
 LOOPS: dict[str, Loop] = {"waits for each step": waiting, "one step ahead": one_ahead, "this project": this_project}

@@ -26,6 +26,7 @@ _KINDS: dict[str, Kind] = {
     "save_weights_for_sampler": "save",
 }
 _POLL_SECONDS = 20.0
+_MOMENTS = 40
 
 
 @dataclass
@@ -101,7 +102,7 @@ class ClockedService(Relay):
     async def _tick_on(self) -> None:
         running: list[_Request] = []
         while True:
-            await asyncio.sleep(self._cycle_s)
+            await self._cycle()
             for request in running:
                 request.done.set()
             finished, running = running, self._next_unit()
@@ -110,6 +111,11 @@ class ClockedService(Relay):
             # fault of the loop that is measured, and stretches the cycle.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*(r.fetched.wait() for r in finished)), _POLL_SECONDS)
+
+    async def _cycle(self) -> None:
+        """Wait for a cycle, in moments: on a machine too busy to keep to each of them, the clock slows down, too."""
+        for _ in range(_MOMENTS):
+            await asyncio.sleep(self._cycle_s / _MOMENTS)
 
     def _next_unit(self) -> list[_Request]:
         unit = [self._queue.popleft()] if self._queue else []
