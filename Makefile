@@ -9,6 +9,8 @@ RUN ?= runs/sample
 TORTURE_KILLS ?= 200
 TORTURE_SEED ?= 0
 FUZZ_CASES ?= 120000
+# Half of a test's time is waiting: two processes share the files of tests. TEST_OPTIONS= runs them in this one.
+TEST_OPTIONS ?= -n 2 --dist loadfile
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
 BENCHMARKS ?= engine sampling start data metrics view queue_cycles
 BENCH_INSTALLED := .venv-bench/.installed
@@ -48,8 +50,8 @@ train: $(INSTALLED)
 	@echo && echo "made:" && ls -1 $(RUN)/metrics.jsonl $(RUN)/training_curves.png $(RUN)/adapter/* $(RUN)/train.ipynb
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval notebooks
+	$(BIN)/python -m pytest $(TEST_OPTIONS)
+	$(BIN)/python -m pytest --nbval notebooks $(TEST_OPTIONS)
 
 fuzz: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/fuzz/requirements.txt || \
