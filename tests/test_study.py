@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 from local_service import Running
+from small_runs import records
 
 from tinker_utils.config import LoraConfig, TrainingConfig
-from tinker_utils.service import connect
+from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.rundir import RunDirectory
 from tinker_utils.study import Estimate, Evaluation, StudyRun, difference, estimate, run_study
 from tinker_utils.study_plot import describe_study, study_figure
 
@@ -85,6 +88,11 @@ def config(local_service: Running, tmp_path, monkeypatch) -> TrainingConfig:
     )
 
 
+async def until_evaluated(run: RunDirectory) -> None:
+    while not (run.metrics.exists() and records(run, "val")):
+        await asyncio.sleep(0.01)
+
+
 async def test_a_replay_is_the_run_that_those_settings_give(config, tmp_path):
     variants = {
         "was": dataclasses.replace(config, early_stopping_patience=0),
@@ -92,11 +100,43 @@ async def test_a_replay_is_the_run_that_those_settings_give(config, tmp_path):
         # A threshold that no evaluation passes stops the run at the third evaluation: the first sets the anchor.
         "stops": dataclasses.replace(config, early_stopping_patience=2, early_stopping_threshold=9.0),
     }
-    with connect(config, tmp_path / "unused") as service:
-        was, one_epoch, stops = await run_study(variants, [3], tmp_path / "runs", service)
-        again = await run_study(variants, [3], tmp_path / "runs", service)
+    told = []
+    was, one_epoch, stops = await run_study(variants, [3], tmp_path / "runs", at_once=2, on_run=told.append)
+    again = await run_study(variants, [3], tmp_path / "runs")
     assert [e.step for e in was.evaluations] == [2, 4, 6, 8, 10, 12]
     assert was.replayed("one epoch", epochs=1) == one_epoch
     assert stops.last.step == 6
     assert was.replayed("stops", patience=2, threshold=9.0) == stops
     assert again == [was, one_epoch, stops]
+    assert sorted(told, key=lambda r: r.variant) == [one_epoch, stops, was]
+
+
+async def test_a_run_that_is_stopped_ends_the_study_which_goes_on_there(config, tmp_path):
+    path = tmp_path / "runs" / "was" / "seed-3"
+
+    async def stop() -> None:
+        await until_evaluated(RunDirectory(path))
+        RunDirectory(path).request_stop()
+
+    stopping = asyncio.create_task(stop())
+    longer = dataclasses.replace(config, early_stopping_patience=0, epochs=100)
+    with pytest.raises(TinkerUtilsError, match="was stopped .*run the study again"):
+        await run_study({"was": longer}, [3], tmp_path / "runs")
+    await stopping
+    shorter = dataclasses.replace(longer, epochs=RunDirectory(path).read_state()["progress"]["epoch"] + 1)
+    (run,) = await run_study({"was": shorter}, [3], tmp_path / "runs")
+    assert run.last.step == 4 * shorter.epochs
+    assert any(record["type"] == "resume" for record in records(RunDirectory(path)))
+
+
+async def test_an_interrupt_stops_all_runs_of_a_study(config, tmp_path):
+    longer = dataclasses.replace(config, early_stopping_patience=0, epochs=100)
+    runs = [RunDirectory(tmp_path / "runs" / "was" / f"seed-{seed}") for seed in (3, 4)]
+    study = asyncio.create_task(run_study({"was": longer}, [3, 4, 5], tmp_path / "runs", at_once=2))
+    for run in runs:
+        await until_evaluated(run)
+    study.cancel()
+    with pytest.raises(TinkerUtilsError, match="it was interrupted"):
+        await study
+    assert [run.read_state()["status"] for run in runs] == ["stopped", "stopped"]
+    assert not (tmp_path / "runs" / "was" / "seed-5").exists()

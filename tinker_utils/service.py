@@ -13,6 +13,7 @@ import functools
 import importlib
 import os
 import shutil
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ _CHECK_SECONDS = 0.5
 _EXPORT_TTL_SECONDS = 3600
 _TINY = "tiny"
 _ASKING = "asking the service what it offers"
+# Two threads that import transformers at once can find its lazy module half made.
+_IMPORTING = threading.Lock()
 
 
 class Service:
@@ -334,7 +337,8 @@ def load_tokenizer(config: TrainingConfig) -> Any:
     if name == _TINY:
         name = str(Path(__file__).with_name("local") / "base_model")
     try:
-        from transformers import AutoTokenizer
+        with _IMPORTING:
+            from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError) as error:

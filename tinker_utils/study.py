@@ -1,7 +1,8 @@
-"""Several settings × several seeds, trained side by side on one service, and what the differences come to."""
+"""Several settings × several seeds, trained side by side, and what the differences come to."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import statistics
@@ -13,10 +14,11 @@ import numpy as np
 
 from tinker_utils.config import TrainingConfig
 from tinker_utils.early_stopping import EarlyStopping
+from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.metrics import MetricsLog, read_metrics
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import Service
-from tinker_utils.training import fit
+from tinker_utils.training import fit, opened
 
 
 @dataclass(frozen=True)
@@ -93,30 +95,52 @@ async def run_study(
     variants: Mapping[str, TrainingConfig],
     seeds: Sequence[int],
     output_dir: Path | str,
-    service: Service,
+    *,
+    at_once: int = 1,
     on_run: Callable[[StudyRun], object] | None = None,
 ) -> list[StudyRun]:
-    """Train each variant at each seed on an open service, one after the other.
+    """Train each variant at each seed, all on the service and the base model of the first.
 
-    Runs that have ended in `output_dir` are read instead of repeated.
+    Runs that have ended in `output_dir` are read instead of repeated, and one that was stopped is gone on with.
 
     Args:
         variants: name → configuration; its seed is replaced.
         seeds: of order, initial adapter and dropout.
         output_dir: each run is written to VARIANT/seed-N below it.
-        service: an open connection that serves all the variants' base model.
+        at_once: runs to train side by side, each over a connection of its own: as many as there are cores, for small
+            models on the embedded service.
         on_run: called after each run.
+
+    Raises:
+        TinkerUtilsError: a run was stopped or failed. Those beside it are stopped, too, and everything is saved.
     """
-    runs = []
-    for seed in seeds:
-        for name, config in variants.items():
-            directory = Path(output_dir) / name.replace("/", "-") / f"seed-{seed}"
-            await fit(dataclasses.replace(config, seed=seed), directory, service=service)
-            evaluations = evaluations_of(read_metrics(RunDirectory(directory).metrics))
-            runs.append(StudyRun(name, seed, config.early_stopping_patience > 0, evaluations))
-            if on_run is not None:
-                on_run(runs[-1])
-    return runs
+    planned = [(seed, name) for seed in seeds for name in variants]
+    done: dict[tuple[int, str], StudyRun] = {}
+
+    async def train(number: int) -> None:
+        # Dealt out in turn, so that a run finds its checkpoints again where it left them.
+        store = Path(output_dir) / f"checkpoints-{number}"
+        async with opened(next(iter(variants.values())), store) as service:
+            for seed, name in planned[number::at_once]:
+                done[seed, name] = await _trained(name, seed, variants[name], Path(output_dir), service)
+                if on_run is not None:
+                    on_run(done[seed, name])
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(min(at_once, len(planned))):
+                group.create_task(train(number))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [done[key] for key in planned]
+
+
+async def _trained(name: str, seed: int, config: TrainingConfig, directory: Path, service: Service) -> StudyRun:
+    run = RunDirectory(directory / name.replace("/", "-") / f"seed-{seed}")
+    result = await fit(dataclasses.replace(config, seed=seed), run.path, service=service)
+    if result.status == "stopped":
+        raise TinkerUtilsError(f"{run.path}: was stopped ({result.reason}); run the study again, and it goes on there.")
+    return StudyRun(name, seed, config.early_stopping_patience > 0, evaluations_of(read_metrics(run.metrics)))
 
 
 def evaluations_of(log: MetricsLog) -> tuple[Evaluation, ...]:

@@ -157,7 +157,7 @@ async def _train(
     """Open the service, restore or create the model, and loop; run.json says how it ended, also when it failed."""
     try:
         journal.activity("starting", f"connecting to {preparation.config.service}")
-        async with _open(preparation.config, run, service) as connection:
+        async with opened(preparation.config, run.local_store, service) as connection:
             with closing(Spending(run.spending, journal.state.get("spent"))) as spending:
                 return await Recovery(run, preparation, journal, connection, spending).train(points, remarks)
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -173,14 +173,14 @@ async def _train(
 
 
 @asynccontextmanager
-async def _open(config: TrainingConfig, run: RunDirectory, service: Service | None) -> AsyncIterator[Service]:
-    """The service given, or one of our own, which is closed again even if opening it is interrupted."""
+async def opened(config: TrainingConfig, store: Path, service: Service | None = None) -> AsyncIterator[Service]:
+    """The service given, or what `connect` opens, which is closed again even if opening it is interrupted."""
     if service is not None:
         yield service
         return
-    opening = asyncio.ensure_future(asyncio.to_thread(connect, config, run.local_store))
+    opening = asyncio.ensure_future(asyncio.to_thread(connect, config, store))
     try:
         yield await asyncio.shield(opening)
     finally:
-        opened = await opening
-        await asyncio.to_thread(opened.close)
+        connection = await opening
+        await asyncio.to_thread(connection.close)
