@@ -209,6 +209,13 @@ class Notebook:
         pictures.first.wait_for()
         return any(box and box["height"] > 100 for box in (picture.bounding_box() for picture in pictures.all()))
 
+    def errors_seen(self) -> list[str]:
+        """What JupyterLab says in the place of each widget that is not there, where a person can read it."""
+        missing = self.page.locator(".jp-OutputArea-output", has_text="Error displaying widget")
+        missing.first.wait_for(state="attached")
+        sizes = missing.evaluate_all("all => all.map(one => [one.textContent, getComputedStyle(one).fontSize])")
+        return [text for text, size in sizes if size != "0px"]
+
     def wait_until_free(self) -> None:
         """Wait until the kernel is idle and no cell waits for it."""
         self._idle.wait_for()

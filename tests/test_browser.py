@@ -97,15 +97,12 @@ def assert_the_best_is_kept(run: RunDirectory) -> None:
 
 
 def test_watched_paused_resumed_stopped_and_reopened(lab, run):
-    notebook = lab.open(training_notebook(run, {"early_stopping_patience": 8}))
+    # So long that it is used before it ends, however fast the machine is.
+    notebook = lab.open(training_notebook(run, {"epochs": 200, "early_stopping_patience": 0}))
     notebook.run_all()
     pictures = [notebook.svg()]
     while len(pictures) <= CHANGES:
         pictures.append(notebook.wait_for_change(pictures[-1]))
-    if file := os.environ.get("TINKER_UTILS_SCREENSHOT"):
-        until(lambda: len(recorded(run, "val")) >= PHOTOGENIC, "curves that are worth a photograph")
-        notebook.wait_for_change(notebook.svg())
-        notebook.photograph(Path(file))
 
     notebook.press("Pause")
     notebook.wait_for_sentence("Paused since")
@@ -134,6 +131,21 @@ def test_watched_paused_resumed_stopped_and_reopened(lab, run):
     notebook = lab.open(notebook.file)
     assert notebook.still_is_seen()
     assert notebook.view.count() == 0
+    assert notebook.errors_seen() == []
+    if file := os.environ.get("TINKER_UTILS_REOPENED"):
+        lab.page.screenshot(path=file, full_page=True)
+
+
+def test_photographed(lab, run):
+    """The picture in the README is of the run as the notebook has it."""
+    notebook = lab.open(training_notebook(run, {"early_stopping_patience": 8}))
+    notebook.run_all()
+    until(lambda: len(recorded(run, "val")) >= PHOTOGENIC, "curves that are worth a photograph")
+    file = Path(os.environ.get("TINKER_UTILS_SCREENSHOT") or run.path.with_name("live_view.png"))
+    notebook.photograph(file)
+    notebook.wait_until_free()
+    assert run.read_state()["status"] in ("early_stopped", "completed")
+    assert file.stat().st_size > 0
 
 
 def still_of(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -22,6 +22,7 @@ from tinker_utils.config import LoraConfig, TrainingConfig
 from tinker_utils.dashboard_html import STYLE, dollars, figures_html, short, warnings_html
 from tinker_utils.errors import ConfigError
 from tinker_utils.forecast import DataLengths, Forecast, PreparedData, forecast
+from tinker_utils.notebook import show_widget
 from tinker_utils.rules import Rule, rules
 
 # What the form offers, in groups, and what each setting means; `lora.` leads to the adapter's own settings.
@@ -82,6 +83,9 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
     def __repr__(self) -> str:
         # Saved with the notebook, and compared by nbval: it must not tell one configuration from another.
         return "ConfigForm()"
+
+    def _ipython_display_(self) -> None:
+        show_widget(self)
 
     @property
     def config(self) -> TrainingConfig:

@@ -37,6 +37,7 @@ from tinker_utils import plotting
 from tinker_utils.dashboard_controls import Controls, Settings
 from tinker_utils.dashboard_html import STYLE, picture_html, samples_html, status_html
 from tinker_utils.metrics import MetricsLog
+from tinker_utils.notebook import show_widget
 from tinker_utils.run_status import RunFollower, RunStatus
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.sentence import one_sentence
@@ -252,7 +253,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
     # The still picture, which stays in the saved notebook when the widgets have gone
 
     def _ipython_display_(self) -> None:
-        display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
+        show_widget(self)
         data, metadata = self._still or _bundle(_TRANSPARENT_PIXEL, "Training curves, when the run has ended.")
         display(data, metadata=metadata, raw=True, display_id=self._still_id)  # type: ignore[no-untyped-call]
         self._is_displayed = True

@@ -46,9 +46,17 @@ STYLE = r"""<style>
 .tinker-controls .fa-pause::before { content: "\f04c" / ""; }
 .tinker-controls .fa-play::before { content: "\f04b" / ""; }
 .tinker-controls .fa-stop::before { content: "\f04d" / ""; }
-/* The still picture, displayed right below, is for those who open the notebook without its kernel. */
-.jp-OutputArea-child:has(.tinker-run) + .jp-OutputArea-child:has(.jp-needs-light-background) { display: none; }
+/* The still picture, displayed below, is for those who open the notebook without its kernel. */
+.jp-OutputArea-child:has(.tinker-run) ~ .jp-OutputArea-child:has(.jp-needs-light-background) { display: none; }
 </style>"""
+# Displayed beside a widget. In a notebook that is opened without its kernel, JupyterLab puts an error message in the
+# place of each widget; a reader is told what to do instead.
+LOST_WIDGET = """<div class="tinker-lost"><style>
+.jp-OutputArea-child:has(.tinker-lost) { display: none; }
+.jp-OutputArea:has(.tinker-lost) > .jp-OutputArea-child > .jupyter-widgets:not(:has(*)) { font-size: 0; }
+.jp-OutputArea:has(.tinker-lost) > .jp-OutputArea-child > .jupyter-widgets:not(:has(*))::after {
+  content: "Run this cell to use it."; font-size: 13px; color: var(--jp-content-font-color2, #595959); }
+</style></div>"""
 # The colours of paper and ink in a picture, and what stands for them in a notebook's theme.
 _THEME = {
     WHITE: "var(--tinker-ground)",

@@ -1,10 +1,11 @@
-"""A still picture that stays in a saved notebook, with its alternative text."""
+"""What stays in a saved notebook: a still picture with its alternative text, and a word where a widget was."""
 
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tinker_utils.dashboard_html import LOST_WIDGET
 from tinker_utils.plotting import png
 
 if TYPE_CHECKING:
@@ -20,3 +21,11 @@ def show_picture(drawing: Figure, alternative_text: str) -> None:
         metadata={"image/png": {"alt": alternative_text}},
         raw=True,
     )
+
+
+def show_widget(widget: Any) -> None:
+    """Display a widget, and what takes its place where the notebook is opened without its kernel."""
+    from IPython.display import display
+
+    display(widget._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
+    display({"text/plain": "", "text/html": LOST_WIDGET}, raw=True)  # type: ignore[no-untyped-call]
