@@ -108,7 +108,10 @@ def test_watched_paused_resumed_stopped_and_reopened(lab, run):
     notebook.wait_for_sentence("Paused since")
     paused = notebook.svg()
     notebook.press("Log")  # a choice is drawn although no record comes
-    notebook.wait_for_change(paused)
+    logarithmic = notebook.wait_for_change(paused)
+    notebook.view.get_by_role("spinbutton", name="Smoothing").fill("0.9")
+    lab.page.keyboard.press("Enter")
+    notebook.wait_for_change(logarithmic)
     notebook.press("Resume")
     notebook.wait_for_sentence("Training")
     until(lambda: trained(run)[-1] > noticed(run, "paused") + AHEAD, "training to go on")

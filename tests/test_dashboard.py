@@ -366,9 +366,10 @@ def _dedent(cell):
 class TestInAKernel:
     @pytest.mark.parametrize(("cell", "words"), [(1, "up to step 2"), (3, "up to step 1")])
     def test_the_saved_notebook_keeps_a_still_picture_with_its_description(self, executed, cell, words):
-        view, still = executed.cells[cell].outputs
+        view, lost, still = executed.cells[cell].outputs
         assert view["data"]["text/plain"] == "Dashboard()"
         assert "application/vnd.jupyter.widget-view+json" in view["data"]
+        assert "Run this cell to use it." in lost["data"]["text/html"]
         assert still["data"]["text/plain"] == "<training curves>"
         assert len(base64.b64decode(still["data"]["image/png"])) > 5000
         assert words in still["metadata"]["image/png"]["alt"]

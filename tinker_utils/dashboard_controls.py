@@ -29,8 +29,15 @@ class Controls:
         self.stop = widgets.Button(
             description="Stop", icon="stop", tooltip="Finish the step, save, and keep the best checkpoint"
         )
-        self.smoothing = widgets.FloatSlider(
-            DEFAULT_SMOOTHING, min=0, max=0.99, step=0.01, description="Smoothing", continuous_update=False
+        # Not a slider: that of ipywidgets has no name for a screen reader.
+        self.smoothing = widgets.BoundedFloatText(
+            DEFAULT_SMOOTHING,
+            min=0,
+            max=0.99,
+            step=0.05,
+            description="Smoothing",
+            tooltip="Weight of the past in the smoothed curves, from 0 to 0.99",
+            layout={"width": "160px"},
         )
         narrow = {"button_width": "auto"}
         self.quantity = widgets.ToggleButtons(
