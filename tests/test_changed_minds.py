@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 from small_runs import adapter_bytes, records
@@ -10,6 +11,7 @@ from small_runs import adapter_bytes, records
 from tinker_utils.cost import Prices
 from tinker_utils.errors import ResumeError
 from tinker_utils.preparation import prepare
+from tinker_utils.rundir import RunDirectory
 from tinker_utils.training import fit
 
 pytestmark = pytest.mark.usefixtures("key")
@@ -94,3 +96,20 @@ async def test_refused_changes_are_shown_one_by_one_and_touch_nothing(impatient,
     anew = await fit(dataclasses.replace(other, resume_from_checkpoint=False), run.path, service=service)
     assert anew.steps > 0
     assert (run.path / "previous" / "1" / "run.json").exists()
+
+
+async def test_a_copy_that_goes_on_takes_nothing_from_the_run_it_was_copied_from(config, service, run, tmp_path):
+    short = dataclasses.replace(config, epochs=1, checkpoint_interval_steps=0)
+    first = await fit(short, run.path, service=service)
+    models = {point["path"].split("/")[2] for point in run.read_state()["resume_points"]}
+    before = [service.checkpoints_of(model) for model in models]
+    assert first.best_checkpoint in dict(before[0])
+    copy = RunDirectory(shutil.copytree(run.path, tmp_path / "copy"))
+    for epochs in (2, 3):  # the second time, the copy goes on from what it has saved itself
+        longer = await fit(dataclasses.replace(short, epochs=epochs), copy.path, service=service)
+        assert longer.steps == 6 * epochs
+        assert [service.checkpoints_of(model) for model in models] == before
+    assert await fit(short, run.path, service=service) == first
+    moved = RunDirectory(run.path.rename(tmp_path / "moved"))
+    await fit(dataclasses.replace(short, epochs=2), moved.path, service=service)
+    assert [service.checkpoints_of(model) for model in models] != before, "one that was moved is still the same run"

@@ -39,6 +39,12 @@ def test_the_embedded_service_is_free_and_other_servers_have_no_known_price():
     assert prices_for("tinker", "nobody/knows") is None
 
 
+def test_samples_are_priced_by_their_prompts_and_by_the_most_that_may_be_written():
+    # 600 and 400 tokens at 2 dollars a million, and twice at most 128 at 5 dollars.
+    assert Prices(1.0, 2.0, 5.0).sampling([600, 400]) == pytest.approx(0.002 + 256 * 5e-6)
+    assert Prices(1.0, 2.0, 5.0).sampling([]) == 0
+
+
 def test_an_evaluation_is_priced_by_the_dearer_guess():
     assert Prices(0.44, 0.195, 0.6).evaluate == 0.44
 

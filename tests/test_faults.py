@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from faulty_service import (
     Fault,
@@ -164,6 +166,34 @@ async def test_after_a_lost_result_the_run_goes_back_by_itself(faulty, config, s
     assert run.read_state()["spent"]["tokens"] >= faulty.ledger.tokens > result.tokens
 
 
+def loads(request):
+    """Whether a poll asks whether a checkpoint was loaded."""
+    return request.headers.get("x-tinker-request-type") == "LoadWeights"
+
+
+async def test_a_result_that_is_lost_while_the_run_goes_back_does_not_end_it(faulty, config, service, run, whole):
+    faulty.faults = [
+        Fault("retrieve_future", refused(410), on=passes, skip=5),
+        Fault("retrieve_future", refused(410), on=loads, times=2),
+    ]
+    await fit(through(faulty, config), run.path)
+    assert len(faulty.struck) == 3
+    assert history(run) == history(whole.run)
+    assert adapter_bytes(run, service) == whole.adapter
+
+
+async def test_an_answer_of_the_wrong_length_sends_the_run_back(faulty, config, run, whole):
+    def shortened(output):
+        field = output.loss_fn_outputs[0].fields["logprobs"]
+        field.data = field.data[:8]
+        field.offsets = np.array([0, 8, *[8] * (len(field.offsets) // 8 - 2)], "<i8").tobytes()
+
+    faulty.faults = [Fault("retrieve_future", rewritten(shortened), on=about(":9"))]
+    await fit(through(faulty, config), run.path)
+    assert any("cannot be read" in r["message"] for r in records(run, "notice"))
+    assert history(run) == history(whole.run)
+
+
 async def test_results_that_are_lost_again_and_again_end_the_run_which_resumes(faulty, config, run, whole):
     faulty.faults = [Fault("retrieve_future", refused(410), on=passes, skip=2, times=1000)]
     with pytest.raises(ResultLostError, match="step 3: RetryableException"):
@@ -242,6 +272,34 @@ def test_losses_that_are_not_finite_again_and_again_stop_the_run_all_the_same(fa
     assert run.read_state()["left_out_steps"] == [7, 8, 9]
 
 
+def no_number(output):
+    """Log-probabilities as spoiled weights give them."""
+    for outputs in output.loss_fn_outputs:
+        field = outputs.fields["logprobs"]
+        field.data = np.full(len(field.data) // 4, np.nan, "<f4").tobytes()
+
+
+# The evaluation after step 4 has sequence number 11.
+async def test_an_evaluation_that_gives_no_number_stops_the_run_at_sound_weights(faulty, config, run, whole):
+    faulty.faults = [Fault("retrieve_future", rewritten(no_number), on=about(":11"))]
+    result = await fit(through(faulty, config), run.path)
+    assert result.status == "failed"
+    assert "the evaluation after step 4 gives no number" in result.reason
+    assert run.read_state()["resume_points"][-1]["progress"]["step"] == 2, "not the weights that were spoiled"
+    assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[:2]
+    await fit(through(faulty, config), run.path)
+    assert history(run) == history(whole.run)
+
+
+async def test_an_evaluation_that_gives_no_number_can_cost_one_batch(faulty, config, run):
+    faulty.faults = [Fault("retrieve_future", rewritten(no_number), on=about(":11"))]
+    result = await fit(through(faulty, config, on_nonfinite="skip"), run.path)
+    assert result.status == "completed"
+    assert run.read_state()["left_out_steps"] == [4]
+    last = run.read_state()["resume_points"][-1]["path"]
+    assert faulty.ledger.batches_in(last) == planned_batches(config, without={4})
+
+
 async def test_a_service_without_metrics_is_read_by_its_logprobs(faulty, config, run, whole):
     faulty.faults = [Fault("retrieve_future", rewritten(lambda output: output.metrics.clear()), times=1000)]
     await fit(through(faulty, config), run.path)
@@ -280,4 +338,24 @@ async def test_a_sum_that_disagrees_with_the_logprobs_is_told_of_once(faulty, co
     (warning,) = [r["message"] for r in records(run, "notice") if "loss:sum" in r["message"]]
     first, twice = (float(number) for number in re.findall(r"[\d.]+(?= nats|;)", warning))
     assert (first, twice) == pytest.approx((2 * twice, twice), rel=1e-4)
+    assert history(run) == history(whole.run)
+
+
+@pytest.mark.parametrize("evaluations", [False, True])
+async def test_a_sum_that_is_no_number_is_told_of_once(faulty, config, run, whole, evaluations):
+    def spoiled(output):
+        output.metrics["loss:sum"] = math.nan
+
+    kind = "Forward" if evaluations else "ForwardBackward"
+    faulty.faults = [
+        Fault(
+            "retrieve_future",
+            rewritten(spoiled),
+            times=1000,
+            on=lambda request: request.headers.get("x-tinker-request-type") == kind,
+        )
+    ]
+    await fit(through(faulty, config), run.path)
+    (warning,) = [r["message"] for r in records(run, "notice") if "loss:sum" in r["message"]]
+    assert warning.startswith("the service's loss:sum is nan nats")
     assert history(run) == history(whole.run)

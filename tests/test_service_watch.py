@@ -9,7 +9,7 @@ import pytest
 import tinker  # noqa: F401  (it silences httpx, as in a run)
 from relay import Message, Relay, reply
 
-from tinker_utils.service_watch import ServiceWatch, why_unreachable
+from tinker_utils.service_watch import ServiceWatch, is_at_work, why_unreachable
 
 
 class Scripted(Relay):
@@ -86,5 +86,34 @@ def test_a_good_answer_ends_the_trouble(server):
     watch = ServiceWatch(server.base_url)
     ask(server, "429", "429")
     assert watch.trouble() == "the service answers 429 Injected"
-    watch.responded(f"{server.base_url}/api/v1/429", 200, "OK")
+    watch.responded("POST", f"{server.base_url}/api/v1/429", 200, "OK")
     assert watch.trouble() is None
+
+
+def test_a_checkpoint_that_cannot_be_removed_says_nothing_of_the_training(server):
+    watch = ServiceWatch(server.base_url)
+    with httpx.Client(trust_env=False) as client:
+        for method in ("DELETE", "PUT"):
+            for _ in range(2):
+                client.request(method, f"{server.base_url}/api/v1/training_runs/a/checkpoints/503")
+    assert watch.trouble() is None
+
+
+class Overloaded(Relay):
+    """Answers everything with one status."""
+
+    status = 503
+
+    async def answer(self, request: Message) -> Message:
+        return reply(self.status)
+
+
+def test_a_service_that_answers_only_to_refuse_is_reachable_but_not_at_work():
+    with Overloaded("http://127.0.0.1:9") as server:
+        assert why_unreachable(server.base_url, 1.0) is None
+        assert not is_at_work(server.base_url, 1.0)
+        server.status = 429
+        assert not is_at_work(server.base_url, 1.0)
+        server.status = 404  # a server that does not know the question
+        assert is_at_work(server.base_url, 1.0)
+    assert not is_at_work("http://127.0.0.1:1", 1.0)

@@ -85,7 +85,8 @@ class Bookkeeper:
     def _cross_check(self, step: int, loss: BatchLoss) -> None:
         """Say, once, that the service's own sum is not ours: it weights tokens in another way than is documented."""
         apart = 0.0 if loss.reported is None else disagreement(loss.total, loss.reported)
-        if apart > _TOLERATED_DISAGREEMENT:
+        # A sum that is NaN beside logprobs that are not is no less apart.
+        if math.isfinite(loss.total) and not apart <= _TOLERATED_DISAGREEMENT:
             self._warn_once(
                 "loss:sum", step,
                 f"the service's loss:sum is {loss.reported:.6g} nats where its logprobs give {loss.total:.6g}; "
@@ -128,6 +129,8 @@ class Bookkeeper:
         pooled = evaluation.pooled
         tokens = sum(batch.tokens for batch in batches)
         self.progress.eval_tokens += tokens
+        for loss in losses:
+            self._cross_check(step, loss)
         best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
         decision = self._decide(step, evaluation)
         self._journal.record(

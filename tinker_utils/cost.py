@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tinker_utils.errors import ConfigError
 
 PRICES_FILE = Path(__file__).with_name("prices.yaml")
 TOKENS_PER_PRICE = 1_000_000
+SAMPLED_TOKENS = 128
+"""The most that is written after a prompt at an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Prices:
     def evaluate(self) -> float:
         """The price assumed for a forward pass: the dearer of training and prefill, since it is not published."""
         return max(self.train, self.prefill)
+
+    def sampling(self, prompt_tokens: Iterable[int]) -> float:
+        """Dollars at most for the samples of one evaluation, whose prompts have so many tokens each."""
+        prompts = list(prompt_tokens)
+        return token_cost(sum(prompts), self.prefill) + token_cost(len(prompts) * SAMPLED_TOKENS, self.sample)
 
 
 FREE = Prices(0.0, 0.0, 0.0)

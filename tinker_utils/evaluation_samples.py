@@ -7,13 +7,12 @@ import math
 from collections import deque
 from dataclasses import asdict
 
+from tinker_utils.cost import SAMPLED_TOKENS
 from tinker_utils.journal import Journal
 from tinker_utils.model import Model, SubmittedSamples
 from tinker_utils.preparation import Preparation
-from tinker_utils.samples import as_samples, prompts_of
+from tinker_utils.samples import as_samples
 from tinker_utils.service_errors import service_error
-
-_MAX_TOKENS = 128
 
 
 class EvaluationSamples:
@@ -23,14 +22,13 @@ class EvaluationSamples:
         self._preparation = preparation
         self._journal = journal
         self._model = model
-        self._prompts = prompts_of(preparation.sampled, preparation.tokenizer)
         self._pending: deque[tuple[int, SubmittedSamples]] = deque()
         self._failed: set[int] = set()
 
     def submit(self, step: int) -> None:
         """Ask for the samples of step `step`, at the weights that what was submitted so far leads to."""
-        if self._prompts:
-            self._pending.append((step, self._model.submit_samples(self._prompts, _MAX_TOKENS)))
+        if prompts := self._preparation.sample_prompts:
+            self._pending.append((step, self._model.submit_samples(prompts, SAMPLED_TOKENS)))
 
     def record(self, last_step: int | None) -> None:
         """Write what has arrived; samples of steps after `last_step` are no part of the run, and are dropped."""

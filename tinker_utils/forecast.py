@@ -90,6 +90,10 @@ def forecast(config: TrainingConfig, data: DataLengths) -> Forecast:
     evaluated = 0 if data.valid is None else int(np.minimum(data.valid, limit).sum()) * evaluations
     prices = prices_for(config.service, config.model)
     cost = token_cost(tokens, prices.train) + token_cost(evaluated, prices.evaluate) if prices else None
+    if prices and cost is not None and data.valid is not None:
+        # A prompt is a part of its example.
+        prompts = np.minimum(data.valid[: config.samples_at_evaluation], limit)
+        cost += evaluations * prices.sampling(prompts.tolist())
     warnings = (
         *_about_rank(config, data),
         *about_service(config),

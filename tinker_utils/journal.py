@@ -75,8 +75,10 @@ class Journal:
         """
         with writing(self._run.path):
             self._metrics.close()
-            known = rewind_metrics(self._run.metrics, checkpoint, step)
-            self._metrics = MetricsWriter(self._run.metrics)
+            try:
+                known = rewind_metrics(self._run.metrics, checkpoint, step)
+            finally:
+                self._metrics = MetricsWriter(self._run.metrics)
             rewind_samples(self._run.samples, step)
         return known
 
@@ -113,7 +115,8 @@ class Journal:
         """`end` for a run that was broken off: at the last step recorded, and silent if the disk refuses even that."""
         progress = self.state.get("progress") or {}
         best = {name: progress.get(name) for name in ("best_step", "best_val_loss")}
-        with contextlib.suppress(RunDirectoryError):
+        # A ValueError: a rewind that the disk refused has left the file closed.
+        with contextlib.suppress(RunDirectoryError, ValueError):
             self.end(status, reason, self._last_step, **best)
 
     def close(self) -> None:

@@ -40,6 +40,10 @@ _NOT_FINITE = (
     "the loss or the gradient of step {step} is not a finite number: lower training.learning_rate, set "
     "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
 )
+_NO_NUMBER = (
+    "the evaluation after step {step} gives no number, so the weights are spoiled: lower training.learning_rate, set "
+    "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
+)
 _TIDY_SECONDS = 30
 # What an embedded server that was killed takes to be seen as ended, after its connections have broken.
 _ENDING_SECONDS = 0.5
@@ -192,7 +196,16 @@ class TrainingLoop:
         return self._config.on_nonfinite == "skip" and not self.ending and not too_many
 
     def _evaluated(self, step: int, request: SubmittedEvaluation) -> None:
-        if self._books.evaluated(step, request.batches, request.result()).stop:
+        losses = request.result()
+        # NaN comes of spoiled weights, also where no step has shown it: the save behind it must not count. Infinity
+        # may be one token that the model holds for impossible.
+        spoiled = any(math.isnan(loss.total) for loss in losses)
+        if spoiled and self._may_leave_out(step):
+            raise SpoiledStepError(step)
+        decision = self._books.evaluated(step, request.batches, losses)
+        if spoiled:
+            self._cut(step - 1, "failed", _NO_NUMBER.format(step=step))
+        elif decision.stop:
             self._end_early()
 
     def _has_saved(self, step: int, path: str) -> None:

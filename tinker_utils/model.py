@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tinker_utils.background import in_background
 from tinker_utils.batching import Batch
-from tinker_utils.errors import ServiceError
+from tinker_utils.errors import ResultLostError, ServiceError
 from tinker_utils.loss import negative_log_likelihood
 
 if TYPE_CHECKING:
@@ -178,13 +178,14 @@ def _datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker
 
 def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
     """A response as a loss; `scale` turns the service's own sum, taken with the weights sent, into nats."""
-    reported = _reported_sum(output.metrics, scale)
-    logprobs = [each.get("logprobs") for each in output.loss_fn_outputs]
-    if len(logprobs) == len(batch.data) and all(each is not None for each in logprobs):
-        totals = tuple(
-            negative_log_likelihood(each.to_numpy(), example.weights)
-            for each, example in zip(logprobs, batch.data, strict=True)
-        )
+    try:
+        reported, totals = _reported_sum(output.metrics, scale), _totals(output.loss_fn_outputs, batch)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ResultLostError(
+            f"reading a loss: the service's answer cannot be read ({error}); look at the service's status and try "
+            "again; a run resumes where it was."
+        ) from error
+    if totals is not None:
         return BatchLoss(totals, float(np.sum(totals)), reported)
     if reported is None:
         raise ServiceError(
@@ -192,6 +193,18 @@ def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
             "use a server that returns one of them."
         )
     return BatchLoss(None, reported, reported)
+
+
+def _totals(outputs: Sequence[Mapping[str, Any]], batch: Batch) -> tuple[float, ...] | None:
+    """The negative log-likelihood of each example; None where the service returned no logprobs."""
+    logprobs = [each.get("logprobs") for each in outputs]
+    if len(logprobs) != len(batch.data) or any(each is None for each in logprobs):
+        return None
+    return tuple(
+        negative_log_likelihood(each.to_numpy(), example.weights)
+        for each, example in zip(logprobs, batch.data, strict=True)
+        if each is not None
+    )
 
 
 def _nothing() -> Future[Any]:

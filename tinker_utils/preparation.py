@@ -21,6 +21,7 @@ from tinker_utils.example_set import StreamedPlan, StreamedSet, render_all
 from tinker_utils.remarks import about_evaluation, about_money, about_service
 from tinker_utils.rendered_file import RenderedFile
 from tinker_utils.rendering import RenderedSet, Tokenizer
+from tinker_utils.samples import prompts_of
 from tinker_utils.schedule import learning_rate, warmup_steps
 from tinker_utils.sentence import without_home
 from tinker_utils.service import load_tokenizer
@@ -69,6 +70,11 @@ class Preparation:
         """Tokens trained on, if nothing stops the run early."""
         return self.train.tokens * self.config.epochs
 
+    @cached_property
+    def sample_prompts(self) -> list[list[int]]:
+        """The prompts, as tokens, that the model is to answer at each evaluation."""
+        return prompts_of(self.sampled, self.tokenizer)
+
     @property
     def expected_cost_usd(self) -> float | None:
         """Dollars for all epochs and their evaluations: the most the run can cost; None without a price."""
@@ -76,10 +82,14 @@ class Preparation:
         return self.cost_usd(self.expected_tokens, evaluated)
 
     def cost_usd(self, trained: int, evaluated: int) -> float | None:
-        """Dollars for so many tokens trained on and evaluated; None without a price."""
+        """Dollars for so many tokens trained on and evaluated, samples included; None without a price."""
         if self.prices is None:
             return None
-        return token_cost(trained, self.prices.train) + token_cost(evaluated, self.prices.evaluate)
+        # Each evaluation reads the whole validation set, and asks for all samples.
+        evaluations = evaluated / self.valid.tokens if self.valid else 0.0
+        samples = self.prices.sampling(map(len, self.sample_prompts))
+        passes = token_cost(trained, self.prices.train) + token_cost(evaluated, self.prices.evaluate)
+        return passes + evaluations * samples
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation follows step `step`."""

@@ -8,6 +8,7 @@ checkpoint, and what was trained since is trained again: never twice on the same
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from tinker_utils.bookkeeping import Bookkeeper
@@ -48,11 +49,14 @@ class Recovery:
         self._journal = journal
         self._service = service
         self._spending = spending
-        self._retention = Retention(service, preparation.config.checkpoint_ttl_seconds)
+        # A copied directory has its own copy of the embedded store, but not of what a service elsewhere keeps.
+        borrowed = () if preparation.config.service == "local" else journal.state.get("borrowed_models", ())
+        self._retention = Retention(service, preparation.config.checkpoint_ttl_seconds, borrowed)
         self._waiting = Waiting(journal, service, preparation.config.service_timeout_s, _abort)
         self._left_out = frozenset(journal.state.get("left_out_steps") or ())
         self._returned_to: str | None = None
         self._returns = 0
+        self._returning_since = 0.0
 
     async def train(self, points: Sequence[ResumePoint], remarks: Sequence[tuple[str, str]]) -> TrainingResult:
         """Train to the end.
@@ -66,12 +70,15 @@ class Recovery:
             ResumeError: none of the run's checkpoints is left.
         """
         while True:
-            loop = await self._loop(points, remarks)
+            loop: TrainingLoop | None = None
             try:
+                loop = await self._loop(points, remarks)
                 return await loop.run()
             except ResultLostError as lost:
+                if loop is None and not self._returns:
+                    raise  # nothing has been trained yet, and whoever began it is there to hear
                 points = self._go_back()
-                if self._returns > _MOST_RETURNS or loop.ending:
+                if self._in_vain(lost) or (loop is not None and loop.ending):
                     raise
                 remarks = [("warning", f"{lost} The run went back to step {points[0].progress.step} by itself.")]
                 if isinstance(lost, ServiceGoneError):
@@ -118,9 +125,17 @@ class Recovery:
 
     def _go_back(self) -> list[ResumePoint]:
         points = resume_points(self._run, self._journal.state)
-        self._returns = self._returns + 1 if self._returned_to == points[0].path else 1
-        self._returned_to = points[0].path
+        if not self._returns or self._returned_to != points[0].path:
+            self._returned_to, self._returns, self._returning_since = points[0].path, 0, time.monotonic()
+        self._returns += 1
         return points
+
+    def _in_vain(self, lost: ResultLostError) -> bool:
+        """Whether to go back to one and the same checkpoint no more: too often, or an outage that lasts too long."""
+        if not isinstance(lost, ServiceGoneError):
+            return self._returns > _MOST_RETURNS
+        longest = self._preparation.config.service_timeout_s
+        return longest is not None and time.monotonic() - self._returning_since > longest
 
     def _leave_out(self, step: int, back_to: int) -> str:
         """Note that a step's batch is not to be trained on, also should the run be killed now."""

@@ -35,11 +35,18 @@ class Kept:
 
 
 class Retention:
-    """Removes and lets expire; nothing waits for it until `settle`."""
+    """Removes and lets expire; nothing waits for it until `settle`.
 
-    def __init__(self, service: Service, ttl_seconds: int | None) -> None:
+    Args:
+        service: where the checkpoints are.
+        ttl_seconds: how long periodic checkpoints last once they are neither the best nor the latest; None for ever.
+        borrowed: names under which another run saves: nothing of theirs is touched.
+    """
+
+    def __init__(self, service: Service, ttl_seconds: int | None, borrowed: Iterable[str] = ()) -> None:
         self._service = service
         self._ttl_seconds = ttl_seconds
+        self._borrowed = frozenset(borrowed)
         self._pending: set[Future[None]] = set()
         self._failures = 0
 
@@ -48,12 +55,13 @@ class Retention:
         for checkpoint in checkpoints:
             if not checkpoint.periodic:
                 self.remove(checkpoint.path)
-            elif self._ttl_seconds:
+            elif self._ttl_seconds and _model_of(checkpoint.path) not in self._borrowed:
                 self._submit(self._service.expire_checkpoint(checkpoint.path, self._ttl_seconds))
 
     def remove(self, path: str) -> None:
         """Remove a checkpoint."""
-        self._submit(self._service.delete_checkpoint(path))
+        if _model_of(path) not in self._borrowed:
+            self._submit(self._service.delete_checkpoint(path))
 
     def sweep(self, kept: Kept) -> tuple[str, ...]:
         """Remove what earlier attempts left, and put right what expires; waits for the service's lists.
@@ -61,7 +69,7 @@ class Retention:
         Returns:
             The names that have to be looked at again next time: those under which something is, or was until now.
         """
-        return tuple(model for model in kept.models if self._sweep(model, kept))
+        return tuple(model for model in kept.models if model not in self._borrowed and self._sweep(model, kept))
 
     async def settle(self, timeout_s: float) -> int:
         """Wait for what was asked of the service; how much of it failed, or was not answered in time."""
@@ -105,6 +113,20 @@ def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
     resumable = [point.latest.path for point in points if point.latest]
     passing = frozenset([*resumable, *(each.path for point in points for each in point.periodic)]) - lasting
     return Kept(tuple(dict.fromkeys([*models, *map(_model_of, sorted(lasting | passing))])), lasting, passing)
+
+
+def borrowed_models(run: RunDirectory, state: State, points: Sequence[Checkpoints]) -> list[str]:
+    """The names under which the run saves that this directory is a copy of: what it goes on from is not its own.
+
+    Args:
+        run: the directory.
+        state: run.json as it was found there.
+        points: the checkpoints that it names, for each point from which the run can be resumed, the latest last.
+    """
+    borrowed = state.get("borrowed_models") or []
+    if state.get("home") in (None, run.identity):
+        return list(borrowed)
+    return list(dict.fromkeys([*borrowed, *needed(state.get("models") or [], points).models]))
 
 
 def set_aside(run: RunDirectory) -> list[Kept]:

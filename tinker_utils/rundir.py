@@ -123,6 +123,13 @@ class RunDirectory:
                         self._lock.unlink()
                         self.path.rmdir()
 
+    @property
+    def identity(self) -> int | None:
+        """What tells the directory from a copy of it: it moves along on one file system; None if it is not there."""
+        with contextlib.suppress(OSError):
+            return self.path.stat().st_ino
+        return None
+
     def is_free(self) -> bool:
         """Whether it is certain that no process trains here, as when the one that did was killed."""
         return file_lock.is_free(self._lock)

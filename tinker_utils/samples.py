@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinker_utils.chat import Conversation
+from tinker_utils.cost import SAMPLED_TOKENS
 from tinker_utils.rendering import prompt_tokens
 from tinker_utils.service import Service
 
@@ -25,7 +26,7 @@ def sample_answers(
     tokenizer: Any,
     conversations: Sequence[Conversation],
     checkpoint: str | None = None,
-    max_tokens: int = 128,
+    max_tokens: int = SAMPLED_TOKENS,
 ) -> list[Sample]:
     """Let a checkpoint, or the base model, answer the prompt of each conversation's last assistant message.
 

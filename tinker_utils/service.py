@@ -27,7 +27,7 @@ from tinker_utils.config import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.model import Model, complete
 from tinker_utils.service_errors import first_line, service_errors
-from tinker_utils.service_watch import ServiceWatch, why_unreachable
+from tinker_utils.service_watch import ServiceWatch, is_at_work, why_unreachable
 
 if TYPE_CHECKING:
     import tinker
@@ -122,8 +122,8 @@ class Service:
         return [(each.tinker_path, each.expires_at is not None) for each in listed]
 
     def wait_until_reachable(self) -> None:
-        """Block until the service gives any answer at all."""
-        while why_unreachable(self._address, _PROBE_SECONDS) is not None:
+        """Block until the service answers, and not only to say that it cannot."""
+        while not is_at_work(self._address, _PROBE_SECONDS):
             time.sleep(1.0)
 
     def renew(self) -> None:

@@ -22,10 +22,12 @@ from tinker_utils.sentence import one_sentence
 _PROBE_SECONDS = 2.0
 # At this status the SDK pauses for five seconds at a time, and for an hour in all; one other refusal is soon bridged
 # and no news, but a second in a row is.
-_BILLING = 402
+_BILLING, _OVERLOADED = 402, 429
 _REFUSALS_IN_A_ROW = 2
 # Requests that say nothing of whether training goes on.
 _BESIDE_THE_POINT = ("session_heartbeat", "telemetry", "client/config", "client/dynamic_config")
+# Checkpoints are removed and let expire in this way, which nothing waits for.
+_TIDYING = ("DELETE", "PUT")
 _PAUSES = {
     "paused_capacity": "the service is short of capacity",
     "paused_rate_limit": "the service's limit of concurrent training clients is reached",
@@ -82,12 +84,12 @@ class ServiceWatch:
         state = str(getattr(queue_state, "value", queue_state))
         self._queue = f"paused: {queue_state_reason or _PAUSES[state]}" if state in _PAUSES else None
 
-    def responded(self, url: str, status: int, phrase: str) -> None:
+    def responded(self, method: str, url: str, status: int, phrase: str) -> None:
         """A response of the service was seen."""
-        if not url.startswith(self._address) or url.endswith(_BESIDE_THE_POINT):
+        if not url.startswith(self._address) or url.endswith(_BESIDE_THE_POINT) or method in _TIDYING:
             return
         self._unreachable = None
-        if status == _BILLING or status == 429 or status >= 500:
+        if status in (_BILLING, _OVERLOADED) or status >= 500:
             in_a_row = self._refusals[url].in_a_row + 1 if url in self._refusals else 1
             self._refusals = {**self._refusals, url: _Refusals(status, phrase, in_a_row)}
         elif url in self._refusals:
@@ -101,12 +103,29 @@ class ServiceWatch:
 def why_unreachable(address: str, timeout_s: float) -> str | None:
     """Why a service gives no answer at all; None if it gives any, be it a refusal."""
     try:
-        urllib.request.urlopen(f"{address}/api/v1/healthz", timeout=timeout_s).close()
-    except urllib.error.HTTPError as refusal:
-        refusal.close()
+        _health(address, timeout_s)
     except (OSError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", None) or error)
     return None
+
+
+def is_at_work(address: str, timeout_s: float) -> bool:
+    """Whether a service answers, and not only to say that it is overloaded or out of order."""
+    try:
+        status = _health(address, timeout_s)
+    except (OSError, http.client.HTTPException):
+        return False
+    return status != _OVERLOADED and status < 500
+
+
+def _health(address: str, timeout_s: float) -> int:
+    """The status of a service's answer; OSError or HTTPException where there is none."""
+    try:
+        with urllib.request.urlopen(f"{address}/api/v1/healthz", timeout=timeout_s) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        return refusal.code
 
 
 class _Responses(logging.Filter):
@@ -125,9 +144,9 @@ class _Responses(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         match record.args:
-            case (_, url, _, int(status), str(phrase)):
+            case (method, url, _, int(status), str(phrase)):
                 for watch in list(_watches):
-                    watch.responded(str(url), status, phrase)
+                    watch.responded(str(method), str(url), status, phrase)
         above = self._logger.parent or self._logger
         return record.levelno >= (self._own_level or above.getEffectiveLevel())
 

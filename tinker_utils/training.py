@@ -25,6 +25,7 @@ from tinker_utils.resuming import (
     stretched_schedule,
     with_fresh_patience,
 )
+from tinker_utils.retention import borrowed_models
 from tinker_utils.rundir import RunDirectory, State, write_atomically
 from tinker_utils.sentence import one_sentence, without_home
 from tinker_utils.service import Service, connect
@@ -81,7 +82,7 @@ async def fit(
             run.archive()
         write_atomically(run.config, dump_config(config))
         points[0] = with_fresh_patience(points[0], before or {}, preparation)
-        state = _first_state(preparation, points, before or {})
+        state = _first_state(run, preparation, points, before or {})
         doubts = report.warnings + stretched_schedule(before or {}, preparation)
         remarks = [("warning", sentence) for sentence in doubts]
         if changes:
@@ -117,7 +118,7 @@ def _checked(run: RunDirectory, preparation: Preparation, service: Service | Non
     return report
 
 
-def _first_state(preparation: Preparation, points: list[ResumePoint], before: State) -> State:
+def _first_state(run: RunDirectory, preparation: Preparation, points: list[ResumePoint], before: State) -> State:
     config = preparation.config
     return {
         "format": FORMAT,
@@ -143,6 +144,8 @@ def _first_state(preparation: Preparation, points: list[ResumePoint], before: St
         "periodic_checkpoints": before.get("periodic_checkpoints", []),
         "left_out_steps": before.get("left_out_steps", []),
         "models": before.get("models", []),
+        "home": run.identity,
+        "borrowed_models": borrowed_models(run, before, [point.checkpoints for point in reversed(points)]),
     }
 
 
