@@ -14,7 +14,7 @@ import torch
 from fuzz.wire import JSON, PROTOBUF, batch, requests
 from local_service import MODEL
 
-from tinker_utils.local import queueing, wire
+from tinker_utils.local import queueing, samplers, wire
 from tinker_utils.local.base import Base
 from tinker_utils.local.engine import Engine
 from tinker_utils.local.protocol import build_app
@@ -53,6 +53,26 @@ class Client:
         saved = await self.retrieve(await self.ordered("save_weights", path=f"step-{self._sequence}"))
         # Not by its address, which the client's own library would remember.
         self._store.delete(Reference.from_path(saved.json()["path"]))
+
+    async def open_sampler(self, number: int) -> None:
+        """Save the weights for a new sampler, and draw from it."""
+        await self.retrieve(await self.ordered("save_weights_for_sampler", sampling_session_seq_id=number))
+        await self.retrieve((await self.draw(number, 0)).json()["request_id"])
+
+    async def sample_base_model(self, number: int) -> None:
+        """Open a sampler on the base model, and draw from it."""
+        session = self._model.partition(":train:")[0]
+        body = {**requests(session, "")["create_sampling_session"], "sampling_session_seq_id": number}
+        await self.post("create_sampling_session", body)
+        await self.retrieve((await self.draw(number, 0)).json()["request_id"])
+
+    async def draw(self, number: int, sequence: int) -> httpx.Response:
+        session = self._model.partition(":train:")[0]
+        body = {
+            **requests(session, self._model, sequence)["asample"],
+            "sampling_session_id": f"{session}:sample:{number}",
+        }
+        return await self._http.post("/api/v1/asample", json=body)
 
     async def compute(self, forward_only: bool) -> None:
         self._sequence += 1
@@ -110,6 +130,32 @@ async def test_a_step_an_evaluation_and_a_checkpoint_leave_nothing_behind(
             await client.step()
         grown.append(_blocks() - before)
     assert min(grown) < _STRETCH, grown
+
+
+async def test_of_samplers_a_session_keeps_those_used_last(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that samples from each step's weights opens one a step, and may go on using an early one."""
+    monkeypatch.setattr(samplers, "MOST_SAMPLERS", 3)
+    for number in range(3):
+        await client.open_sampler(number)
+    await client.retrieve((await client.draw(0, 1)).json()["request_id"])
+    await client.open_sampler(3)
+    answers = [await client.draw(number, 2) for number in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 404, 200, 200]
+    for answer in (answers[0], *answers[2:]):
+        await client.retrieve(answer.json()["request_id"])
+
+
+async def test_a_sampler_that_made_room_leaves_nothing_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the base model, because safetensors 0.8.0 never lets go of two numbers for each tensor that it loads."""
+    monkeypatch.setattr(samplers, "MOST_SAMPLERS", 3)
+    monkeypatch.setattr(queueing, "RETRIEVED_RESULTS_KEPT", 12)
+    grown = []
+    for stretch in range(4):
+        before = _blocks()
+        for number in range(_STRETCH):
+            await client.sample_base_model(stretch * _STRETCH + number)
+        grown.append(_blocks() - before)
+    assert min(grown) < 5 * _STRETCH, grown
 
 
 def _blocks() -> int:
