@@ -42,3 +42,13 @@ def test_it_survives_json():
     periodic = [*json.loads(json.dumps([asdict(each) for each in kept.periodic])), later]
     assert Checkpoints.from_dict(json.loads(json.dumps(kept.to_dict())), periodic) == kept
     assert Checkpoints.from_dict(Checkpoints().to_dict()) == Checkpoints()
+
+
+def test_a_copy_goes_its_own_way_and_shares_what_never_changes():
+    """A run keeps one for each point that it can be resumed from."""
+    kept = Checkpoints()
+    kept.add(Checkpoint(1, "a", periodic=True), is_best=True)
+    copy = kept.copy()
+    kept.add(Checkpoint(2, "b", periodic=True), is_best=False)
+    assert (copy.latest, copy.periodic) == (Checkpoint(1, "a", periodic=True), [Checkpoint(1, "a", periodic=True)])
+    assert copy.periodic[0] is kept.periodic[0]

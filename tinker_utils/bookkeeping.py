@@ -54,7 +54,7 @@ class Bookkeeper:
         self._preparation = preparation
         self._journal = journal
         self._points = list(points)
-        self._checkpoints = deepcopy(point.checkpoints)
+        self._checkpoints = point.checkpoints.copy()
         self._warned: set[str] = set()  # what was said once
         self._window_began = time.monotonic() - self.progress.window_seconds
 
@@ -179,7 +179,7 @@ class Bookkeeper:
             path,
             deepcopy(self.progress),
             self.stopper.state_dict(),
-            deepcopy(self._checkpoints),
+            self._checkpoints.copy(),
         )
         kept = {each.path for each in self._checkpoints.kept}
         self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -33,6 +33,10 @@ class Checkpoints:
         if checkpoint.periodic:
             self.periodic.append(checkpoint)
         return [old for old in dict.fromkeys(before) if old not in (self.best, self.latest)]
+
+    def copy(self) -> Checkpoints:
+        """How they stand now. The checkpoints themselves are shared: a run keeps many, in each of its resume points."""
+        return replace(self, periodic=[*self.periodic])
 
     @property
     def kept(self) -> list[Checkpoint]:

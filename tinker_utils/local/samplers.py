@@ -19,7 +19,7 @@ from .queueing import Job, Lanes, Result
 from .references import Reference
 from .sampling import SampleOutput
 from .served import Served
-from .sessions import Model, Sampler, Session, Sessions
+from .sessions import MOST_SAMPLERS, Model, Sampler, Session, Sessions
 from .store import Store
 
 SNAPSHOTS_KEPT = 32
@@ -115,16 +115,23 @@ class Samplers:
 
     def close(self, session: Session, reason: str) -> None:
         """Close a session's samplers, and remove the weights that were theirs alone."""
-        for sampler in session.samplers.values():
-            self._lanes.close(sampler.sampler_id, reason)
-            self._gatherings.pop(sampler.sampler_id, None)
-            _discard(sampler, "its session has ended")
-        session.samplers.clear()
+        for sampler in list(session.samplers.values()):
+            self._forget(session, sampler, reason, "its session has ended")
         self._snapshots.pop(session.session_id, None)
 
     def _open(self, session: Session, sampler: Sampler) -> None:
         session.samplers[sampler.sampler_id] = sampler
         self._lanes.open(sampler.sampler_id, ordered=False)
+        if len(session.samplers) > MOST_SAMPLERS:
+            unused = next(iter(session.samplers.values()))
+            fault = f"{MOST_SAMPLERS} others were used after it"
+            self._forget(session, unused, f"The sampling session {unused.sampler_id} was closed: {fault}.", fault)
+
+    def _forget(self, session: Session, sampler: Sampler, reason: str, fault: str) -> None:
+        del session.samplers[sampler.sampler_id]
+        self._lanes.close(sampler.sampler_id, reason)
+        self._gatherings.pop(sampler.sampler_id, None)
+        _discard(sampler, fault)
 
     def _saved(self, reference: Reference) -> SavedWeights:
         checkpoint = trained_here(self._store, self._served, reference)

@@ -21,6 +21,9 @@ MOST_SESSIONS = 1000
 MOST_MODELS = 256
 """Models that one session may have: each holds an adapter and its optimizer in memory."""
 
+MOST_SAMPLERS = 1000
+"""Samplers that one session may have. A loop may open one at each step, so the one unused for longest makes room."""
+
 
 @dataclass
 class Model:
@@ -58,7 +61,7 @@ class Sampler:
 
 @dataclass
 class Session:
-    """One client's session."""
+    """One client's session; the sampler unused for longest comes first."""
 
     session_id: str
     user_metadata: dict[str, str]
@@ -119,11 +122,17 @@ class Sessions:
         return model
 
     def sampler(self, sampler_id: str) -> Sampler:
-        """The sampler; a `RequestError` (404) if there is none."""
+        """The sampler, now the last used of its session; a `RequestError` (404) if there is none."""
         session_id, _, _ = sampler_id.partition(":sample:")
-        sampler = self.open(session_id).samplers.get(sampler_id)
+        samplers = self.open(session_id).samplers
+        sampler = samplers.pop(sampler_id, None)
         if sampler is None:
-            raise RequestError(f"The sampling session {sampler_id[:120]} does not exist in its session.", 404)
+            raise RequestError(
+                f"The sampling session {sampler_id[:120]} does not exist in its session: it was never opened, or "
+                f"{MOST_SAMPLERS} others were used after it.",
+                404,
+            )
+        samplers[sampler_id] = sampler
         return sampler
 
     def all(self) -> list[Session]:

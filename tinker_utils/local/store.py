@@ -147,7 +147,7 @@ class Store:
         folder = self._folder_of(reference)
         for directory in (folder.parent, folder):
             directory.mkdir(mode=0o700, exist_ok=True)
-        older = [path for path in folder.glob(f"{reference.name}~*") if _generation(path)]
+        older = [path for path in _named(folder, reference.name) if _generation(path)]
         generation = 1 + max((_generation(path) for path in older), default=0)
         draft.rename(folder / f"{reference.name}~{generation}")
         _sync(folder)
@@ -168,13 +168,13 @@ class Store:
     def _find(self, reference: Reference) -> Checkpoint | None:
         with self._guard:
             folder = self._folder_of(reference)
-            found = self._latest(folder, f"{reference.name}~*").get(reference.name)
+            found = self._latest(folder, reference.name).get(reference.name)
         return None if found is None or self._expired(found.info) else found
 
-    def _latest(self, folder: Path, pattern: str = "*~*") -> dict[str, Checkpoint]:
-        """The newest generation of each checkpoint in a run's folder, expired or not."""
+    def _latest(self, folder: Path, name: str | None = None) -> dict[str, Checkpoint]:
+        """The newest generation of one checkpoint in a run's folder or of each, expired or not."""
         latest: dict[str, Checkpoint] = {}
-        for directory in sorted(folder.glob(pattern), key=_generation):
+        for directory in sorted(_named(folder, name), key=_generation):
             with contextlib.suppress(OSError):
                 info = None if directory.is_symlink() else _read_info(directory)
                 if info is not None and directory.parent == self._folder_of(info.reference):
@@ -191,6 +191,18 @@ class Store:
 def _folder(run_id: str) -> str:
     # Colons are legal in file names here, but not everywhere that a store may be copied to.
     return run_id.replace(":", "_")
+
+
+def _named(folder: Path, name: str | None) -> list[Path]:
+    """What is called NAME~… in a folder, for one name or for all; nothing if there is no such folder.
+
+    Without `glob`, which keeps a compiled pattern of each name that it was ever asked for.
+    """
+    try:
+        found = [(path, path.name.rpartition("~")) for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    return [path for path, (stem, mark, _) in found if mark and name in (None, stem)]
 
 
 def _generation(directory: Path) -> int:

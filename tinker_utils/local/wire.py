@@ -30,7 +30,8 @@ Ttl = Annotated[int, Field(ge=-(2**53), le=2**53)]
 class Message(pydantic.BaseModel):
     """A request's body: exact types, no unknown fields."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+    # pydantic would keep the texts that it reads, thousands of them, for texts to come: ours are ids that come once.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=(), cache_strings="none")
 
 
 class ClientConfigRequest(Message):
