@@ -15,9 +15,10 @@ from pathlib import Path
 from measure import alternate, medians, say, table
 
 from tinker_utils.chat_index import ChatIndex
+from tinker_utils.chat_texts import Tokenizer
 from tinker_utils.config import TrainingConfig
 from tinker_utils.preparation import prepare
-from tinker_utils.rendering import Tokenizer, encode
+from tinker_utils.rendering import encode
 from tinker_utils.service import load_tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train.jsonl"
