@@ -17,7 +17,7 @@ PURE, SERVICE, LOOP, VIEW = range(4)
 LAYERS = {
     **dict.fromkeys(["sentence", "errors", "rules", "strict_yaml", "strict_json", "config", "chat"], PURE),
     **dict.fromkeys(["chat_index", "token_cache", "rendered_file", "example_set"], PURE),
-    **dict.fromkeys(["rendering", "chat_texts", "fixed_text", "marked_tokens"], PURE),
+    **dict.fromkeys(["rendering", "chat_texts", "fixed_text", "marked_tokens", "byte_places"], PURE),
     **dict.fromkeys(["batching", "loss"], PURE),
     **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
     **dict.fromkeys(

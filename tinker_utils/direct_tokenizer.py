@@ -1,4 +1,4 @@
-"""A transformers tokenizer's parts, for rendering many conversations at once (see `fixed_text`)."""
+"""A transformers tokenizer's parts, for rendering many conversations at once (see `fixed_text`, `byte_places`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class DirectTokenizer:
-    """What `tokenizer.apply_chat_template(…)` comes down to, as `fixed_text.Direct`."""
+    """What `tokenizer(…)` and `tokenizer.apply_chat_template(…)` come down to, as `fixed_text.Direct`."""
 
     tokenizer: Any
+
+    @property
+    def backend(self) -> Any:
+        """The Rust tokenizer; None where calling the Python one would set it up in another way."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
+            return None
+        return None if self.tokenizer.split_special_tokens else backend
 
     @property
     def template(self) -> str:

@@ -38,6 +38,10 @@ class Direct(Protocol):
     """A tokenizer's parts, without what is done around them."""
 
     @property
+    def backend(self) -> Any:
+        """Its `tokenizers.Tokenizer`, if that is all that encodes a text; else None."""
+
+    @property
     def template(self) -> str:
         """The chat template's source."""
 

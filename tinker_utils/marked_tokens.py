@@ -5,18 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinker_utils.chat_texts import Span, Tokenizer
+from tinker_utils.byte_places import BytePlaces, Marked, is_byte_level
+from tinker_utils.chat_texts import Span, Tokenizer, direct
+from tinker_utils.fixed_text import Direct
 
-Marked = tuple[NDArray[np.int32], NDArray[np.bool_]]  # token ids, and which of them lie in a span
+_byte_places: WeakKeyDictionary[Direct, BytePlaces] = WeakKeyDictionary()
 
 
 def marked(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> list[Marked]:
     """Tokens of each text and which of them lie in a span."""
-    return list(_encode(texts, tokenizer))
+    if not texts:
+        return []
+    places = _places(tokenizer)
+    known = places.encode(texts) if places else [None] * len(texts)
+    others = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
+    encoded = _encode(others, tokenizer)
+    return [next(encoded) if tokens is None else tokens for tokens in known]
+
+
+def _places(tokenizer: Tokenizer) -> BytePlaces | None:
+    """A tokenizer's byte places, looked at once; None where bytes do not say where its tokens are."""
+    parts = direct(tokenizer)
+    if parts is None or (backend := parts.backend) is None:
+        return None
+    places = _byte_places.get(parts)
+    if places is None or places.size != backend.get_vocab_size():
+        if not is_byte_level(backend):
+            return None
+        places = _byte_places[parts] = BytePlaces(backend)
+    return places
 
 
 def _encode(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> Iterator[Marked]:
