@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -154,10 +154,10 @@ class FixedTexts:
 
     def texts(self, messages: Sequence[Message]) -> tuple[str, str] | None:
         """(the prompt that the last message answers, the same with the answer); None where that is not known."""
-        if not self._usable or not all(map(_is_plain, messages)):
+        contents = [message["content"] for message in messages]
+        if not self._usable or not _are_plain(messages, contents):
             return None
         roles = tuple([message["role"] for message in messages])
-        contents = [message["content"] for message in messages]
         for form in self._forms.get(roles, ()):
             if texts := form.texts(contents):
                 return texts
@@ -188,8 +188,9 @@ def _is_seen_through(template: str) -> bool:
     return not unread and not any(_UNSEEN.search(" ".join(each.split())) for each in code)
 
 
-def _is_plain(message: Mapping[str, Any]) -> bool:
-    return len(message) == 2 and type(message["content"]) is str
+def _are_plain(messages: Sequence[Message], contents: Sequence[Any]) -> bool:
+    """Whether all messages have a role and a text, and nothing else."""
+    return set(map(len, messages)) == {2} and set(map(type, contents)) == {str}
 
 
 def _form(direct: Direct, messages: Sequence[Message]) -> _Form:
