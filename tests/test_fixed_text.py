@@ -158,6 +158,15 @@ def test_messages_with_further_fields_are_left_to_the_tokenizer(tokenizer):
         assert texts_and_spans(conversations, counting, "last_assistant") == expected
 
 
+def test_the_order_of_a_messages_fields_is_seen(tokenizer):
+    fields = LOOP.format("{{ m.role }}: {% for name in m %}{{ m[name] }}{% endfor %}\n")
+    conversations = [plain(i) for i in range(20)]
+    turned = [Conversation(tuple({k: m[k] for k in reversed(m)} for m in c.messages), c.source) for c in conversations]
+    with Counting(tokenizer, fields) as counting:
+        expected = [one_by_one(each, tokenizer, "last_assistant") for each in conversations + turned]
+        assert texts_and_spans(conversations + turned, counting, "last_assistant") == expected
+
+
 @pytest.mark.parametrize("name", LOOKS_UNSEEN)
 def test_code_that_could_look_unseen_is_not_run_at_all(name):
     assert not fixed_text._is_seen_through(LOOKS_UNSEEN[name])

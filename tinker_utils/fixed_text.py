@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from tinker_utils.chat import Message
@@ -180,6 +181,7 @@ class FixedTexts:
         return form if form.texts([message["content"] for message in messages]) == true else None
 
 
+@lru_cache(maxsize=16)
 def _is_seen_through(template: str) -> bool:
     """Whether no part of a template's code could use a stand-in without its noticing."""
     template = _COMMENT.sub("", template)
@@ -189,8 +191,8 @@ def _is_seen_through(template: str) -> bool:
 
 
 def _are_plain(messages: Sequence[Message], contents: Sequence[Any]) -> bool:
-    """Whether all messages have a role and a text, and nothing else."""
-    return set(map(len, messages)) == {2} and set(map(type, contents)) == {str}
+    """Whether all messages have a role and a text, in this order, and nothing else."""
+    return set(map(tuple, messages)) == {("role", "content")} and set(map(type, contents)) == {str}
 
 
 def _form(direct: Direct, messages: Sequence[Message]) -> _Form:
