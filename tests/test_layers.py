@@ -17,7 +17,8 @@ PURE, SERVICE, LOOP, VIEW = range(4)
 LAYERS = {
     **dict.fromkeys(["sentence", "errors", "rules", "strict_yaml", "strict_json", "config", "chat"], PURE),
     **dict.fromkeys(["chat_index", "token_cache", "rendered_file", "example_set"], PURE),
-    **dict.fromkeys(["rendering", "batching", "loss"], PURE),
+    **dict.fromkeys(["rendering", "chat_texts", "fixed_text", "marked_tokens", "byte_places"], PURE),
+    **dict.fromkeys(["batching", "loss"], PURE),
     **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
     **dict.fromkeys(
         ["file_lock", "rundir", "rewinding", "spending", "checkpoints", "run_status", "throttle", "forecast"], PURE
@@ -28,6 +29,7 @@ LAYERS = {
     **dict.fromkeys(["answer_times", "queue_depth", "background"], PURE),
     **dict.fromkeys(["pipeline", "submission", "retention", "recovery"], LOOP),
     **dict.fromkeys(["local", "model", "service", "service_errors", "service_watch", "samples"], SERVICE),
+    "direct_tokenizer": SERVICE,
     **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
     **dict.fromkeys(
         ["export", "evaluation_samples", "interrupts", "waiting", "rerun", "study", "preflight_checks"], LOOP
@@ -39,7 +41,7 @@ ALLOWED = {PURE: {PURE}, SERVICE: {PURE, SERVICE}, LOOP: {PURE, SERVICE, LOOP}, 
 FRAMEWORKS = {
     "torch": {"local"},
     "peft": {"local"},
-    "transformers": {"local", "service"},
+    "transformers": {"local", "service", "direct_tokenizer"},
     "tinker": {"model", "service"},
     "starlette": {"local"},
     "uvicorn": {"local"},

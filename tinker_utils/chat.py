@@ -28,7 +28,10 @@ class Conversation:
 
     def last_assistant(self) -> int | None:
         """The index of the last assistant message, or None."""
-        return next((i for i in reversed(range(len(self.messages))) if self.messages[i]["role"] == "assistant"), None)
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index]["role"] == "assistant":
+                return index
+        return None
 
 
 def read_conversations(path: Path) -> list[Conversation]:

@@ -10,7 +10,8 @@ import codecs
 import os
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -43,8 +44,15 @@ class _PlainLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     messages: list[_PlainMessage]
 
 
+class _CheckedLine(msgspec.Struct, gc=False):
+    """A line whose other fields are known to be harmless."""
+
+    messages: list[_PlainMessage]
+
+
 _decode = msgspec.json.Decoder(_Line).decode
 _decode_plain = msgspec.json.Decoder(_PlainLine).decode
+_decode_checked = msgspec.json.Decoder(_CheckedLine).decode
 _REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -88,7 +96,7 @@ class ChatIndex:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def conversations(self, rows: Iterable[int]) -> list[Conversation]:
+    def conversations(self, rows: Sequence[int]) -> list[Conversation]:
         """The conversations at these places of the index.
 
         Raises:
@@ -96,17 +104,19 @@ class ChatIndex:
         """
         if self._stat() != self._version:
             raise DataError(f"{self.path}: was changed while it was in use; start again with the data as they are now.")
-        return [self._conversation(row) for row in rows]
+        places = np.asarray(rows, np.int64)
+        sizes, offsets, numbers = (known[places].tolist() for known in (self.sizes, self._offsets, self._numbers))
+        path = str(self.path)  # once: it takes as long as to decode a line
+        return list(map(self._conversation, sizes, offsets, numbers, repeat(path)))
 
-    def _conversation(self, row: int) -> Conversation:
-        raw = os.pread(self._file, int(self.sizes[row]), int(self._offsets[row]))
-        number = int(self._numbers[row])
+    def _conversation(self, size: int, offset: int, number: int, path: str) -> Conversation:
+        raw = os.pread(self._file, size, offset)
         try:
-            plain = _decode_plain(raw).messages
+            plain = _decode_checked(raw).messages
         except _REFUSALS:
             return parse_conversation(raw, self.path, number)
-        messages = ({"role": message.role, "content": message.content} for message in plain)
-        return Conversation(tuple(messages), f"{self.path}:{number}")
+        messages = [{"role": message.role, "content": message.content} for message in plain]
+        return Conversation(tuple(messages), f"{path}:{number}")
 
     def _stat(self) -> tuple[int, int]:
         stat = os.fstat(self._file)

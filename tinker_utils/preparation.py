@@ -14,13 +14,14 @@ import numpy as np
 from tinker_utils.batching import BatchPlan
 from tinker_utils.chat import Conversation
 from tinker_utils.chat_index import ChatIndex
+from tinker_utils.chat_texts import Tokenizer
 from tinker_utils.config import TrainingConfig
 from tinker_utils.cost import Prices, prices_for, token_cost
 from tinker_utils.errors import DataError
 from tinker_utils.example_set import StreamedPlan, StreamedSet, render_all
 from tinker_utils.remarks import about_evaluation, about_money, about_service
 from tinker_utils.rendered_file import RenderedFile
-from tinker_utils.rendering import RenderedSet, Tokenizer
+from tinker_utils.rendering import RenderedSet
 from tinker_utils.samples import prompts_of
 from tinker_utils.schedule import learning_rate, warmup_steps
 from tinker_utils.sentence import without_home

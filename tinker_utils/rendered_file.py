@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.chat_index import ChatIndex
-from tinker_utils.rendering import Encoded, Example, Tokenizer, encode
+from tinker_utils.chat_texts import Tokenizer
+from tinker_utils.rendering import Encoded, Example, encode
 from tinker_utils.token_cache import TokenCache, Words
 
 # Rows rendered together, and the bytes that they may take: enough to keep the tokenizer's threads busy, little enough

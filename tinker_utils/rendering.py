@@ -7,34 +7,19 @@ exactly what it has to write after exactly what it will be given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.chat import Conversation, Message
-from tinker_utils.errors import RenderingError
+from tinker_utils.chat_texts import Tokenizer, apply_template, texts_and_spans
+from tinker_utils.marked_tokens import marked
 
 # How many conversations are handed to the tokenizer at once: enough for its threads, little enough for memory.
 _ENCODE_TOGETHER = 1024
-
-Span = tuple[int, int]
-_Turn = tuple[Conversation, int]  # and which of its messages is trained on
-
-
-class Tokenizer(Protocol):
-    """What rendering needs of a transformers tokenizer."""
-
-    is_fast: bool
-
-    def __call__(self, text: list[str], **options: Any) -> Any:
-        """Encode texts."""
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        """Render messages to text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,143 +131,12 @@ def encode(
     Raises:
         RenderingError: as `render`.
     """
-    texts = _texts_and_spans(conversations, tokenizer, train_on)
-    answers = iter(_encode([text for text in texts if text], tokenizer))
-    return [next(answers) if text else None for text in texts]
+    texts = texts_and_spans(conversations, tokenizer, train_on)
+    answers = iter(marked([text for text in texts if text], tokenizer))
+    return [Encoded(*next(answers)) if text else None for text in texts]
 
 
 def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """The tokens after which the model is to answer `messages`: what training used as the prompt."""
-    text = _apply(tokenizer, messages, prompt=True)
+    text = apply_template(tokenizer, messages, prompt=True)
     return list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
-
-
-def _texts_and_spans(
-    conversations: Sequence[Conversation], tokenizer: Tokenizer, train_on: str
-) -> list[tuple[str, list[Span]] | None]:
-    """Each conversation's text up to its last trained message, and the [start, end) of each completion in it."""
-    trained = [_trained(conversation, train_on) for conversation in conversations]
-    turns = [(c, i) for c, indices in zip(conversations, trained, strict=True) for i in indices]
-    answered = _apply_to_all(turns, tokenizer, prompt=False)
-    prompts = _apply_to_all(turns, tokenizer, prompt=True)
-    rendered = iter(zip(turns, prompts, answered, strict=True))
-    return [_with_spans([next(rendered) for _ in indices], train_on) if indices else None for indices in trained]
-
-
-def _trained(conversation: Conversation, train_on: str) -> list[int]:
-    """Which messages are trained on: none where there is no answer to a prompt."""
-    last = conversation.last_assistant() or 0
-    if train_on == "last_assistant":
-        return [last] if last else []
-    return [i for i in range(1, last + 1) if conversation.messages[i]["role"] == "assistant"]
-
-
-def _with_spans(turns: Sequence[tuple[_Turn, str, str]], train_on: str) -> tuple[str, list[Span]]:
-    """The text of the last of a conversation's trained turns, each given with its prompt and its answered prompt."""
-    *_, (_, _, text) = turns
-    for (conversation, index), prompt, answered in turns:
-        if not (answered.startswith(prompt) and text.startswith(answered)):
-            several = train_on != "last_assistant"
-            advice = "set training.train_on to last_assistant" if several else "use a model whose template only appends"
-            raise RenderingError(
-                f"{conversation.source}: the chat template does not begin the text of message {index + 1} with that of "
-                f"the messages before it, so prompt and completion cannot be told apart; {advice}."
-            )
-    return text, [(len(prompt), len(answered)) for _, prompt, answered in turns]
-
-
-def _apply_to_all(turns: Sequence[_Turn], tokenizer: Tokenizer, prompt: bool) -> list[str]:
-    """The text up to each turn, or with it: by one call, whose fixed costs are those of many templates."""
-    if not turns:
-        return []
-    chats = [list(conversation.messages[: index if prompt else index + 1]) for conversation, index in turns]
-    try:
-        return list(tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=prompt))
-    except Exception:  # one of them was refused: which?
-        texts = []
-        for (conversation, _), messages in zip(turns, chats, strict=True):
-            try:
-                texts.append(_apply(tokenizer, messages, prompt))
-            except RenderingError as error:
-                raise RenderingError(f"{conversation.source}: {error}") from error
-        return texts
-
-
-def _apply(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool = False) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
-    except Exception as error:  # a template is a program of its own, and raises what it likes
-        raise RenderingError(
-            f"the chat template refused {len(messages)} messages ({type(error).__name__}: {error}); "
-            "correct the conversation, or use a model with another template."
-        ) from error
-
-
-def _encode(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Tokens and completion mask of each text."""
-    if not texts:
-        return
-    encoded = tokenizer(
-        [text for text, _ in texts],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning of long texts: they are cut
-    )
-    places = encoded.encodings if tokenizer.is_fast else [None] * len(texts)
-    for (text, spans), ids, encoding in zip(texts, encoded["input_ids"], places, strict=True):
-        mask = None if encoding is None else _completion_mask(encoding, text, spans)
-        if mask is None:
-            yield _encode_in_parts(text, spans, tokenizer)
-        else:
-            yield Encoded(np.asarray(ids, dtype=np.int32), mask)
-
-
-def _completion_mask(encoding: Any, text: str, spans: list[Span]) -> NDArray[np.bool_] | None:
-    """Which tokens lie in a span; None where one reaches over a span's edge.
-
-    Only the tokens at the edges are looked up. Where that leaves a doubt (a tokenizer may leave characters out of its
-    offsets), those of all tokens are.
-    """
-    mask = np.zeros(len(encoding), dtype=np.bool_)
-    for start, end in spans if len(encoding) else ():
-        first, behind = _token_from(encoding, start), _token_to(encoding, end, len(text))
-        if first is None or behind is None:
-            return _mask(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans)
-        mask[first:behind] = True
-    return mask
-
-
-def _token_from(encoding: Any, edge: int) -> int | None:
-    """The token whose characters begin at `edge`."""
-    token: int | None = encoding.char_to_token(edge)
-    return token if token is not None and encoding.token_to_chars(token)[0] == edge else None
-
-
-def _token_to(encoding: Any, edge: int, length: int) -> int | None:
-    """The token before which those up to `edge` end, in a text of `length` characters."""
-    if edge < length:
-        return _token_from(encoding, edge)
-    start, end = encoding.token_to_chars(len(encoding) - 1) or (0, 0)
-    return len(encoding) if start < end == edge else None
-
-
-def _mask(offsets: NDArray[np.int64], spans: list[Span]) -> NDArray[np.bool_] | None:
-    """Which tokens lie in a span, by their [start, end) in the text; None where one reaches over a span's edge."""
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    mask = np.zeros(len(offsets), dtype=np.bool_)
-    for start, end in spans:
-        if any(((starts < edge) & (edge < ends)).any() for edge in (start, end)):
-            return None
-        mask |= (starts >= start) & (ends <= end) & (starts < end)
-    return mask
-
-
-def _encode_in_parts(text: str, spans: list[Span], tokenizer: Tokenizer) -> Encoded:
-    """Encode prompts and completions one by one, as sampling will: where a token would join the two."""
-    edges = [0, *(edge for span in spans for edge in span), len(text)]
-    parts = [text[a:b] for a, b in pairwise(edges)]
-    ids = tokenizer(parts, add_special_tokens=False)["input_ids"]
-    tokens = np.concatenate([np.asarray(part, dtype=np.int32) for part in ids])
-    mask = np.concatenate([np.full(len(part), i % 2 == 1) for i, part in enumerate(ids)])
-    return Encoded(tokens, mask)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinker_utils.background import in_background
 from tinker_utils.config import TrainingConfig
+from tinker_utils.direct_tokenizer import DirectTokenizer
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.model import Model, complete
 from tinker_utils.service_errors import first_line, service_errors
@@ -348,6 +349,7 @@ def load_tokenizer(config: TrainingConfig) -> Any:
         ) from error
     if not getattr(tokenizer, "chat_template", None):
         raise ServiceError(f"model: {config.model} has no chat template; choose an instruction-tuned model.")
+    tokenizer.direct = DirectTokenizer(tokenizer)
     return tokenizer
 
 
