@@ -121,15 +121,17 @@ def test_the_texts_of_a_request_are_not_kept_for_the_next_one() -> None:
 async def test_a_step_an_evaluation_and_a_checkpoint_leave_nothing_behind(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted are Python's blocks of memory. What is kept for good is kept in every stretch; the first ones warm up."""
+    """Counted are Python's blocks of memory. What is kept for good is kept in every stretch; the first ones warm up, and
+    after those a few blocks come and go. A text kept of each request would be two a step.
+    """
     monkeypatch.setattr(queueing, "RETRIEVED_RESULTS_KEPT", 12)
     grown = []
-    for _ in range(5):
+    for _ in range(6):
         before = _blocks()
         for _ in range(_STRETCH):
             await client.step()
         grown.append(_blocks() - before)
-    assert min(grown) < _STRETCH, grown
+    assert min(grown) < 1.5 * _STRETCH, grown
 
 
 async def test_of_samplers_a_session_keeps_those_used_last(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
