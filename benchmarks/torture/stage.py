@@ -58,6 +58,7 @@ class Stage:
         self._config = folder / "config.yaml"
         self._port = _free_port()
         self._server: Forked | None = None
+        self._earlier: int | None = None  # an embedded server of an earlier attempt, which may still be ending
         folder.mkdir(parents=True)
         if separate:
             self.store = folder / "store"
@@ -72,6 +73,7 @@ class Stage:
         """Train until the trainer ends by itself, or by what `meanwhile`, called with its process, does to it."""
         variables = {**os.environ, KEY_VARIABLE: KEY, "TINKER_API_KEY": KEY, ledger.VARIABLE: str(self.ledger)}
         variables |= environment or {}
+        self._earlier = self._embedded_pid()
         began = time.monotonic()
         if self.separate and (environment or self._server is None):
             self.kill_server()
@@ -92,17 +94,18 @@ class Stage:
         return Attempt(status, said[-1] if said else "", time.monotonic() - began)
 
     def kill_server(self) -> bool:
-        """SIGKILL the server, if there is one now; whether there was."""
+        """SIGKILL the attempt's server, if there is one now; whether there was."""
         if self._server is not None:
             self._server.kill()
             self._server.wait()
             self._server = None
             return True
         pid = self._embedded_pid()
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return pid is not None
+        if pid is None or pid == self._earlier:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return True
 
     def server_ended(self) -> None:
         """Take note that a separate server ended by itself."""
