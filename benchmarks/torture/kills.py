@@ -54,10 +54,11 @@ class Kill:
 
 @dataclass(frozen=True)
 class Costs:
-    """What an undisturbed run takes: seconds, and changes of files by the trainer and by the server."""
+    """What an undisturbed run takes: seconds, changes of files by trainer and server, readings of the wall clock."""
 
     seconds: float
     calls: dict[str, int]
+    readings: int
 
 
 def random_kill(chance: random.Random, costs: Costs) -> Kill:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.torture import ledger
+from benchmarks.torture.clock_jumps import MachineClock
 from benchmarks.torture.preloaded import Forked, PreloadedPython
 from benchmarks.torture.subjects import SERVER, TRAINER
 from tinker_utils.config import TrainingConfig, dump_config
@@ -46,6 +47,9 @@ class Stage:
         config: what to train; `service` is replaced by the address where the server is `separate`.
         folder: an empty directory for all of it.
         separate: a server that outlives the trainer, instead of one that the trainer starts.
+
+    Attributes:
+        clock: the wall clock of the processes, where it is not the true one.
     """
 
     def __init__(self, python: PreloadedPython, config: TrainingConfig, folder: Path, separate: bool = False) -> None:
@@ -53,6 +57,7 @@ class Stage:
         self.separate = separate
         self.run = RunDirectory(folder / "run")
         self.ledger = folder / "ledger.jsonl"
+        self.clock: MachineClock | None = None
         self.store = folder / "run" / "checkpoints"
         self._output = folder / "output"
         self._config = folder / "config.yaml"
@@ -71,8 +76,7 @@ class Stage:
         meanwhile: Callable[[Forked], None] = lambda trainer: None,
     ) -> Attempt:
         """Train until the trainer ends by itself, or by what `meanwhile`, called with its process, does to it."""
-        variables = {**os.environ, KEY_VARIABLE: KEY, "TINKER_API_KEY": KEY, ledger.VARIABLE: str(self.ledger)}
-        variables |= environment or {}
+        variables = {**self._variables(), **(environment or {})}
         self._earlier = self._embedded_pid()
         began = time.monotonic()
         if self.separate and (environment or self._server is None):
@@ -116,12 +120,16 @@ class Stage:
     def restart_server(self) -> None:
         """Start the separate server again, on the same port and store."""
         if self.separate and self._server is None:
-            self._start_server({**os.environ, KEY_VARIABLE: KEY, ledger.VARIABLE: str(self.ledger)})
+            self._start_server(self._variables())
 
     def close(self) -> None:
         """End the separate server."""
         if self._server is not None:
             self.kill_server()
+
+    def _variables(self) -> dict[str, str]:
+        keys = {KEY_VARIABLE: KEY, "TINKER_API_KEY": KEY, ledger.VARIABLE: str(self.ledger)}
+        return {**os.environ, **keys, **(self.clock.environment if self.clock else {})}
 
     def _start_server(self, variables: Mapping[str, str]) -> None:
         arguments = ["-m", SERVER, "--model", "tiny", "--store", str(self.store), "--port", str(self._port)]

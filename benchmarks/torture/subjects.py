@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks.torture import disk_faults, ledger
+from benchmarks.torture import clock_jumps, disk_faults, ledger
 
 TRAINER, SERVER = "benchmarks.torture.trainer", "tinker_utils.local"
 REFUSED = 3
@@ -13,7 +13,8 @@ REFUSED = 3
 
 
 def prepare(module: str) -> None:
-    """In a process that is about to run a module: let its disk fail, and its server keep a ledger, if so planned."""
+    """In a process that is about to run a module: let disk and clock fail, and a server keep a ledger, as planned."""
     disk_faults.arm(module)
+    clock_jumps.arm()
     if module == SERVER and ledger.VARIABLE in os.environ:
         ledger.install(Path(os.environ[ledger.VARIABLE]))
