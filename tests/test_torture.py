@@ -11,12 +11,13 @@ import pytest
 from benchmarks.torture.clock_jumps import DAY, HOUR, MachineClock, to_1970
 from benchmarks.torture.disk_faults import Fault, build
 from benchmarks.torture.kills import Kill
+from benchmarks.torture.ordinary import OrdinaryPython
 from benchmarks.torture.preloaded import PreloadedPython
 from benchmarks.torture.scenarios import scenarios, write_data
 from benchmarks.torture.stage import Stage
 from benchmarks.torture.subjects import SERVER, TRAINER
 from benchmarks.torture.trial import tortured, undisturbed
-from benchmarks.torture.verdict import records
+from benchmarks.torture.verdict import differences, faults, made, records
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("cc"), reason="the faulty disk is written in C, and there is no compiler"
@@ -91,6 +92,16 @@ def test_whatever_is_done_to_it_the_run_is_the_same(python, data, expected, tmp_
 def as_planned(kill):
     """A kill that happened, without what it hit."""
     return dataclasses.replace(kill, hit="", happened=False)
+
+
+def test_a_forked_run_is_the_ordinary_one(data, expected, tmp_path):
+    """All others are compared with a forked run; it has the metrics, batches and bytes of one that a user starts."""
+    python = OrdinaryPython(tmp_path, {"OMP_NUM_THREADS": "1"})
+    stage = Stage(python, scenarios(data)["embedded"][0], tmp_path / "stage")
+    attempt = stage.attempt()
+    assert attempt.status == 0, attempt.said
+    assert faults(stage) == []
+    assert differences(made(stage), expected("embedded")) == []
 
 
 # At readings of the wall clock by the trainer and its server, of which a run makes 697. By the 480th, the first

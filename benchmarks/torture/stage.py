@@ -15,11 +15,14 @@ from pathlib import Path
 
 from benchmarks.torture import ledger
 from benchmarks.torture.clock_jumps import MachineClock
+from benchmarks.torture.ordinary import OrdinaryPython, Started
 from benchmarks.torture.preloaded import Forked, PreloadedPython
 from benchmarks.torture.subjects import SERVER, TRAINER
 from tinker_utils.config import TrainingConfig, dump_config
 from tinker_utils.local.server import KEY_VARIABLE
 from tinker_utils.rundir import RunDirectory
+
+Process = Forked | Started
 
 KEY = "tml-torture-torture-torture"
 _PATIENCE_S = 90.0
@@ -43,7 +46,7 @@ class Stage:
     """One run, from its first attempt to its last.
 
     Args:
-        python: what forks the processes.
+        python: what starts the processes.
         config: what to train; `service` is replaced by the address where the server is `separate`.
         folder: an empty directory for all of it.
         separate: a server that outlives the trainer, instead of one that the trainer starts.
@@ -52,7 +55,9 @@ class Stage:
         clock: the wall clock of the processes, where it is not the true one.
     """
 
-    def __init__(self, python: PreloadedPython, config: TrainingConfig, folder: Path, separate: bool = False) -> None:
+    def __init__(
+        self, python: PreloadedPython | OrdinaryPython, config: TrainingConfig, folder: Path, separate: bool = False
+    ) -> None:
         self.python = python
         self.separate = separate
         self.run = RunDirectory(folder / "run")
@@ -62,7 +67,7 @@ class Stage:
         self._output = folder / "output"
         self._config = folder / "config.yaml"
         self._port = _free_port()
-        self._server: Forked | None = None
+        self._server: Process | None = None
         self._earlier: int | None = None  # an embedded server of an earlier attempt, which may still be ending
         folder.mkdir(parents=True)
         if separate:
@@ -73,7 +78,7 @@ class Stage:
     def attempt(
         self,
         environment: Mapping[str, str] | None = None,
-        meanwhile: Callable[[Forked], None] = lambda trainer: None,
+        meanwhile: Callable[[Process], None] = lambda trainer: None,
     ) -> Attempt:
         """Train until the trainer ends by itself, or by what `meanwhile`, called with its process, does to it."""
         variables = {**self._variables(), **(environment or {})}
@@ -149,7 +154,7 @@ class Stage:
         return None
 
 
-def until(condition: Callable[[], bool], trainer: Forked, seconds: float = _PATIENCE_S) -> bool:
+def until(condition: Callable[[], bool], trainer: Process, seconds: float = _PATIENCE_S) -> bool:
     """Wait for a condition; False if the trainer ends, or the time is over, before it is so."""
     for _ in ticks(seconds):
         if condition():
