@@ -17,6 +17,7 @@ from tinker import types
 from tinker_utils.errors import ServiceError
 from tinker_utils.local import lora_user_metadata, start_local_service
 from tinker_utils.local.checkpoints import CheckpointInfo, Progress, expiry
+from tinker_utils.local.clock import Clock
 from tinker_utils.local.faults import RequestError
 from tinker_utils.local.lora import LoraSpec
 from tinker_utils.local.references import Reference
@@ -26,22 +27,26 @@ RUN = "01234567-89ab-cdef-0123-456789abcdef:train:0"
 SPEC = LoraSpec("tiny", 4, 32.0, 0.05, ("q_proj",), 1, True, True, False)
 
 
-class Clock:
+class Time:
+    """The time that goes by, and a wall clock that is wrong by some seconds."""
+
     def __init__(self) -> None:
-        self.now = 1_000_000.0
+        self.passed = 0.0
+        self.wrong_by = 0.0
 
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+    def clock(self) -> Clock:
+        """The clock of a server that starts now."""
+        return Clock(lambda: 1_000_000_000.0 + self.passed + self.wrong_by, lambda: self.passed)
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock):
-    store = Store(tmp_path / "store", clock)
+def now() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def store(tmp_path: Path, now: Time):
+    store = Store(tmp_path / "store", now.clock())
     yield store
     store.close()
 
@@ -121,25 +126,95 @@ def test_a_damaged_checkpoint_is_left_alone_and_not_listed(store: Store) -> None
         assert path.exists()
 
 
-def test_expired_means_gone(store: Store, clock: Clock) -> None:
-    write(store, info(expires=expiry(clock.now, 3600)))
+def test_expired_means_gone(store: Store, now: Time) -> None:
+    write(store, info(expires=expiry(store.clock.latest(), 3600)))
     write(store, info("kept"))
-    clock.now += 3599
-    assert len(store.list()) == 2
-    clock.now += 1
-    assert [found.reference.name for found in store.list()] == ["kept"]
+    now.passed += 3599
+    assert names(store) == ["a", "kept"]
+    now.passed += 1
+    assert names(store) == ["kept"]
     with pytest.raises(RequestError, match="expired"):
         store.read(info().reference)
-    store.prune()
-    assert len(list((store.root / "runs").glob("*/weights/*"))) == 1
     write(store, info(), b"again")
     assert content(store) == b"again"
+    assert directories(store) == 2
 
 
-def test_the_ttl_can_be_changed(store: Store, clock: Clock) -> None:
+def test_what_has_expired_is_removed_after_another_hour(store: Store, now: Time) -> None:
+    write(store, info(expires=expiry(store.clock.latest(), 3600)))
+    write(store, info("kept"))
+    now.passed += 3600
+    store.prune()
+    now.passed += 3599
+    store.prune()
+    assert (names(store), directories(store)) == (["kept"], 2)
+    now.passed += 1
+    store.prune()
+    assert (names(store), directories(store)) == (["kept"], 1)
+
+
+@pytest.mark.parametrize("wrong_by", [86400.0, 400 * 86400.0, -86400.0, -999_000_000.0])
+def test_a_clock_that_jumps_lets_nothing_expire(store: Store, now: Time, wrong_by: float) -> None:
+    store_and_a_ttl(store)
+    now.wrong_by = wrong_by
+    for _ in range(3):
+        store.prune()
+        now.passed += 1100
+        assert names(store) == ["a"]
+    write(store, info("b"))
+    store.set_ttl(info("b").reference, 3600)  # stamped by a clock that may be wrong
+    now.wrong_by = 0.0
+    now.passed += 200
+    assert names(store) == ["a", "b"]
+    now.passed += 101
+    assert names(store) == ["b"], "its time is over by both accounts"
+
+
+def test_a_server_that_starts_with_a_wrong_clock_removes_nothing_for_an_hour(store: Store, now: Time) -> None:
+    store_and_a_ttl(store)
+    store.close()
+    now.wrong_by = 400 * 86400.0
+    later = Store(store.root, now.clock())
+    assert names(later) == []
+    now.passed += 600
+    later.prune()
+    assert (names(later), directories(later)) == ([], 1)
+    now.wrong_by = 0.0  # put right while the server runs
+    later.prune()
+    assert names(later) == ["a"]
+    later.close()
+
+
+def test_what_a_clock_in_1970_stamped_is_kept_while_its_server_runs(store: Store, now: Time) -> None:
+    store.close()
+    now.wrong_by = -999_000_000.0
+    early = Store(store.root, now.clock())
+    store_and_a_ttl(early)
+    now.wrong_by = 0.0
+    early.prune()
+    assert names(early) == ["a"]
+    now.passed += 3600
+    assert names(early) == []
+    early.close()
+
+
+def store_and_a_ttl(store: Store) -> None:
+    write(store, info())
+    store.set_ttl(info().reference, 3600)
+
+
+def names(store: Store) -> list[str]:
+    return sorted(found.reference.name for found in store.list())
+
+
+def directories(store: Store) -> int:
+    return len(list((store.root / "runs").glob("*/weights/*")))
+
+
+def test_the_ttl_can_be_changed(store: Store, now: Time) -> None:
     write(store, info())
     store.set_ttl(info().reference, 7200)
-    assert store.read(info().reference).info.expires == clock.now + 7200
+    assert store.read(info().reference).info.expires == store.clock.wall() + 7200
     store.set_ttl(info().reference, None)
     assert store.read(info().reference).info.expires is None
 
@@ -250,7 +325,7 @@ def test_killed_and_resumed_equals_never_stopped_bit_for_bit(tmp_path: Path) -> 
             assert adapter == expected_adapter
             with pytest.raises(tinker.RequestFailedError, match="expired"):
                 client.create_training_client_from_state(expiring).result()
-        assert not expiring_info.exists()
+        assert expiring_info.exists(), "what the clock let expire may be needed when it is put right"
         found = {c.tinker_path: c for c in rest_client(running).list_user_checkpoints().result().checkpoints}
         assert found[saved].user_metadata == {"step": "3"}
         assert expiring not in found

@@ -121,8 +121,8 @@ def test_the_texts_of_a_request_are_not_kept_for_the_next_one() -> None:
 async def test_a_step_an_evaluation_and_a_checkpoint_leave_nothing_behind(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted are Python's blocks of memory. What is kept for good is kept in every stretch; the first ones warm up, and
-    after those a few blocks come and go. A text kept of each request would be two a step.
+    """Counted are Python's blocks of memory. What is kept for good is kept in every stretch; the first ones warm up,
+    and after those a few blocks come and go. A text kept of each request would be two a step.
     """
     monkeypatch.setattr(queueing, "RETRIEVED_RESULTS_KEPT", 12)
     grown = []

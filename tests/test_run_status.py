@@ -37,10 +37,25 @@ def train(step, timestamp, **fields):
     return {"type": "train", "timestamp": timestamp, "step": step, "train_loss": 2.0, "train_loss_total": 9.0} | fields
 
 
-def status_of(run, now=None):
+def status_of(run):
     follower = RunFollower(run)
     follower.poll()
-    return follower.status(now)
+    return follower.status()
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def written(run, seconds_ago):
+    """Let run.json seem to have been written that many seconds ago, by the wall clock; a negative number is ahead."""
+    moment = time.time() - seconds_ago
+    os.utime(run.state, (moment, moment))
 
 
 def trainer(run):
@@ -115,9 +130,36 @@ class TestSentence:
 
     def test_silence_is_said(self, run):
         write_state(run)
-        os.utime(run.state, (1_000_000, 1_000_000))
-        assert status_of(run, now=1_000_000 + 100).sentence == "Training."
-        assert status_of(run, now=1_000_000 + 130).sentence.startswith("No news since ")
+        written(run, seconds_ago=130)
+        assert status_of(run).sentence.startswith("No news since ")
+        clock = Clock()
+        follower = RunFollower(run, clock=clock)
+        written(run, seconds_ago=10)
+        follower.poll()
+        assert follower.status().sentence == "Training."
+        clock.now += 105
+        assert follower.status().sentence == "Training."
+        clock.now += 10
+        assert follower.status().sentence.startswith("No news since ")
+
+    def test_a_clock_that_was_set_neither_hides_silence_nor_makes_it(self, run):
+        clock = Clock()
+        follower = RunFollower(run, clock=clock)
+        write_state(run)
+        written(run, seconds_ago=-86400)  # since then the clock was set back by a day
+        follower.poll()
+        clock.now += 115
+        assert follower.status().sentence == "Training."
+        clock.now += 10
+        assert follower.status().sentence.startswith("No news since ")
+        follower.poll()
+        assert follower.status().sentence.startswith("No news since ")
+        write_state(run)
+        follower.poll()
+        assert follower.status().sentence == "Training."
+        written(run, seconds_ago=86400)  # and was set ahead by two: what is written is new all the same
+        follower.poll()
+        assert follower.status().sentence == "Training."
 
     def test_a_trainer_that_was_killed_is_said_to_be_gone(self, tmp_path):
         run = RunDirectory(tmp_path / "killed")
@@ -152,8 +194,9 @@ class TestSentence:
 
     def test_a_pause_may_be_long(self, run):
         write_state(run, doing="paused")
+        written(run, seconds_ago=10_000)
         run.request_pause()
-        assert status_of(run, now=time.time() + 10_000).sentence.startswith("Paused since")
+        assert status_of(run).sentence.startswith("Paused since")
 
     def test_metrics_without_a_state_are_of_a_run_that_has_ended(self, run):
         write_metrics(run, train(1, 0.0))
@@ -209,6 +252,21 @@ class TestFigures:
         moments = [0, 2, 4, 6, 8, 1008, 1010, 1012]
         write_metrics(run, *(train(10 * (i + 1), moment) for i, moment in enumerate(moments)))
         # 2 seconds for each ten steps, and twenty steps to go.
+        assert status_of(run).seconds_left == pytest.approx(4.0)
+
+    @pytest.mark.parametrize(
+        "moments",
+        [
+            [0, 2, 4, 6 - 86400, 8 - 86400],
+            [0, 2, 4, 6 + 86400, 8 + 86400],
+            [0, 2, 4 - 1_700_000_000, 6, 8],
+            [0, 3600, 3602],
+            [0, 2, 3602],
+        ],
+    )
+    def test_time_left_leaves_out_where_the_clock_was_set(self, run, moments):
+        write_state(run, plan={"total_steps": 10 * len(moments) + 20})
+        write_metrics(run, *(train(10 * (i + 1), 1_700_000_000 + moment) for i, moment in enumerate(moments)))
         assert status_of(run).seconds_left == pytest.approx(4.0)
 
     def test_no_time_left_without_speed_or_plan(self, run):

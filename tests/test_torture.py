@@ -1,45 +1,53 @@
-"""Killed at chosen moments, and with disks that refuse: what comes out is the run that nothing disturbed."""
+"""Killed at chosen moments, with disks that refuse and clocks that jump: what comes out is the undisturbed run."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import time
 
 import pytest
 
+from benchmarks.torture.clock_jumps import DAY, HOUR, MachineClock, to_1970
 from benchmarks.torture.disk_faults import Fault, build
 from benchmarks.torture.kills import Kill
+from benchmarks.torture.ordinary import OrdinaryPython
 from benchmarks.torture.preloaded import PreloadedPython
 from benchmarks.torture.scenarios import scenarios, write_data
 from benchmarks.torture.stage import Stage
 from benchmarks.torture.subjects import SERVER, TRAINER
 from benchmarks.torture.trial import tortured, undisturbed
+from benchmarks.torture.verdict import differences, faults, made, records
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("cc"), reason="the faulty disk is written in C, and there is no compiler"
 )
 
 BEFORE, AMIDST = Fault.KILL_BEFORE, Fault.KILL_AMIDST
-# At changes of files: early enough for the attempt to get there, late enough for the run to go on meanwhile.
+# Each must happen, on a machine of any speed. So they come at changes of files, which every attempt makes that has four
+# steps left, and so early that an attempt gets no further than two steps: by the trainer's 80th change no second
+# checkpoint is in run.json, and a server has made one checkpoint by its 42nd. A moment of 0 seconds is the first at
+# which there is a server.
 KILLS = [
     Kill("trainer", call=5, module=TRAINER, fault=AMIDST),
     Kill("trainer", call=70, module=TRAINER, fault=AMIDST),
-    Kill("server", call=60, module=SERVER, fault=BEFORE),
+    Kill("server", call=40, module=SERVER, fault=BEFORE),
     Kill("both", call=62, module=TRAINER, fault=BEFORE),
-    Kill("server", seconds=0.3),
-    Kill("server", call=61, module=SERVER, fault=AMIDST),
+    Kill("server", seconds=0.0),
+    Kill("server", call=41, module=SERVER, fault=AMIDST),
     Kill("trainer", call=75, module=TRAINER, fault=BEFORE),
 ]
 LATER_KILLS = [
-    Kill("both", call=80, module=SERVER, fault=AMIDST),
-    Kill("trainer", call=81, module=TRAINER, fault=AMIDST),
-    Kill("both", seconds=0.6),
+    Kill("both", call=42, module=SERVER, fault=AMIDST),
+    Kill("trainer", call=76, module=TRAINER, fault=AMIDST),
+    Kill("both", call=33, module=TRAINER, fault=AMIDST),
     Kill("trainer", call=66, module=TRAINER, fault=BEFORE),
-    Kill("server", call=57, module=SERVER, fault=AMIDST),
+    Kill("server", call=37, module=SERVER, fault=AMIDST),
 ]
 REFUSALS = [
     Kill(victim, call=call, module=module, fault=fault)
-    for victim, module in (("trainer", TRAINER), ("server", SERVER))
-    for fault, call in ((Fault.DISK_FULL, 58), (Fault.READ_ONLY, 66), (Fault.VANISHED, 74))
+    for victim, module, calls in (("trainer", TRAINER, (58, 66, 74)), ("server", SERVER, (20, 28, 36)))
+    for fault, call in zip((Fault.DISK_FULL, Fault.READ_ONLY, Fault.VANISHED), calls, strict=True)
 ]
 
 
@@ -77,5 +85,73 @@ def test_whatever_is_done_to_it_the_run_is_the_same(python, data, expected, tmp_
     stage = Stage(python, scenarios(data)[scenario][0], tmp_path / "stage")
     trial = tortured(scenario, stage, expected(scenario), kills)
     assert trial.problems == []
-    assert len(trial.kills) == len(kills)
+    assert [as_planned(kill) for kill in trial.kills] == kills
     assert trial.resumes > 0
+
+
+def as_planned(kill):
+    """A kill that happened, without what it hit."""
+    return dataclasses.replace(kill, hit="", happened=False)
+
+
+def test_a_forked_run_is_the_ordinary_one(data, expected, tmp_path):
+    """All others are compared with a forked run; it has the metrics, batches and bytes of one that a user starts."""
+    python = OrdinaryPython(tmp_path, {"OMP_NUM_THREADS": "1"})
+    stage = Stage(python, scenarios(data)["embedded"][0], tmp_path / "stage")
+    attempt = stage.attempt()
+    assert attempt.status == 0, attempt.said
+    assert faults(stage) == []
+    assert differences(made(stage), expected("embedded")) == []
+
+
+# At readings of the wall clock by the trainer and its server, of which a run makes 697. By the 480th, the first
+# checkpoint is on its way to expire, and saves and removals come after it.
+@pytest.mark.parametrize(
+    ("scenario", "jumps"),
+    [
+        ("expiring", [(1, 0.5), (100, -HOUR), (250, 0.0), (480, HOUR), (600, 0.0)]),
+        ("expiring", [(480, DAY)]),
+        ("expiring", [(480, 400 * DAY), (600, 0.0)]),
+        ("expiring", [(300, to_1970())]),
+        ("expiring", [(1, to_1970()), (480, 0.0)]),
+        ("samples", [(370, 3 * HOUR), (505, 6 * HOUR), (595, 9 * HOUR)]),
+    ],
+    ids=["an hour, time and again", "a day", "a year, put right", "to 1970", "from 1970", "while it samples"],
+)
+def test_a_clock_that_jumps_changes_nothing(python, data, expected, tmp_path, scenario, jumps):
+    stage = Stage(python, scenarios(data)[scenario][0], tmp_path / "stage")
+    stage.clock = MachineClock(tmp_path / "clock", jumps)
+    trial = tortured(scenario, stage, expected(scenario), kills=[])
+    assert trial.problems == []
+    assert stage.clock.jumped == jumps
+    assert any(abs(wrong - jumps[-1][1]) < HOUR / 2 for wrong in errors(stage))
+    speeds = [record["tokens_per_sec"] for record in records(stage) if record["type"] == "train"]
+    assert all(0 < speed < 1e6 for speed in speeds), speeds
+
+
+def test_a_clock_that_jumps_between_kill_and_resume_changes_nothing(python, data, expected, tmp_path):
+    stage = Stage(python, scenarios(data)["expiring"][0], tmp_path / "stage")
+    stage.clock = MachineClock(tmp_path / "clock")
+    # As above; only the first lets the run get to its eighth step, so that a checkpoint is on its way to expire.
+    kills = [
+        Kill("trainer", call=170, module=TRAINER, fault=BEFORE),
+        Kill("both", call=30, module=SERVER, fault=AMIDST),
+        Kill("server", call=20, module=SERVER, fault=BEFORE),
+        Kill("both", call=40, module=TRAINER, fault=AMIDST),
+    ]
+
+    def one_by_one():
+        for kill, wrong in zip(kills, (0.0, 400 * DAY, to_1970(), DAY), strict=True):
+            stage.clock.set(wrong)
+            yield kill
+        stage.clock.set(-HOUR)
+
+    trial = tortured("expiring", stage, expected("expiring"), one_by_one())
+    assert trial.problems == []
+    assert [as_planned(kill) for kill in trial.kills] == kills
+    assert abs(errors(stage)[-1] + HOUR) < HOUR / 2
+
+
+def errors(stage):
+    """By how many seconds the clock was wrong at each record; less the seconds since, which are few."""
+    return [record["timestamp"] - time.time() for record in records(stage)]

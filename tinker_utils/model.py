@@ -6,8 +6,9 @@ Nothing here waits. A request is submitted, and its futures say when its `result
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,8 @@ from tinker_utils.loss import negative_log_likelihood
 if TYPE_CHECKING:
     import tinker
 
+# The SDK gives up samples when none came for two hours; sooner than this, it was misled.
+_STUCK_SECONDS = 3600.0
 _CROSS_ENTROPY: Literal["cross_entropy"] = "cross_entropy"
 
 
@@ -157,7 +160,23 @@ def complete(
     import tinker
 
     params = tinker.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    futures = [client.sample(tinker.ModelInput.from_ints(list(prompt)), 1, params) for prompt in prompts]
+    began = time.monotonic()
+    try:
+        return _complete(client, prompts, params)
+    except tinker.APIConnectionError:
+        if time.monotonic() - began > _STUCK_SECONDS:
+            raise
+        # To the SDK, a wall clock that was set ahead looks as if nothing had come for hours.
+        return _complete(client, prompts, params)
+
+
+def _complete(
+    client: tinker.SamplingClient, prompts: Sequence[Sequence[int]], params: tinker.SamplingParams
+) -> list[list[int]]:
+    import tinker
+
+    futures = [client.sample(tinker.ModelInput.from_ints(list(prompt)), 1, params).future() for prompt in prompts]
+    wait(futures)  # all of them: while one is on its way, the SDK does not see that there is progress again
     return [list(future.result().sequences[0].tokens) for future in futures]
 
 

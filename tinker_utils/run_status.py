@@ -5,8 +5,9 @@ It reads what the loop writes and nothing else, so the run may train in this pro
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,12 @@ class RunFollower:
     Args:
         run: the run directory; it need not exist yet.
         metrics: its metrics file, if that has another name or place.
+        clock: seconds that nobody can set; tests pass their own.
     """
 
-    def __init__(self, run: RunDirectory, metrics: Path | None = None) -> None:
+    def __init__(
+        self, run: RunDirectory, metrics: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.run = run
         self.samples: list[Record] = []
         self.evaluations = 0  # in the log's loss unit
@@ -98,6 +102,8 @@ class RunFollower:
         self._state: State | None = None
         self._gone = False
         self._seen: dict[Path, tuple[int, int, int]] = {}
+        self._clock = clock
+        self._heard = -math.inf  # when something was written last, by that clock
         self._problem: str | None = None
 
     @property
@@ -139,8 +145,8 @@ class RunFollower:
             self._noted, self.evaluations, self._best = version, len(vals), self.log.best()
             self._last_val = vals[-1] if vals else {}
 
-    def status(self, now: float | None = None) -> RunStatus:
-        """How the run stands at `now` (Unix seconds)."""
+    def status(self) -> RunStatus:
+        """How the run stands."""
         state = self._state or {}
         plan, progress = _mapping(state, "plan"), _mapping(state, "progress")
         train = self.log.last_train or {}
@@ -150,7 +156,7 @@ class RunFollower:
         ended = str(state.get("status")) in ENDINGS if self._state else self._has_metrics
         return RunStatus(
             name=self.run.path.resolve().name,
-            sentence=self._problem or self._sentence(time.time() if now is None else now),
+            sentence=self._problem or self._sentence(),
             live=self._runs and not self._gone,
             ended=ended,
             gone=self._gone,
@@ -191,9 +197,12 @@ class RunFollower:
             seen = (0, 0, 0)
         changed = self._seen.get(path) != seen
         self._seen[path] = seen
+        if changed:
+            # A file may be from the future, where the clock was set back since; what it may say of time ends here.
+            self._heard = max(self._heard, self._clock() - max(time.time() - seen[2] / 1e9, 0.0))
         return changed
 
-    def _sentence(self, now: float) -> str:
+    def _sentence(self) -> str:
         if self._state is None:
             return _ONLY_METRICS if self._has_metrics else _NOT_BEGUN
         status = str(self._state.get("status"))
@@ -209,22 +218,26 @@ class RunFollower:
             return "Stop heard: finishing the steps on their way, then saving."
         if self.run.pause_requested() != (doing == "paused"):
             return "Resume heard." if doing == "paused" else "Pause heard: finishing the steps on their way."
-        silent_since = max(modified for _, _, modified in self._seen.values()) / 1e9
-        if doing not in ("paused", "waiting") and now - silent_since > _SILENCE:
-            return f"No news since {_clock(silent_since)}: if the process has died, run it again to resume."
+        if doing not in ("paused", "waiting") and self._clock() - self._heard > _SILENCE:
+            written = max(modified for _, _, modified in self._seen.values()) / 1e9
+            return f"No news since {_clock(written)}: if the process has died, run it again to resume."
         if doing == "paused":
-            return f"Paused since {_clock(as_float(activity.get('since')) or now)}."
+            return f"Paused since {_clock(as_float(activity.get('since')) or time.time())}."
         return _sentence("", activity.get("detail") or doing or "running")
 
     def _seconds_left(self, step: int | None, total: int | None) -> float | None:
-        """Seconds until the last planned step, at the speed of the latest records; pauses do not count."""
+        """Seconds until the last planned step, at the speed of the latest records.
+
+        Pauses do not count, and neither do gaps in which the clock was set back, or far ahead.
+        """
         moments, done = (self.log.train.last(name, _RECENT) for name in ("timestamp", "step"))
         known = (np.abs(moments) < _LARGEST) & (np.abs(done) < _LARGEST)
         gaps, steps = np.diff(moments[known]), np.diff(done[known])
         usable = (steps > 0) & (gaps >= 0)
         if step is None or total is None or not usable.any():
             return None
-        usable &= gaps <= _PAUSE * np.median(gaps[usable])
+        # Of two gaps the lower is the usual one: the other may be a pause.
+        usable &= gaps <= _PAUSE * np.quantile(gaps[usable], 0.5, method="lower")
         return float((total - step) * gaps[usable].sum() / steps[usable].sum())
 
 

@@ -51,6 +51,7 @@ def main() -> int:
 
 def _tell(trial: Trial) -> None:
     done = f"{len(trial.kills)} kills, {trial.resumes} resumes, {trial.fallbacks} checkpoints lost"
+    done += f", {trial.jumps} jumps of the clock"
     print(f"run {trial.name}: {done}, {len(trial.problems)} mismatches", flush=True)
     for problem in trial.problems:
         print(f"    {problem}\n    after {trial.kills}", flush=True)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.torture.clock_jumps import MachineClock, random_jumps
 from benchmarks.torture.disk_faults import Fault
 from benchmarks.torture.kills import Costs, Kill
 from benchmarks.torture.preloaded import PreloadedPython
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 _KILLS_A_RUN = 8
 _AT_ONCE = 2
+_WRONG_CLOCKS = 0.3
 
 
 class Tormentor:
@@ -90,7 +92,12 @@ class Tormentor:
         expected, costs = self._reference(name)
         chance = random.Random(f"{self._seed}:{number}")
         kills = random_kills(chance, costs, chance.randint(2, _KILLS_A_RUN))
-        return tortured(f"{number} {name}", self._stage(name, str(number)), expected, kills, chance)
+        stage = self._stage(name, str(number))
+        if chance.random() < _WRONG_CLOCKS:
+            # With a clock that is wrong, too, all checkpoints can be gone at once, and a run rightly refuses to go on.
+            stage.clock = MachineClock(self._folder / f"clock {number}", random_jumps(chance, costs.readings))
+            return tortured(f"{number} {name}", stage, expected, kills)
+        return tortured(f"{number} {name}", stage, expected, kills, chance)
 
     def _planned_trial(self, number: int, name: str, kill: Kill) -> Trial:
         stage = self._stage(name, f"change {number}")

@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("disk_faults.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("disk_faults.c", "clock_jumps.c")]
 _PLAN_VARIABLE = "TORTURE_DISK_{}"
 _CONTROL = struct.Struct("qq240s")
 
@@ -54,8 +54,9 @@ class DiskFault:
 
 def build(folder: Path) -> Path:
     """Compile the library that is preloaded; CalledProcessError or FileNotFoundError without a C compiler."""
-    library = folder / "disk_faults.so"
-    subprocess.run([os.environ.get("CC", "cc"), "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+    library = folder / "faults.so"
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, *SOURCES, "-ldl"], check=True)
     return library
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.torture.disk_faults import DiskFault, Fault
-from benchmarks.torture.preloaded import Forked
-from benchmarks.torture.stage import Stage, ticks, until
+from benchmarks.torture.stage import Process, Stage, ticks, until
 from benchmarks.torture.subjects import SERVER, TRAINER
 
 VICTIMS = ("trainer", "server", "both")
@@ -54,10 +53,11 @@ class Kill:
 
 @dataclass(frozen=True)
 class Costs:
-    """What an undisturbed run takes: seconds, and changes of files by the trainer and by the server."""
+    """What an undisturbed run takes: seconds, changes of files by trainer and server, readings of the wall clock."""
 
     seconds: float
     calls: dict[str, int]
+    readings: int
 
 
 def random_kill(chance: random.Random, costs: Costs) -> Kill:
@@ -82,7 +82,7 @@ class Executioner:
         self.environment = self._fault.environment if self._fault else {}
         self.done = kill
 
-    def __call__(self, trainer: Forked) -> None:
+    def __call__(self, trainer: Process) -> None:
         """Wait for the moment, and kill."""
         if self._fault is not None:
             self._by_disk(self._fault, trainer)
@@ -95,7 +95,7 @@ class Executioner:
             directory = self._fault.directory if self._fault else self._stage.store
             directory.with_name(f"{directory.name}.gone").rename(directory)
 
-    def _by_clock(self, trainer: Forked) -> None:
+    def _by_clock(self, trainer: Process) -> None:
         for _ in ticks((self._kill.seconds or 0.0) - (time.monotonic() - self._began)):
             if trainer.ended():
                 return
@@ -110,7 +110,7 @@ class Executioner:
         if server:
             self._stage.restart_server()
 
-    def _by_disk(self, fault: DiskFault, trainer: Forked) -> None:
+    def _by_disk(self, fault: DiskFault, trainer: Process) -> None:
         if not until(lambda: bool(fault.seen()[1]), trainer):
             return
         self.done = replace(self._kill, happened=True, hit=fault.seen()[1])

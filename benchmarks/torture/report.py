@@ -59,11 +59,12 @@ def write(path: Path, campaigns: Sequence[Campaign], seconds: float) -> None:
 
 def _summary(trials: Sequence[Trial]) -> list[str]:
     kills = sum(len(trial.kills) for trial in trials)
+    mismatches = sum(bool(trial.problems) for trial in trials)
     return [
-        "| runs | kills | resumes | checkpoints lost, fallen back from | mismatches |",
-        "|---|---|---|---|---|",
+        "| runs | kills | resumes | checkpoints lost, fallen back from | jumps of the clock | mismatches |",
+        "|---|---|---|---|---|---|",
         f"| {len(trials)} | {kills} | {sum(trial.resumes for trial in trials)} "
-        f"| {sum(trial.fallbacks for trial in trials)} | {sum(bool(trial.problems) for trial in trials)} |",
+        f"| {sum(trial.fallbacks for trial in trials)} | {sum(trial.jumps for trial in trials)} | {mismatches} |",
     ]
 
 

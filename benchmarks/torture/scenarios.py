@@ -40,9 +40,13 @@ def scenarios(data: Path) -> dict[str, tuple[TrainingConfig, bool]]:
     )
     # After the first evaluation none improves by 100 nats: the sixth, after step 10, ends the run.
     stopping = replace(plain, early_stopping_patience=4, early_stopping_threshold=100.0, lr_schedule="constant")
+    # What is superseded expires in an hour: far more than a run takes, and less than most clocks jump.
+    expiring = replace(plain, checkpoint_ttl_seconds=3600)
     return {
         "embedded": (plain, False),
         "separate": (plain, True),
         "early stopping": (stopping, False),
-        "samples": (replace(plain, samples_at_evaluation=1, epochs=1), False),
+        "expiring": (expiring, False),
+        # Several at once: the SDK watches over such requests together.
+        "samples": (replace(plain, samples_at_evaluation=3, epochs=1), False),
     }

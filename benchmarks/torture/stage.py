@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.torture import ledger
+from benchmarks.torture.clock_jumps import MachineClock
+from benchmarks.torture.ordinary import OrdinaryPython, Started
 from benchmarks.torture.preloaded import Forked, PreloadedPython
 from benchmarks.torture.subjects import SERVER, TRAINER
 from tinker_utils.config import TrainingConfig, dump_config
 from tinker_utils.local.server import KEY_VARIABLE
 from tinker_utils.rundir import RunDirectory
+
+Process = Forked | Started
 
 KEY = "tml-torture-torture-torture"
 _PATIENCE_S = 90.0
@@ -42,22 +46,29 @@ class Stage:
     """One run, from its first attempt to its last.
 
     Args:
-        python: what forks the processes.
+        python: what starts the processes.
         config: what to train; `service` is replaced by the address where the server is `separate`.
         folder: an empty directory for all of it.
         separate: a server that outlives the trainer, instead of one that the trainer starts.
+
+    Attributes:
+        clock: the wall clock of the processes, where it is not the true one.
     """
 
-    def __init__(self, python: PreloadedPython, config: TrainingConfig, folder: Path, separate: bool = False) -> None:
+    def __init__(
+        self, python: PreloadedPython | OrdinaryPython, config: TrainingConfig, folder: Path, separate: bool = False
+    ) -> None:
         self.python = python
         self.separate = separate
         self.run = RunDirectory(folder / "run")
         self.ledger = folder / "ledger.jsonl"
+        self.clock: MachineClock | None = None
         self.store = folder / "run" / "checkpoints"
         self._output = folder / "output"
         self._config = folder / "config.yaml"
         self._port = _free_port()
-        self._server: Forked | None = None
+        self._server: Process | None = None
+        self._earlier: int | None = None  # an embedded server of an earlier attempt, which may still be ending
         folder.mkdir(parents=True)
         if separate:
             self.store = folder / "store"
@@ -67,11 +78,11 @@ class Stage:
     def attempt(
         self,
         environment: Mapping[str, str] | None = None,
-        meanwhile: Callable[[Forked], None] = lambda trainer: None,
+        meanwhile: Callable[[Process], None] = lambda trainer: None,
     ) -> Attempt:
         """Train until the trainer ends by itself, or by what `meanwhile`, called with its process, does to it."""
-        variables = {**os.environ, KEY_VARIABLE: KEY, "TINKER_API_KEY": KEY, ledger.VARIABLE: str(self.ledger)}
-        variables |= environment or {}
+        variables = {**self._variables(), **(environment or {})}
+        self._earlier = self._embedded_pid()
         began = time.monotonic()
         if self.separate and (environment or self._server is None):
             self.kill_server()
@@ -92,17 +103,18 @@ class Stage:
         return Attempt(status, said[-1] if said else "", time.monotonic() - began)
 
     def kill_server(self) -> bool:
-        """SIGKILL the server, if there is one now; whether there was."""
+        """SIGKILL the attempt's server, if there is one now; whether there was."""
         if self._server is not None:
             self._server.kill()
             self._server.wait()
             self._server = None
             return True
         pid = self._embedded_pid()
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return pid is not None
+        if pid is None or pid == self._earlier:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return True
 
     def server_ended(self) -> None:
         """Take note that a separate server ended by itself."""
@@ -113,12 +125,16 @@ class Stage:
     def restart_server(self) -> None:
         """Start the separate server again, on the same port and store."""
         if self.separate and self._server is None:
-            self._start_server({**os.environ, KEY_VARIABLE: KEY, ledger.VARIABLE: str(self.ledger)})
+            self._start_server(self._variables())
 
     def close(self) -> None:
         """End the separate server."""
         if self._server is not None:
             self.kill_server()
+
+    def _variables(self) -> dict[str, str]:
+        keys = {KEY_VARIABLE: KEY, "TINKER_API_KEY": KEY, ledger.VARIABLE: str(self.ledger)}
+        return {**os.environ, **keys, **(self.clock.environment if self.clock else {})}
 
     def _start_server(self, variables: Mapping[str, str]) -> None:
         arguments = ["-m", SERVER, "--model", "tiny", "--store", str(self.store), "--port", str(self._port)]
@@ -138,7 +154,7 @@ class Stage:
         return None
 
 
-def until(condition: Callable[[], bool], trainer: Forked, seconds: float = _PATIENCE_S) -> bool:
+def until(condition: Callable[[], bool], trainer: Process, seconds: float = _PATIENCE_S) -> bool:
     """Wait for a condition; False if the trainer ends, or the time is over, before it is so."""
     for _ in ticks(seconds):
         if condition():

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.torture.clock_jumps import MachineClock
 from benchmarks.torture.disk_faults import DiskFault, Fault
 from benchmarks.torture.kills import Costs, Executioner, Kill, random_kill
 from benchmarks.torture.stage import Attempt, HangError, Stage, outcome
 from benchmarks.torture.subjects import REFUSED, SERVER, TRAINER
-from benchmarks.torture.verdict import Made, checkpoints, differences, faults, made, untold_tokens
+from benchmarks.torture.verdict import EXPIRED, Made, checkpoints, differences, faults, made, untold_tokens
 from tinker_utils.errors import TinkerUtilsError
 
 _SIGKILLED = -9
@@ -29,6 +30,7 @@ class Trial:
     kills: list[Kill] = field(default_factory=list)
     resumes: int = 0
     fallbacks: int = 0
+    jumps: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -42,13 +44,15 @@ def undisturbed(stage: Stage, control: Path) -> tuple[Made, Costs]:
         DiskFault(directory.resolve(), control.with_suffix(f".{module}"), module, 0, Fault.COUNT)
         for module, directory in ((TRAINER, stage.run.path), (SERVER, stage.store))
     ]
+    stage.clock = MachineClock(control.with_suffix(".clock"))
     attempt = stage.attempt({key: value for each in counting for key, value in each.environment.items()})
     stage.close()
     if attempt.status != 0:
         raise RuntimeError(f"the undisturbed run ended with status {attempt.status}: {attempt.said}")
     if problems := faults(stage):
         raise RuntimeError(f"the undisturbed run: {problems}")
-    return made(stage), Costs(attempt.seconds, {each.module: each.seen()[0] for each in counting})
+    calls = {each.module: each.seen()[0] for each in counting}
+    return made(stage), Costs(attempt.seconds, calls, stage.clock.readings)
 
 
 def tortured(
@@ -77,6 +81,7 @@ def tortured(
             kill = kill if _has_ended(stage) else None
             _look_at(trial, stage, stage.attempt(), None)
         stage.close()
+        trial.jumps = len(stage.clock.jumped) if stage.clock else 0
         # Killed while a run that has ended is tidied up, a server leaves that to the next start.
         untidy = kill is not None and kill.happened and kill.victim != "trainer"
         trial.problems += faults(stage, untidy) + differences(made(stage), expected, untidy)
@@ -138,5 +143,7 @@ def _lose_latest(stage: Stage, chance: random.Random) -> bool:
         shutil.rmtree(directory)
     else:
         file = directory / "checkpoint.json"
-        file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "expires": 1.0}), encoding="utf-8")
+        file.write_text(
+            json.dumps({**json.loads(file.read_text(encoding="utf-8")), "expires": EXPIRED}), encoding="utf-8"
+        )
     return True

@@ -13,6 +13,9 @@ from tinker_utils.rundir import State
 
 Record = dict[str, Any]
 
+EXPIRED = 1.0
+"""A time in 1970 at which a checkpoint has expired, as no clock here can have set it."""
+
 _HISTORY = ("train", "val", "checkpoint", "early_stop", "end")
 # Times, speeds, names of sessions, and what is billed twice when it is done twice.
 _VOLATILE = ("timestamp", "tokens_per_sec", "path")
@@ -29,7 +32,7 @@ class Made:
         batches: every pass and step that made the last checkpoint, from the server's ledger.
         adapter: the bytes of the best checkpoint's adapter.
         optimizer: the bytes of the last checkpoint's optimizer.
-        kept: the steps of the checkpoints in the store.
+        kept: the steps of the checkpoints in the store; those that were let expire wait there to be removed.
     """
 
     history: tuple[Record, ...]
@@ -59,7 +62,7 @@ def made(stage: Stage) -> Made:
         tuple(passes),
         (checkpoint(stage, state["best_checkpoint"]) / "adapter_model.safetensors").read_bytes(),
         (checkpoint(stage, last["path"]) / "optimizer.safetensors").read_bytes(),
-        tuple(sorted(path.name.partition("~")[0] for path in (stage.store / "runs").glob("*/*/*"))),
+        tuple(sorted(path.name.partition("~")[0] for path in (stage.store / "runs").glob("*/*/*") if _is_kept(path))),
     )
 
 
@@ -126,6 +129,10 @@ def checkpoints(stage: Stage, path: str) -> list[Path]:
     """The directory of a checkpoint in the store, if it is there."""
     run_id, kind, name = path.removeprefix("tinker://").split("/")
     return list((stage.store / "runs" / run_id.replace(":", "_") / kind).glob(f"{name}~*"))
+
+
+def _is_kept(directory: Path) -> bool:
+    return bool(json.loads((directory / "checkpoint.json").read_bytes())["expires"] != EXPIRED)
 
 
 def _lines(path: Path) -> list[bytes]:

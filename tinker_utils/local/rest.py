@@ -118,7 +118,7 @@ class Rest:
         if reference.kind != "external_weights":
             raise RequestError(f"Only external weights can be downloaded, and {reference.path} are others.")
         await run_in_threadpool(self._store.read, reference)
-        expires = int(self._store.clock()) + DOWNLOAD_VALID_S
+        expires = int(self._store.clock.latest()) + DOWNLOAD_VALID_S
         urls = {file: self._signed_url(reference, file, expires) for file in _FILES}
         return _reply({"urls": urls, "expires": _time(expires)})
 
@@ -128,7 +128,7 @@ class Rest:
         reference = Reference(params["run_id"], "external_weights", params["name"])
         file = params["file"]
         signed = f"{reference.path}/{file}"
-        self._signer.check(signed, query.get("expires", ""), query.get("signature", ""), self._store.clock())
+        self._signer.check(signed, query.get("expires", ""), query.get("signature", ""), self._store.clock.earliest())
         if file not in _FILES:
             raise RequestError(f"An adapter has the files {' and '.join(_FILES)} only.", 404)
         checkpoint = await run_in_threadpool(self._store.read, reference)

@@ -8,6 +8,9 @@
 Everything is read from disk whenever it is asked for, so nothing in memory can disagree with it. A checkpoint becomes
 visible by one rename. Overwriting adds a generation and then removes the one before: whenever the process is killed,
 either the old or the new checkpoint is whole.
+
+What has expired cannot be read any more, but stays on the disk until a server has run for another hour: where it
+expired because the clock was wrong, it is there again once the clock has been put right.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -31,11 +34,13 @@ from tinker_utils.sentence import one_sentence
 from tinker_utils.strict_json import parse_json
 
 from .checkpoints import Checkpoint, CheckpointInfo, expiry
+from .clock import Clock
 from .faults import RequestError
 from .references import KINDS, Reference
 
 _INFO = "checkpoint.json"
 _LOCK_TIMEOUT_S = 5.0
+_REMOVED_AFTER_S = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +50,19 @@ class Store:
 
     Args:
         root: the directory, made (0700) if it is missing.
-        clock: unix seconds now; tests pass their own.
+        clock: what time it is; tests pass their own.
 
     Raises:
         ServiceError: the directory cannot be used, or another server uses it.
     """
 
-    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, root: Path, clock: Clock | None = None) -> None:
         self.root = root.resolve()
-        self.clock = clock
+        self.clock = clock or Clock()
         self.scratch = self.root / "scratch"
         self._guard = threading.RLock()
+        # What has expired, and since when by the seconds that have gone by in this process.
+        self._expired_since: dict[Path, float] = {}
         self._runs = self.root / "runs"
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,8 +122,9 @@ class Store:
         """Every checkpoint that has not expired, of one run or of all, the newest first."""
         with self._guard:
             runs = self._runs.iterdir() if run_id is None else [self._runs / _folder(run_id)]
-            found = [latest.info for run in runs for kind in KINDS for latest in self._latest(run / kind).values()]
-        return sorted((info for info in found if not self._expired(info)), key=lambda info: -info.created)
+            latest = [each for run in runs for kind in KINDS for each in self._latest(run / kind).values()]
+            found = [each.info for each in latest if not self._expired(each)]
+        return sorted(found, key=lambda info: -info.created)
 
     def delete(self, reference: Reference) -> None:
         """Remove a checkpoint; a `RequestError` (404) if there is none."""
@@ -127,21 +135,32 @@ class Store:
         """Let a checkpoint expire that many seconds from now, or never."""
         with self._guard:
             checkpoint = self.read(reference)
-            info = dataclasses.replace(checkpoint.info, expires=expiry(self.clock(), ttl_seconds))
+            info = dataclasses.replace(checkpoint.info, expires=expiry(self.clock.latest(), ttl_seconds))
             draft = self.scratch / uuid.uuid4().hex
             _write_json(draft, info.to_json())
             draft.replace(checkpoint.directory / _INFO)
             _sync(checkpoint.directory)
 
     def prune(self) -> None:
-        """Remove what has expired, and what an interrupted overwrite or removal left behind."""
+        """Remove what an interrupted overwrite or removal left behind, and what has been seen as expired for an hour.
+
+        The hour is this process's own: no clock that is set shortens it.
+        """
         with self._guard:
+            now, before = self.clock.gone_by(), self._expired_since
+            self._expired_since = {}
             for kind_folder in self._runs.glob("*/*"):
                 latest = self._latest(kind_folder)
-                live = {checkpoint.directory for checkpoint in latest.values() if not self._expired(checkpoint.info)}
                 known = {directory for directory in kind_folder.iterdir() if _generation(directory)}
-                for directory in known - live - set(_unreadable(known - live)):
+                superseded = known - {checkpoint.directory for checkpoint in latest.values()}
+                for directory in superseded - set(_unreadable(superseded)):
                     self._discard(directory)
+                for checkpoint in filter(self._expired, latest.values()):
+                    since = before.get(checkpoint.directory, now)
+                    if now - since < _REMOVED_AFTER_S:
+                        self._expired_since[checkpoint.directory] = since
+                    else:
+                        self._discard(checkpoint.directory)
 
     def _publish(self, draft: Path, reference: Reference) -> None:
         folder = self._folder_of(reference)
@@ -169,7 +188,7 @@ class Store:
         with self._guard:
             folder = self._folder_of(reference)
             found = self._latest(folder, reference.name).get(reference.name)
-        return None if found is None or self._expired(found.info) else found
+        return None if found is None or self._expired(found) else found
 
     def _latest(self, folder: Path, name: str | None = None) -> dict[str, Checkpoint]:
         """The newest generation of one checkpoint in a run's folder or of each, expired or not."""
@@ -184,8 +203,9 @@ class Store:
     def _folder_of(self, reference: Reference) -> Path:
         return self._runs / _folder(reference.run_id) / reference.kind
 
-    def _expired(self, info: CheckpointInfo) -> bool:
-        return info.expires is not None and info.expires <= self.clock()
+    def _expired(self, checkpoint: Checkpoint) -> bool:
+        expires = checkpoint.info.expires
+        return expires is not None and expires <= self.clock.earliest()
 
 
 def _folder(run_id: str) -> str:
