@@ -190,11 +190,11 @@ class Service:
         expiry(0, request.ttl_seconds)
 
         def job() -> Result:
-            clock = self.store.clock
+            created = self.store.clock.latest()
             info = CheckpointInfo(
                 reference=reference,
-                created=clock.wall(),
-                expires=expiry(clock.latest(), request.ttl_seconds),
+                created=created,
+                expires=expiry(created, request.ttl_seconds),
                 lora=self.engine.spec(model.model_id),
                 progress=self.engine.progress(model.model_id),
                 has_optimizer=kind == "weights",
