@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tinker_utils.errors import ServiceError
+from tinker_utils.file_lock import NO_LOCKS
 from tinker_utils.sentence import one_sentence
 from tinker_utils.strict_json import parse_json
 
@@ -237,8 +238,8 @@ def _take_lock(file: IO[str]) -> None:
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
+        except OSError as error:
+            if error.errno in NO_LOCKS or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
@@ -252,6 +253,11 @@ def _lock(path: Path) -> Any:
         file.seek(0)
         owner = file.read(20).strip() or "unknown"
         file.close()
+        if error.errno in NO_LOCKS:
+            raise ServiceError(
+                f"The store {path.parent} cannot be used, as its file system has no locks ({error.strerror}): choose "
+                "another --store, or another output directory."
+            ) from error
         raise ServiceError(
             f"The store {path.parent} is in use by another server (process {owner}): end it, or choose another --store."
         ) from error
