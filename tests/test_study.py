@@ -11,8 +11,9 @@ from small_runs import records
 
 from tinker_utils.config import LoraConfig, TrainingConfig
 from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.metrics import MetricsLog
 from tinker_utils.rundir import RunDirectory
-from tinker_utils.study import Estimate, Evaluation, StudyRun, difference, estimate, run_study
+from tinker_utils.study import Estimate, Evaluation, StudyRun, difference, estimate, evaluations_of, run_study
 from tinker_utils.study_plot import describe_study, study_figure
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
@@ -65,6 +66,27 @@ def test_a_replay_ends_where_the_epochs_or_the_patience_end():
     stopped = was.replayed("early stopping", patience=2, threshold=0.01)
     assert (stopped.last.step, stopped.kept.val_loss, stopped.may_stop) == (40, 0.995, True)
     assert was.replayed("patient", patience=5).last == was.last
+
+
+def test_an_evaluation_without_a_loss_is_never_the_best():
+    broken = run("broken", 0, [math.nan, 2.0, 1.5, math.nan], may_stop=True)
+    assert broken.best.step == broken.kept.step == 30
+    assert "lowest mean validation loss 1.500 at step 30" in describe_study([broken])
+    assert run("broken", 0, [math.nan, math.nan]).best.step == 10
+
+
+def test_an_evaluation_has_the_tokens_of_the_train_records_up_to_it():
+    log = MetricsLog()
+    for record in (
+        {"type": "val", "step": 2, "epoch": 1, "val_loss": 4.0},
+        {"type": "train", "step": 3, "train_loss": 3.0, "train_loss_total": 9.0, "tokens_seen": 300},
+        {"type": "val", "step": 4, "epoch": 1, "val_loss": 3.0},
+        {"type": "train", "step": 6, "train_loss": 2.0, "train_loss_total": 9.0, "tokens_seen": 600},
+        {"type": "val", "step": 6, "epoch": 2, "val_loss": None},
+    ):
+        log.add(record)
+    assert [(e.step, e.epoch, e.tokens) for e in evaluations_of(log)] == [(2, 1, 0), (4, 1, 300), (6, 2, 600)]
+    assert math.isnan(evaluations_of(log)[-1].val_loss)
 
 
 @pytest.fixture

@@ -47,8 +47,8 @@ class StudyRun:
 
     @property
     def best(self) -> Evaluation:
-        """The evaluation of the lowest loss."""
-        return min(self.evaluations, key=lambda evaluation: evaluation.val_loss)
+        """The evaluation of the lowest loss; one that has none is the best only where all are so."""
+        return min(self.evaluations, key=lambda evaluation: (math.isnan(evaluation.val_loss), evaluation.val_loss))
 
     @property
     def kept(self) -> Evaluation:
@@ -145,13 +145,13 @@ async def _trained(name: str, seed: int, config: TrainingConfig, directory: Path
 
 def evaluations_of(log: MetricsLog) -> tuple[Evaluation, ...]:
     """A run's evaluations, each with the tokens of the train records up to it."""
-    steps, tokens = log.train["step"], log.train["tokens_seen"]
+    steps, tokens = log.train["step"], [0, *log.train["tokens_seen"]]
     return tuple(
         Evaluation(
             int(record["step"]),
             int(record["epoch"]),
             math.nan if record["val_loss"] is None else float(record["val_loss"]),
-            int(tokens[np.searchsorted(steps, record["step"], side="right") - 1]),
+            int(tokens[np.searchsorted(steps, record["step"], side="right")]),
         )
         for record in log.val
     )
