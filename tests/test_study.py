@@ -162,3 +162,28 @@ async def test_an_interrupt_stops_all_runs_of_a_study(config, tmp_path):
         await study
     assert [run.read_state()["status"] for run in runs] == ["stopped", "stopped"]
     assert not (tmp_path / "runs" / "was" / "seed-5").exists()
+
+
+async def test_a_stopped_study_goes_on_with_other_seeds_and_fewer_at_once(config, tmp_path):
+    """Each run's checkpoints are in the store of the service that it was trained on, and found there again."""
+    embedded = dataclasses.replace(config, service="local", early_stopping_patience=0, epochs=100)
+    study = asyncio.create_task(run_study({"was": embedded}, [3, 4], tmp_path / "runs", at_once=2))
+    runs = [RunDirectory(tmp_path / "runs" / "was" / f"seed-{seed}") for seed in (3, 4)]
+    for run in runs:
+        await until_evaluated(run)
+    study.cancel()
+    with pytest.raises(TinkerUtilsError, match="it was interrupted"):
+        await study
+    assert len(list((tmp_path / "runs").glob("checkpoints-*/runs/*"))) == 2
+    epochs = max(run.read_state()["progress"]["epoch"] for run in runs) + 1
+    shorter = dataclasses.replace(embedded, epochs=epochs)
+    ended = await run_study({"was": shorter}, [5, 4, 3], tmp_path / "runs")
+    assert [(run.seed, run.last.step) for run in ended] == [(5, 4 * epochs), (4, 4 * epochs), (3, 4 * epochs)]
+    assert all(any(record["type"] == "resume" for record in records(run)) for run in runs)
+    again = await run_study({"was": shorter}, [3, 4, 5], tmp_path / "runs", at_once=3)
+    assert again == ended[::-1]
+
+
+async def test_less_than_one_run_at_once_is_refused(config, tmp_path):
+    with pytest.raises(TinkerUtilsError, match="at_once: 0 runs"):
+        await run_study({"was": config}, [3], tmp_path / "runs", at_once=0)

@@ -36,6 +36,7 @@ from .faults import RequestError
 from .references import KINDS, Reference
 
 _INFO = "checkpoint.json"
+_RUNS = "runs"
 _LOCK_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Store:
         self.clock = clock
         self.scratch = self.root / "scratch"
         self._guard = threading.RLock()
-        self._runs = self.root / "runs"
+        self._runs = self.root / _RUNS
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = _lock(self.root / "lock")
@@ -187,6 +188,14 @@ class Store:
 
     def _expired(self, info: CheckpointInfo) -> bool:
         return info.expires is not None and info.expires <= self.clock()
+
+
+def holds(root: Path, path: str) -> bool:
+    """Whether a store, which a server may have open or not, has checkpoints of the run that `tinker://` path is of."""
+    try:
+        return (root / _RUNS / _folder(Reference.from_path(path).run_id)).is_dir()
+    except RequestError:  # a path that another service made
+        return False
 
 
 def _folder(run_id: str) -> str:
