@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from faulty_service import Fault, FaultyService, overflowing, passed_on
 from local_service import Running
 from small_runs import records
 
@@ -182,6 +183,15 @@ async def test_a_stopped_study_goes_on_with_other_seeds_and_fewer_at_once(config
     assert all(any(record["type"] == "resume" for record in records(run)) for run in runs)
     again = await run_study({"was": shorter}, [3, 4, 5], tmp_path / "runs", at_once=3)
     assert again == ended[::-1]
+
+
+async def test_a_run_that_fails_ends_the_study(config, local_service, tmp_path):
+    overflow = Fault("forward_backward", passed_on, distort=overflowing, times=1000)
+    with FaultyService(local_service.base_url, overflow) as faulty:
+        through = dataclasses.replace(config, service=faulty.base_url)
+        with pytest.raises(TinkerUtilsError, match="seed-3: failed, .* step 1 is not a finite number"):
+            await run_study({"was": through}, [3, 4], tmp_path / "runs")
+    assert not (tmp_path / "runs" / "was" / "seed-4").exists()
 
 
 async def test_less_than_one_run_at_once_is_refused(config, tmp_path):

@@ -187,6 +187,8 @@ async def _trained(
     result = await fit(config, run.path, service=service)
     if result.status == "stopped":
         raise TinkerUtilsError(f"{run.path}: was stopped ({result.reason}); run the study again, and it goes on there.")
+    if result.status == "failed":
+        raise TinkerUtilsError(f"{run.path}: failed, so that the study has no result for it: {result.reason}")
     return StudyRun(name, seed, config.early_stopping_patience > 0, evaluations_of(read_metrics(run.metrics)))
 
 
