@@ -12,6 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import tinker_utils
+from tinker_utils import plotting
 from tinker_utils.dashboard import Dashboard, dashboard
 from tinker_utils.metrics import MetricsWriter
 from tinker_utils.rundir import RunDirectory
@@ -104,6 +105,28 @@ class TestWithoutALoop:
         assert "Training." in status(view)
         assert 'role="img" aria-label="Training curves: up to step 1' in picture(view)
         assert "&lt;p&gt;" in samples(view)
+
+    @pytest.mark.parametrize("scale", ["linear", "log"])
+    def test_figures_near_the_largest_float_are_shown(self, run, scale):
+        write_records(run, {"type": "val", "step": 1, "val_loss": 2.0, "val_loss_margin": 1e308})
+        write_train(run, 2, -1e308)
+        write_train(run, 3, 1e300)
+        view = dashboard(run)
+        controls(view)[4].value = scale
+        assert "Training." in status(view)
+        assert "lowest 2 at step 1" in picture(view)
+
+    def test_an_error_in_the_view_is_said_in_it_and_a_control_tries_again(self, run, monkeypatch):
+        monkeypatch.setattr(plotting, "figure", lambda *_, **__: 1 / 0)
+        view = dashboard(run)
+        assert "The view met an error, the run is not affected: ZeroDivisionError" in status(view)
+        assert not controls(view)[1].disabled
+        controls(view)[4].value = "log"
+        assert "ZeroDivisionError" in status(view)
+        monkeypatch.undo()
+        controls(view)[4].value = "linear"
+        assert "Training." in status(view)
+        assert "up to step 1" in picture(view)
 
     def test_its_text_is_the_same_for_every_run(self, run, tmp_path):
         assert repr(dashboard(run)) == repr(dashboard(tmp_path / "missing")) == "Dashboard()"
@@ -321,6 +344,20 @@ class TestFollowing:
         monkeypatch.undo()
         view._wake_up()
         await until(view.children[1], lambda html: "Training." in html)
+        view.close()
+
+    async def test_an_error_at_the_end_of_the_block_does_not_reach_the_cell(self, run, monkeypatch):
+        async with dashboard(run) as view:
+            monkeypatch.setattr(view._follower, "poll", lambda: 1 / 0)
+        assert "ZeroDivisionError" in status(view)
+
+    async def test_the_end_of_a_run_is_heard_though_it_cannot_be_drawn(self, run, monkeypatch):
+        view = dashboard(run)
+        monkeypatch.setattr(plotting, "figure", lambda *_, **__: 1 / 0)
+        write_state(run, status="completed")
+        async with asyncio.timeout(DEADLINE):
+            await view.finished()
+        assert "ZeroDivisionError" in status(view)
         view.close()
 
 

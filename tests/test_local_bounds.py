@@ -16,7 +16,7 @@ from tinker_utils.local.checkpoints import CheckpointInfo
 from tinker_utils.local.faults import RequestError
 from tinker_utils.local.http import MAX_HEAD_BYTES
 from tinker_utils.local.lora import LoraSpec
-from tinker_utils.local.protobuf import MOST_ROWS
+from tinker_utils.local.protobuf import MOST_ROWS, decode_batch, parse_forward_backward
 from tinker_utils.local.queueing import MOST_AHEAD
 from tinker_utils.local.references import Reference
 from tinker_utils.local.sessions import MOST_SESSIONS, Sessions
@@ -60,6 +60,18 @@ def test_sparse_tensors_of_a_few_bytes_cannot_stand_for_gigabytes(local_service:
     failure = came_to(local_service, answer)
     assert failure["category"] == "user"
     assert "stand for more than" in failure["error"]
+
+
+def test_a_negative_size_makes_no_room_for_gigabytes() -> None:
+    message = batch("any", 1)
+    for datum, shape in zip(message.data, ([4000, 65_536], [-(2**31), 2**31 - 1]), strict=True):
+        datum.model_input[0].encoded_text.tokens = np.zeros(4000, "<i4").tobytes()
+        tensor = datum.loss_fn_inputs["target_tokens"]
+        tensor.sparse_csr.crow_indices = np.zeros(4001, "<i8").tobytes()
+        tensor.shape[:] = shape
+    wanted = r"data\[1\].*'target_tokens'.* has a negative size in its shape \[-2147483648, 2147483647\]"
+    with pytest.raises(RequestError, match=wanted):
+        decode_batch(parse_forward_backward(message.SerializeToString()))
 
 
 def test_more_rows_than_are_ever_sent_are_refused(local_service: Running, model: str) -> None:

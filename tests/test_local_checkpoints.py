@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -268,6 +270,15 @@ def test_the_store_is_private(store: Store) -> None:
 def test_two_servers_cannot_share_a_store(store: Store) -> None:
     with pytest.raises(ServiceError, match=rf"in use by another server \(process {os.getpid()}\)"):
         Store(store.root)
+
+
+def test_a_file_system_without_locks_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ServiceError, match="its file system has no locks"):
+        Store(tmp_path / "store")
 
 
 def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:

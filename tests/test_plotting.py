@@ -139,6 +139,37 @@ class TestFigure:
     def test_little_can_be_drawn_too(self, records, scale):
         assert png(figure(log_of(*records), scale=scale), dpi=30).startswith(b"\x89PNG")
 
+    @pytest.mark.parametrize(("quantity", "scale"), [("loss", "linear"), ("loss", "log"), ("perplexity", "log")])
+    @pytest.mark.parametrize("value", [1e308, 1e300, 1e100, 5e-324])
+    @pytest.mark.parametrize("field", ["step", "epoch", "train_loss", "tokens_per_sec"])
+    def test_extreme_figures_of_training_can_be_drawn(self, field, value, quantity, scale):
+        log = log_of(train(1, 2.0), train(2, 2.0) | {field: value}, train(3, 2.0) | {field: -value}, val(3, 1.5))
+        assert describe(log)
+        assert png(figure(log, quantity=quantity, scale=scale), dpi=30).startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize("scale", ["linear", "log"])
+    @pytest.mark.parametrize("value", [1e308, -1e308, 1e300, 1e100])
+    @pytest.mark.parametrize("field", ["step", "val_loss", "val_loss_margin", "val_loss_stderr"])
+    def test_extreme_figures_of_evaluations_can_be_drawn(self, field, value, scale):
+        log = log_of(train(1, 2.0), val(1, 2.0, val_loss_stderr=0.1), val(2, 1.5) | {field: value})
+        assert describe(log)
+        assert png(figure(log, scale=scale), dpi=30).startswith(b"\x89PNG")
+
+    def test_extreme_ends_can_be_drawn(self):
+        stop = {"type": "early_stop", "step": 1e300, "best_val_loss": 1e308, "best_step": 1e308}
+        assert png(figure(log_of(train(1, 2.0), val(1, 2.0), stop)), dpi=30).startswith(b"\x89PNG")
+
+    def test_what_is_beyond_1e100_is_a_gap_and_what_stands_beside_it_is_drawn(self):
+        log = log_of(train(1, 2.0), train(2, 1e101), train(3, 4.0), val(1, 3.0, val_loss_margin=1e308), val(2, 2.5))
+        drawing = figure(log, smoothing=0.5)
+        losses = points(drawing, "train")
+        assert (losses[0], losses[2]) == ([1, 2.0], [3, 4.0])
+        assert math.isnan(losses[1][1])
+        # (4 · 0.5 + 2 · 0.25) / 0.75: the gap has no weight.
+        assert points(drawing, "average")[2] == pytest.approx([3, 10 / 3])
+        assert points(drawing, "validation") == [[1, 3.0], [2, 2.5]]
+        assert "band" not in names(drawing)
+
     @pytest.mark.parametrize("scale", ["linear", "log"])
     @pytest.mark.parametrize("before", [{}, {"scale": "log"}, {"quantity": "perplexity", "title": "before"}])
     def test_a_figure_that_is_used_again_keeps_nothing(self, log, before, scale):

@@ -247,6 +247,16 @@ class TestFigures:
         assert (status.evals_without_improvement, status.patience) == (2, 5)
         assert status.warnings == ("look out",)
 
+    @pytest.mark.parametrize(
+        ("recorded", "published", "shown"),
+        [(0.5, 2.0, 2.0), (2.5, 2.0, 2.5), (None, 2.0, 2.0), (0.5, None, 0.5), (None, None, None), (0.0, "much", 0.0)],
+    )
+    def test_the_cost_is_the_larger_of_the_records_and_of_what_was_spent(self, run, recorded, published, shown):
+        """After a run went back to a checkpoint its records count each step once, and run.json what was paid."""
+        write_state(run, progress={"cost_usd": published})
+        write_metrics(run, train(20, 0.0, cost_usd=recorded))
+        assert status_of(run).cost_usd == shown
+
     def test_time_left_leaves_pauses_out(self, run):
         write_state(run, plan={"total_steps": 100})
         moments = [0, 2, 4, 6, 8, 1008, 1010, 1012]

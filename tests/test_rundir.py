@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -93,6 +94,29 @@ def test_somebody_who_looks_at_the_lock_does_not_keep_a_trainer_out(run, monkeyp
     with run.lock():
         assert not run.is_free()
     os.close(looking)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_sentence(run, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunDirectoryError) as refused, run.lock():
+        pass
+    assert str(refused.value).startswith(f"{run.path}: its file system has no locks ({os.strerror(number)})")
+    assert "choose an output directory on another disk" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not run.is_free()  # nobody can know
+
+
+def test_a_lock_that_the_disk_refuses_is_one_sentence(run, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunDirectoryError, match="one: cannot be written"), run.lock():
+        pass
 
 
 def test_control_files(run):

@@ -6,13 +6,15 @@ import math
 from pathlib import Path
 
 import pytest
+from faulty_service import Fault, FaultyService, overflowing, passed_on
 from local_service import Running
 from small_runs import records
 
 from tinker_utils.config import LoraConfig, TrainingConfig
 from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.metrics import MetricsLog
 from tinker_utils.rundir import RunDirectory
-from tinker_utils.study import Estimate, Evaluation, StudyRun, difference, estimate, run_study
+from tinker_utils.study import Estimate, Evaluation, StudyRun, difference, estimate, evaluations_of, run_study
 from tinker_utils.study_plot import describe_study, study_figure
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
@@ -65,6 +67,27 @@ def test_a_replay_ends_where_the_epochs_or_the_patience_end():
     stopped = was.replayed("early stopping", patience=2, threshold=0.01)
     assert (stopped.last.step, stopped.kept.val_loss, stopped.may_stop) == (40, 0.995, True)
     assert was.replayed("patient", patience=5).last == was.last
+
+
+def test_an_evaluation_without_a_loss_is_never_the_best():
+    broken = run("broken", 0, [math.nan, 2.0, 1.5, math.nan], may_stop=True)
+    assert broken.best.step == broken.kept.step == 30
+    assert "lowest mean validation loss 1.500 at step 30" in describe_study([broken])
+    assert run("broken", 0, [math.nan, math.nan]).best.step == 10
+
+
+def test_an_evaluation_has_the_tokens_of_the_train_records_up_to_it():
+    log = MetricsLog()
+    for record in (
+        {"type": "val", "step": 2, "epoch": 1, "val_loss": 4.0},
+        {"type": "train", "step": 3, "train_loss": 3.0, "train_loss_total": 9.0, "tokens_seen": 300},
+        {"type": "val", "step": 4, "epoch": 1, "val_loss": 3.0},
+        {"type": "train", "step": 6, "train_loss": 2.0, "train_loss_total": 9.0, "tokens_seen": 600},
+        {"type": "val", "step": 6, "epoch": 2, "val_loss": None},
+    ):
+        log.add(record)
+    assert [(e.step, e.epoch, e.tokens) for e in evaluations_of(log)] == [(2, 1, 0), (4, 1, 300), (6, 2, 600)]
+    assert math.isnan(evaluations_of(log)[-1].val_loss)
 
 
 @pytest.fixture
@@ -140,3 +163,37 @@ async def test_an_interrupt_stops_all_runs_of_a_study(config, tmp_path):
         await study
     assert [run.read_state()["status"] for run in runs] == ["stopped", "stopped"]
     assert not (tmp_path / "runs" / "was" / "seed-5").exists()
+
+
+async def test_a_stopped_study_goes_on_with_other_seeds_and_fewer_at_once(config, tmp_path):
+    """Each run's checkpoints are in the store of the service that it was trained on, and found there again."""
+    embedded = dataclasses.replace(config, service="local", early_stopping_patience=0, epochs=100)
+    study = asyncio.create_task(run_study({"was": embedded}, [3, 4], tmp_path / "runs", at_once=2))
+    runs = [RunDirectory(tmp_path / "runs" / "was" / f"seed-{seed}") for seed in (3, 4)]
+    for run in runs:
+        await until_evaluated(run)
+    study.cancel()
+    with pytest.raises(TinkerUtilsError, match="it was interrupted"):
+        await study
+    assert len(list((tmp_path / "runs").glob("checkpoints-*/runs/*"))) == 2
+    epochs = max(run.read_state()["progress"]["epoch"] for run in runs) + 1
+    shorter = dataclasses.replace(embedded, epochs=epochs)
+    ended = await run_study({"was": shorter}, [5, 4, 3], tmp_path / "runs")
+    assert [(run.seed, run.last.step) for run in ended] == [(5, 4 * epochs), (4, 4 * epochs), (3, 4 * epochs)]
+    assert all(any(record["type"] == "resume" for record in records(run)) for run in runs)
+    again = await run_study({"was": shorter}, [3, 4, 5], tmp_path / "runs", at_once=3)
+    assert again == ended[::-1]
+
+
+async def test_a_run_that_fails_ends_the_study(config, local_service, tmp_path):
+    overflow = Fault("forward_backward", passed_on, distort=overflowing, times=1000)
+    with FaultyService(local_service.base_url, overflow) as faulty:
+        through = dataclasses.replace(config, service=faulty.base_url)
+        with pytest.raises(TinkerUtilsError, match="seed-3: failed, .* step 1 is not a finite number"):
+            await run_study({"was": through}, [3, 4], tmp_path / "runs")
+    assert not (tmp_path / "runs" / "was" / "seed-4").exists()
+
+
+async def test_less_than_one_run_at_once_is_refused(config, tmp_path):
+    with pytest.raises(TinkerUtilsError, match="at_once: 0 runs"):
+        await run_study({"was": config}, [3], tmp_path / "runs", at_once=0)

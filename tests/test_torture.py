@@ -114,7 +114,8 @@ def test_a_forked_run_is_the_ordinary_one(data, expected, tmp_path):
         ("expiring", [(480, 400 * DAY), (600, 0.0)]),
         ("expiring", [(300, to_1970())]),
         ("expiring", [(1, to_1970()), (480, 0.0)]),
-        ("samples", [(370, 3 * HOUR), (505, 6 * HOUR), (595, 9 * HOUR)]),
+        # Samples that the SDK gives up are asked for once more: one jump ahead, so that no second one hits those.
+        ("samples", [(370, 3 * HOUR), (595, 0.0)]),
     ],
     ids=["an hour, time and again", "a day", "a year, put right", "to 1970", "from 1970", "while it samples"],
 )

@@ -24,6 +24,7 @@ from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirector
 from tinker_utils.export import export_adapter
 from tinker_utils.local import start_local_service
 from tinker_utils.preparation import prepare
+from tinker_utils.run_status import RunFollower
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import connect
 from tinker_utils.training import fit, fit_blocking
@@ -389,6 +390,42 @@ async def test_money_spent_is_not_forgotten_when_the_run_goes_on(config, service
     assert second.cost_usd == second.tokens + discarded + (evaluations + 3) * evaluation
     # The history counts each once; the last record stands before the sixth evaluation.
     assert records(run, "train")[-1]["cost_usd"] == second.tokens + 5 * evaluation
+
+
+@pytest.mark.parametrize("eval_interval", [2, 0])
+async def test_the_cost_that_is_shown_does_not_go_back_with_a_run_that_does(config, service, run, eval_interval):
+    """To its last evaluation, or to its start where none was saved."""
+    config = dataclasses.replace(
+        config, log_interval_steps=1, checkpoint_interval_steps=0,
+        eval_interval_steps=eval_interval, eval_at_epoch_end=False,
+    )  # fmt: skip
+    preparation = dataclasses.replace(prepare(config), prices=Prices(1e6, 0.0, 0.0))
+    follower, shown, seen = RunFollower(run), [], asyncio.Event()
+    state = b""
+
+    def look(record):
+        nonlocal state
+        follower.poll()
+        shown.extend(cost for cost in [follower.status().cost_usd] if cost is not None)
+        if (record["type"], record["step"]) == ("train", 9) and not seen.is_set():
+            state = run.state.read_bytes()
+            seen.set()
+
+    def begin():
+        return asyncio.ensure_future(fit(config, run.path, service=service, preparation=preparation, on_record=look))
+
+    task = begin()
+    await seen.wait()
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    run.state.write_bytes(state)  # as a kill in the ninth step leaves it
+    result = await begin()
+    assert shown == sorted(shown)
+    # The ninth step, at least, was paid twice, and is recorded once.
+    assert result.cost_usd == shown[-1] > records(run, "train")[-1]["cost_usd"]
 
 
 async def test_a_preparation_of_other_settings_is_refused(config, service, run):

@@ -97,6 +97,14 @@ def test_mixed_units_are_said_and_not_mixed(metrics, capsys):
     assert "6 records are not drawn" in err
 
 
+def test_figures_near_the_largest_float_are_no_traceback(metrics, capsys):
+    records = [NEW_KIND[0], NEW_KIND[1] | {"val_loss_margin": 1e308}, NEW_KIND[2] | {"train_loss": -1e308}]
+    write(metrics, [*records, NEW_KIND[3] | {"val_loss": 1e308}])
+    code, out, err = run(capsys, "--metrics-path", metrics)
+    assert (code, err) == (0, "")
+    assert "lowest 2.5 at step 10" in out
+
+
 def test_words_and_the_chosen_output(metrics, tmp_path, capsys):
     write(metrics, NEW_KIND)
     code, out, _ = run(capsys, "--metrics-path", metrics, "--output", tmp_path / "my curves.png", "--dpi", 40)

@@ -112,6 +112,8 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._throttle = Throttle(_SHARE)
         self._figure: Figure | None = None
         self._drawn: _Content | None = None
+        # The latest look as far as it came, without pictures: what stands beside an error.
+        self._known = _Look(RunStatus(self.run.path.name, ""), perplexity=True, status="", samples="")
         self._still: _Bundle | None = None
         self._still_id, self._is_displayed = uuid.uuid4().hex, False
         self._controls = Controls()
@@ -197,33 +199,42 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
                     await self._wake.wait()
 
     async def _refresh(self) -> None:
-        try:
-            look = await asyncio.to_thread(self._look, self._controls.settings())
-        except Exception as error:  # nobody awaits this task: an error would be lost with it
-            self._status.value = escape(one_sentence(f"The view met an error, the run is not affected: {error!r}"))
-            return
+        look = await asyncio.to_thread(self._look, self._controls.settings())
         with self._throttle.spending():
             self._show(look)
 
     def _look(self, settings: Settings, final: bool = False) -> _Look:
-        """Read what is new, and draw it if that is due; this runs in a worker thread and touches no widget."""
+        """Read what is new, and draw it if that is due; this runs in a worker thread and touches no widget.
+
+        Whatever goes wrong is said in the view: the cell that shows it may be the one that trains.
+        """
         with self._looking, self._throttle.spending():
-            self._follower.poll()
-            run, log = self._follower.status(), self._follower.log
-            perplexity = log.loss_unit == "nats/token"
-            if not perplexity:
-                settings = replace(settings, quantity="loss")
-            over = final or run.over
-            content = _Content(settings, over, self._follower.evaluations, len(log.train))
-            look = _Look(run, perplexity, status_html(run, log.loss_unit), samples_html(self._follower.samples))
-            if content != self._drawn and self._throttle.allows(content.credit(self._drawn)):
-                self._drawn = content
-                svg = plotting.svg(self._draw(log, settings))
-                look = replace(look, picture=picture_html(svg, plotting.describe(log)))
-            if over and self._still is None:
-                png = plotting.png(self._draw(log, settings), _STILL_DPI)
-                look = replace(look, still=_bundle(png, plotting.describe(log)))
-            return look
+            try:
+                return self._read_and_drawn(settings, final)
+            except Exception as error:
+                self._figure = None  # it may be half drawn
+                sentence = one_sentence(f"The view met an error, the run is not affected: {error!r}")
+                return replace(self._known, status=escape(sentence))
+
+    def _read_and_drawn(self, settings: Settings, final: bool) -> _Look:
+        self._follower.poll()
+        run, log = self._follower.status(), self._follower.log
+        perplexity = log.loss_unit == "nats/token"
+        if not perplexity:
+            settings = replace(settings, quantity="loss")
+        over = final or run.over
+        content = _Content(settings, over, self._follower.evaluations, len(log.train))
+        self._known = look = _Look(
+            run, perplexity, status_html(run, log.loss_unit), samples_html(self._follower.samples)
+        )
+        if content != self._drawn and self._throttle.allows(content.credit(self._drawn)):
+            self._drawn = content
+            svg = plotting.svg(self._draw(log, settings))
+            look = replace(look, picture=picture_html(svg, plotting.describe(log)))
+        if over and self._still is None:
+            png = plotting.png(self._draw(log, settings), _STILL_DPI)
+            look = replace(look, still=_bundle(png, plotting.describe(log)))
+        return look
 
     def _draw(self, log: MetricsLog, settings: Settings) -> Figure:
         self._figure = plotting.figure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -12,10 +13,16 @@ from pathlib import Path
 _HOST = " on "
 # How often, and after how many seconds, the lock is tried again: `is_free` takes it for a moment to find out.
 _TRIES, _PAUSE_SECONDS = 10, 0.02
+# What a file system says that has no locks, as those of some clusters and object stores.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def take(descriptor: int) -> bool:
-    """Lock a file that is open; False if another process holds it."""
+    """Lock a file that is open; False if another process holds it.
+
+    Raises:
+        OSError: it cannot be locked; the number is one of `NO_LOCKS` where the file system is to blame.
+    """
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(_PAUSE_SECONDS)

@@ -36,6 +36,9 @@ _BINS = 450  # a panel is about 900 pixels wide
 _MARKED_POINTS = 60  # a line of more points is drawn without markers
 _NAMED_EPOCHS = 8
 _AVERAGED = 1000  # records before the last that have a weight in the average, at the default smoothing
+# matplotlib fails on axes that end near the largest float (1.8e308): it adds margins, squares and takes powers of ten
+# beyond them. No loss that means anything is larger than this, so what is has no place in the picture, like NaN.
+_LARGEST = 1e100
 _CONFIDENCE = 1.96  # standard errors that make a 95% band where a record, of an older run, does not say
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. What they mark differs in
@@ -84,7 +87,7 @@ def figure(
         log: what was read; of records in two units, those in `log.loss_unit` are drawn.
         smoothing: weight of the past in the moving averages, in [0, 1).
         quantity: `perplexity` draws exp(loss), which only losses per token have.
-        scale: of the upper panel's y axis; without a positive value it is linear.
+        scale: of the upper panel's y axis; it is linear without a positive value, or with one below 1e-100.
         title: stands above the panels.
         reuse: a figure made here before, which is drawn anew and returned: that takes a third less time.
 
@@ -99,12 +102,12 @@ def figure(
         drawing.text(0.085, 0.95, title, color=INK, fontsize=12, fontweight="bold", parse_math=False)
     upper, lower = drawing.axes
     order = np.argsort(log.train["step"], kind="stable")  # a resumed run may have logged some steps twice
-    steps = log.train["step"][order]
-    _draw_train(upper, steps, log.train["train_loss"][order], smoothing, quantity)
+    steps = _drawable(log.train["step"][order])
+    _draw_train(upper, steps, _drawable(log.train["train_loss"][order]), smoothing, quantity)
     _draw_validation(upper, log, quantity)
     _draw_marks(upper, log, quantity)
     _set_scale(upper, scale)
-    _draw_speed(lower, steps, log.train["tokens_per_sec"][order], smoothing)
+    _draw_speed(lower, steps, _drawable(log.train["tokens_per_sec"][order]), smoothing)
     _draw_epochs(upper, lower, log.epoch_starts())
     upper.set_ylabel(quantity if quantity == "perplexity" else f"loss, {UNIT_WORDS[log.loss_unit]}")
     upper.legend(**_LEGEND)
@@ -137,7 +140,7 @@ def describe(log: MetricsLog) -> str:
     """The curves in a sentence or two, for those who cannot see them."""
     parts = []
     if len(log.train):
-        average = ema(log.train.last("train_loss", _AVERAGED))[-1]
+        average = ema(_drawable(log.train.last("train_loss", _AVERAGED)))[-1]
         parts.append(f"up to step {int(log.train['step'].max()):,} in epoch {int(log.train['epoch'].max())}")
         parts.append(f"smoothed train loss {average:.4g} {UNIT_WORDS[log.loss_unit]}")
     losses = log.val_column("val_loss")
@@ -188,7 +191,8 @@ def _emptied(drawing: Figure) -> Figure:
 
 
 def _set_scale(axes: Axes, scale: Scale) -> None:
-    if scale == "linear" or not 0 < axes.dataLim.ymax < np.inf:
+    # A margin below the least floats would end at 0, which no logarithmic axis has.
+    if scale == "linear" or not 0 < axes.dataLim.ymax < np.inf or axes.dataLim.minposy < 1 / _LARGEST:
         if axes.get_yscale() != "linear":
             axes.set_yscale("linear")
         return
@@ -211,11 +215,12 @@ def _draw_train(axes: Axes, steps: FloatArray, losses: FloatArray, smoothing: fl
 
 def _draw_validation(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     order = np.argsort(log.val_column("step"), kind="stable")
-    steps, losses = log.val_column("step")[order], log.val_column("val_loss")[order]
+    steps, losses, error, stderr = (
+        _drawable(log.val_column(name)[order]) for name in ("step", "val_loss", "val_loss_margin", "val_loss_stderr")
+    )
     if not len(losses):
         return
-    error = log.val_column("val_loss_margin")[order]
-    error = np.where(np.isnan(error), _CONFIDENCE * log.val_column("val_loss_stderr")[order], error)
+    error = np.where(np.isnan(error), _CONFIDENCE * stderr, error)
     has_band = bool(np.isfinite(error).any())
     if has_band:
         axes.fill_between(steps, _shown(losses - error, quantity), _shown(losses + error, quantity), **_BAND)
@@ -227,11 +232,11 @@ def _draw_validation(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
 def _draw_marks(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     """The best evaluation, and where the run stopped early."""
     best, step = log.best()
-    if best is not None and step is not None:
+    if best is not None and step is not None and abs(step) <= _LARGEST:
         value = float(_shown(np.array([best]), quantity)[0])
         axes.plot([step], [value], label=f"best {value:.4g} at step {step:,}", **_BEST)
     stop = log.early_stop_step()
-    if stop is not None:
+    if stop is not None and abs(stop) <= _LARGEST:
         across = axes.get_xaxis_transform()
         axes.plot([stop, stop], [0, 1], transform=across, label=f"stopped early at step {stop:,}", **_EARLY_STOP)
 
@@ -244,6 +249,7 @@ def _draw_speed(axes: Axes, steps: FloatArray, speeds: FloatArray, smoothing: fl
 
 def _draw_epochs(upper: Axes, lower: Axes, starts: list[tuple[int, int]]) -> None:
     """A dotted line where each later epoch begins; a few of many are named."""
+    starts = [(epoch, step) for epoch, step in starts if abs(step) <= _LARGEST]
     for axes in (upper, lower):
         axes.vlines([step for _, step in starts], 0, 1, transform=axes.get_xaxis_transform(), **_EPOCHS)
     right_edge = upper.dataLim.x1
@@ -256,10 +262,14 @@ def _draw_epochs(upper: Axes, lower: Axes, starts: list[tuple[int, int]]) -> Non
 
 
 def _shown(losses: FloatArray, quantity: Quantity) -> FloatArray:
-    """Losses or exp(losses); NaN, a gap in the line, where that is not finite."""
+    """Losses or exp(losses); NaN, a gap in the line, where that cannot be drawn."""
     with np.errstate(over="ignore"):
-        values = np.exp(losses) if quantity == "perplexity" else losses
-    return np.where(np.isfinite(values), values, np.nan)
+        return _drawable(np.exp(losses) if quantity == "perplexity" else losses)
+
+
+def _drawable(values: FloatArray) -> FloatArray:
+    """The same with NaN, a gap in the line, in place of what is infinite or too large."""
+    return np.where(np.abs(values) <= _LARGEST, values, np.nan)
 
 
 def extremes(x: FloatArray, y: FloatArray, bins: int = _BINS) -> tuple[FloatArray, FloatArray]:

@@ -96,6 +96,10 @@ class Recovery:
         step = point.progress.step
         left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
         await self._waiting.call(lambda: self._sweep(left, model.run_id), step, "the lists of checkpoints")
+        past = PastEvaluations(self._run.evaluations)
+        books = Bookkeeper(self._preparation, journal, point, left, past, self._spending)
+        # More may have been sent since the last save than run.json says, and the records that told of it go.
+        books.publish()
         if not journal.rewind(point.path, step):
             doubts.append(
                 f"{self._run.metrics} has no record of the checkpoint after step {step}, from which the "
@@ -105,8 +109,6 @@ class Recovery:
             journal.record("notice", step, kind=kind, message=message)
         if point.path is not None:
             journal.record("resume", step, path=point.path)
-        past = PastEvaluations(self._run.evaluations)
-        books = Bookkeeper(self._preparation, journal, point, left, past, self._spending)
         return TrainingLoop(
             self._run, self._preparation, journal, books, self._service, model,
             self._retention, self._spending, self._left_out,

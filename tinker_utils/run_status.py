@@ -169,7 +169,7 @@ class RunFollower:
             seconds_left=None if ended or self._gone else self._seconds_left(step, total),
             tokens=_whole(train.get("tokens_seen")) or _whole(progress.get("tokens_seen")),
             expected_tokens=_whole(plan.get("expected_tokens")),
-            cost_usd=as_float(train.get("cost_usd")),
+            cost_usd=_cost(train, progress),
             expected_cost_usd=as_float(plan.get("expected_cost_usd")),
             tokens_per_sec=as_float(train.get("tokens_per_sec")),
             learning_rate=as_float(train.get("learning_rate")),
@@ -251,6 +251,12 @@ def _clock(moment: float) -> str:
         return time.strftime("%H:%M:%S", time.localtime(moment))
     except (ValueError, OverflowError, OSError):  # no time that a calendar has
         return "some time"
+
+
+def _cost(train: Record, progress: Mapping[str, Any]) -> float | None:
+    """The dollars spent: a run that went back to a checkpoint pays twice, and its records tell but one history."""
+    known = [cost for each in (train, progress) if (cost := as_float(each.get("cost_usd"))) is not None]
+    return max(known, default=None)
 
 
 def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -79,7 +79,7 @@ class RunDirectory:
         """Hold the directory for this process; the system lets go of it when the process ends, however it ends.
 
         Raises:
-            RunDirectoryError: another process holds it; the message names that process.
+            RunDirectoryError: another process holds it, which the message names; or the file system has no locks.
         """
         try:
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -88,7 +88,7 @@ class RunDirectory:
                 f"{self.path}: cannot be written ({error.strerror}); choose another output directory."
             ) from error
         try:
-            if not file_lock.take(descriptor):
+            if not self._take(descriptor):
                 holder = file_lock.holder(descriptor) or "another process"
                 raise RunDirectoryError(
                     f"{self.path}: {holder} is training in this run directory; wait for it, stop it, "
@@ -102,6 +102,18 @@ class RunDirectory:
         finally:
             self._held = None
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> bool:
+        with writing(self.path):
+            try:
+                return file_lock.take(descriptor)
+            except OSError as error:
+                if error.errno not in file_lock.NO_LOCKS:
+                    raise
+                raise RunDirectoryError(
+                    f"{self.path}: its file system has no locks ({error.strerror}), without which two processes could "
+                    "train here at once; choose an output directory on another disk, or mount this one with locks."
+                ) from error
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +18,12 @@ from tinker_utils.config import TrainingConfig
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.metrics import MetricsLog, read_metrics
+from tinker_utils.resuming import resume_points
 from tinker_utils.rundir import RunDirectory
 from tinker_utils.service import Service
 from tinker_utils.training import fit, opened
+
+_Planned = tuple[int, str]  # a run's seed and variant
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class StudyRun:
 
     @property
     def best(self) -> Evaluation:
-        """The evaluation of the lowest loss."""
-        return min(self.evaluations, key=lambda evaluation: evaluation.val_loss)
+        """The evaluation of the lowest loss; one that has none is the best only where all are so."""
+        return min(self.evaluations, key=lambda evaluation: (math.isnan(evaluation.val_loss), evaluation.val_loss))
 
     @property
     def kept(self) -> Evaluation:
@@ -108,50 +113,94 @@ async def run_study(
         seeds: of order, initial adapter and dropout.
         output_dir: each run is written to VARIANT/seed-N below it.
         at_once: runs to train side by side, each over a connection of its own: as many as there are cores, for small
-            models on the embedded service.
+            models on the embedded service. It may be another number when the study is run again.
         on_run: called after each run.
 
     Raises:
         TinkerUtilsError: a run was stopped or failed. Those beside it are stopped, too, and everything is saved.
     """
+    if at_once < 1:
+        raise TinkerUtilsError(f"at_once: {at_once} runs at a time train nothing; give at least 1.")
+    directory = Path(output_dir)
     planned = [(seed, name) for seed in seeds for name in variants]
-    done: dict[tuple[int, str], StudyRun] = {}
+    done: dict[_Planned, StudyRun] = {}
+    begun, new = _dealt(planned, variants, directory)
+    stores = dict.fromkeys([*begun, *(directory / f"checkpoints-{number}" for number in range(at_once))])
+    places = asyncio.Semaphore(at_once)
 
-    async def train(number: int) -> None:
-        # Dealt out in turn, so that a run finds its checkpoints again where it left them.
-        store = Path(output_dir) / f"checkpoints-{number}"
-        async with opened(next(iter(variants.values())), store) as service:
-            for seed, name in planned[number::at_once]:
-                done[seed, name] = await _trained(name, seed, variants[name], Path(output_dir), service)
-                if on_run is not None:
-                    on_run(done[seed, name])
+    def taken(store: Path) -> Iterator[_Planned]:
+        while left := begun[store] or new:
+            yield left.popleft()
+
+    async def train(store: Path) -> None:
+        async with places:
+            runs = taken(store)
+            first = next(runs, None)
+            if first is None:
+                return
+            async with opened(next(iter(variants.values())), store) as service:
+                for seed, name in itertools.chain([first], runs):
+                    done[seed, name] = await _trained(_directory(directory, name, seed), name, seed, variants, service)
+                    if on_run is not None:
+                        on_run(done[seed, name])
 
     try:
         async with asyncio.TaskGroup() as group:
-            for number in range(min(at_once, len(planned))):
-                group.create_task(train(number))
+            for store in stores:
+                group.create_task(train(store))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [done[key] for key in planned]
 
 
-async def _trained(name: str, seed: int, config: TrainingConfig, directory: Path, service: Service) -> StudyRun:
-    run = RunDirectory(directory / name.replace("/", "-") / f"seed-{seed}")
-    result = await fit(dataclasses.replace(config, seed=seed), run.path, service=service)
+def _directory(study: Path, name: str, seed: int) -> RunDirectory:
+    return RunDirectory(study / name.replace("/", "-") / f"seed-{seed}")
+
+
+def _dealt(
+    planned: Sequence[_Planned], variants: Mapping[str, TrainingConfig], study: Path
+) -> tuple[defaultdict[Path, deque[_Planned]], deque[_Planned]]:
+    """The runs that have to go on where their checkpoints are, by that store, and those that may train anywhere."""
+    begun: defaultdict[Path, deque[_Planned]] = defaultdict(deque)
+    new: deque[_Planned] = deque()
+    stores = sorted(study.glob("checkpoints-*"))
+    for seed, name in planned:
+        goes_on = stores and variants[name].resume_from_checkpoint
+        store = _store_of(_directory(study, name, seed), stores) if goes_on else None
+        (new if store is None else begun[store]).append((seed, name))
+    return begun, new
+
+
+def _store_of(run: RunDirectory, stores: Sequence[Path]) -> Path | None:
+    """Where the embedded service keeps the checkpoints of a run, the latest that are left; None if it has none."""
+    from tinker_utils.local.store import holds
+
+    state = run.read_state()
+    paths = [point.path for point in resume_points(run, state) if point.path is not None] if state else []
+    return next((store for path in paths for store in stores if holds(store, path)), None)
+
+
+async def _trained(
+    run: RunDirectory, name: str, seed: int, variants: Mapping[str, TrainingConfig], service: Service
+) -> StudyRun:
+    config = dataclasses.replace(variants[name], seed=seed)
+    result = await fit(config, run.path, service=service)
     if result.status == "stopped":
         raise TinkerUtilsError(f"{run.path}: was stopped ({result.reason}); run the study again, and it goes on there.")
+    if result.status == "failed":
+        raise TinkerUtilsError(f"{run.path}: failed, so that the study has no result for it: {result.reason}")
     return StudyRun(name, seed, config.early_stopping_patience > 0, evaluations_of(read_metrics(run.metrics)))
 
 
 def evaluations_of(log: MetricsLog) -> tuple[Evaluation, ...]:
     """A run's evaluations, each with the tokens of the train records up to it."""
-    steps, tokens = log.train["step"], log.train["tokens_seen"]
+    steps, tokens = log.train["step"], [0, *log.train["tokens_seen"]]
     return tuple(
         Evaluation(
             int(record["step"]),
             int(record["epoch"]),
             math.nan if record["val_loss"] is None else float(record["val_loss"]),
-            int(tokens[np.searchsorted(steps, record["step"], side="right") - 1]),
+            int(tokens[np.searchsorted(steps, record["step"], side="right")]),
         )
         for record in log.val
     )

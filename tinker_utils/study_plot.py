@@ -81,7 +81,7 @@ def describe_study(runs: Sequence[Run]) -> str:
     sentences = []
     for variant in dict.fromkeys(run.variant for run in runs):
         steps, means, _ = _by_step([run for run in runs if run.variant == variant])
-        lowest = int(np.argmin(means))
+        lowest = min(range(len(means)), key=lambda i: (math.isnan(means[i]), means[i]))
         sentences.append(
             f"{variant}: lowest mean validation loss {means[lowest]:.3f} at step {steps[lowest]}, "
             f"{means[-1]:.3f} at the last step {steps[-1]}"

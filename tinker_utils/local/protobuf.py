@@ -101,13 +101,7 @@ def decode_batch(request: Any) -> Batch:
     """The batch in a parsed ForwardBackwardRequest; a `RequestError` names the row and the field at fault."""
     if not 0 < len(request.data) <= MOST_ROWS:
         raise RequestError(f"The batch has {len(request.data)} rows: from 1 to {MOST_ROWS} are served at once.")
-    sparse = sum(
-        tensor.shape[0] * tensor.shape[1]
-        for datum in request.data
-        for tensor in datum.loss_fn_inputs.values()
-        if tensor.WhichOneof("encoding") == "sparse_csr" and len(tensor.shape) == 2
-    )
-    if sparse > MOST_SPARSE_VALUES:
+    if _sparse_values(request) > MOST_SPARSE_VALUES:
         raise RequestError(f"The sparse tensors of the batch stand for more than {MOST_SPARSE_VALUES} values.")
     config: dict[str, float | str] = dict(request.loss_fn_config)
     for key, value in request.loss_fn_config_v2.items():
@@ -144,6 +138,22 @@ def encode_samples(sequences: Sequence[SampledSequence], prompt_logprobs: Array 
     if prompt_logprobs is not None:
         response.prompt_logprobs = prompt_logprobs.astype("<f4").tobytes()
     return bytes(response.SerializeToString())
+
+
+def _sparse_values(request: Any) -> int:
+    """How many values the sparse tensors of a batch stand for; a `RequestError` names one of a negative size."""
+    values = 0
+    for index, datum in enumerate(request.data):
+        for name, tensor in datum.loss_fn_inputs.items():
+            if tensor.WhichOneof("encoding") != "sparse_csr":
+                continue
+            # A negative size would make room in the sum for what the other tensors stand for.
+            if min(tensor.shape, default=0) < 0:
+                where = f"data[{index}].loss_fn_inputs[{name[:40]!r}]"
+                raise RequestError(f"{where} has a negative size in its shape {list(tensor.shape)}.")
+            if len(tensor.shape) == 2:
+                values += tensor.shape[0] * tensor.shape[1]
+    return values
 
 
 def _decode_datum(datum: Any, where: str) -> Datum:

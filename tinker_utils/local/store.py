@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tinker_utils.errors import ServiceError
+from tinker_utils.file_lock import NO_LOCKS
 from tinker_utils.sentence import one_sentence
 from tinker_utils.strict_json import parse_json
 
@@ -39,6 +40,7 @@ from .faults import RequestError
 from .references import KINDS, Reference
 
 _INFO = "checkpoint.json"
+_RUNS = "runs"
 _LOCK_TIMEOUT_S = 5.0
 _REMOVED_AFTER_S = 3600.0
 
@@ -63,7 +65,7 @@ class Store:
         self._guard = threading.RLock()
         # What has expired, and since when by the seconds that have gone by in this process.
         self._expired_since: dict[Path, float] = {}
-        self._runs = self.root / "runs"
+        self._runs = self.root / _RUNS
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = _lock(self.root / "lock")
@@ -208,6 +210,14 @@ class Store:
         return expires is not None and expires <= self.clock.earliest()
 
 
+def holds(root: Path, path: str) -> bool:
+    """Whether a store, which a server may have open or not, has checkpoints of the run that `tinker://` path is of."""
+    try:
+        return (root / _RUNS / _folder(Reference.from_path(path).run_id)).is_dir()
+    except RequestError:  # a path that another service made
+        return False
+
+
 def _folder(run_id: str) -> str:
     # Colons are legal in file names here, but not everywhere that a store may be copied to.
     return run_id.replace(":", "_")
@@ -269,8 +279,8 @@ def _take_lock(file: IO[str]) -> None:
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:
+        except OSError as error:
+            if error.errno in NO_LOCKS or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
@@ -284,6 +294,11 @@ def _lock(path: Path) -> Any:
         file.seek(0)
         owner = file.read(20).strip() or "unknown"
         file.close()
+        if error.errno in NO_LOCKS:
+            raise ServiceError(
+                f"The store {path.parent} cannot be used, as its file system has no locks ({error.strerror}): choose "
+                "another --store, or another output directory."
+            ) from error
         raise ServiceError(
             f"The store {path.parent} is in use by another server (process {owner}): end it, or choose another --store."
         ) from error
