@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
+import itertools
+import json
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +31,8 @@ from tinker_utils.local.store import Store
 # Two threads that wait for each other on a busy machine are slower than one.
 torch.set_num_threads(1)
 
-_STRETCH = 30
-"""Steps."""
+_STRETCH, _STRETCHES = 30, 6
+"""Steps in a stretch, and stretches."""
 
 
 class Client:
@@ -99,15 +104,22 @@ class Client:
         return response.json()
 
 
-@pytest.fixture
-async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    served, store = find(MODEL), Store(tmp_path / "store")
+@contextlib.asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Client]:
+    """A client of a new server."""
+    served, store = find(MODEL), Store(folder / "store")
     app = build_app(Service(Engine(Base(served.source, "cpu")), store, served), "http://local")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://local") as http:
         opened = Client(http, store)
         await opened.open()
         yield opened
     store.close()
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[Client]:
+    async with serving(tmp_path) as opened:
+        yield opened
 
 
 def test_the_texts_of_a_request_are_not_kept_for_the_next_one() -> None:
@@ -118,19 +130,12 @@ def test_the_texts_of_a_request_are_not_kept_for_the_next_one() -> None:
     assert first is not second
 
 
-async def test_a_step_an_evaluation_and_a_checkpoint_leave_nothing_behind(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Counted are Python's blocks of memory. What is kept for good is kept in every stretch; the first ones warm up,
-    and after those a few blocks come and go. A text kept of each request would be two a step.
+def test_a_step_an_evaluation_and_a_checkpoint_leave_nothing_behind(tmp_path: Path) -> None:
+    """What is kept for good is kept in every stretch; the first ones warm up, and after those little comes and goes.
+
+    A text kept of each request would be two blocks a step.
     """
-    monkeypatch.setattr(queueing, "RETRIEVED_RESULTS_KEPT", 12)
-    grown = []
-    for _ in range(6):
-        before = _blocks()
-        for _ in range(_STRETCH):
-            await client.step()
-        grown.append(_blocks() - before)
+    grown = _alone("steps", tmp_path)
     assert min(grown) < 1.5 * _STRETCH, grown
 
 
@@ -147,19 +152,40 @@ async def test_of_samplers_a_session_keeps_those_used_last(client: Client, monke
         await client.retrieve(answer.json()["request_id"])
 
 
-async def test_a_sampler_that_made_room_leaves_nothing_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_made_room_leaves_nothing_behind(tmp_path: Path) -> None:
     """On the base model, because safetensors 0.8.0 never lets go of two numbers for each tensor that it loads."""
-    monkeypatch.setattr(samplers, "MOST_SAMPLERS", 3)
-    monkeypatch.setattr(queueing, "RETRIEVED_RESULTS_KEPT", 12)
-    grown = []
-    for stretch in range(4):
-        before = _blocks()
-        for number in range(_STRETCH):
-            await client.sample_base_model(stretch * _STRETCH + number)
-        grown.append(_blocks() - before)
+    grown = _alone("samplers", tmp_path)
     assert min(grown) < 5 * _STRETCH, grown
 
 
-def _blocks() -> int:
-    gc.collect()
-    return sys.getallocatedblocks()
+def _alone(work: str, folder: Path) -> list[int]:
+    """Blocks of Python's memory by which each stretch of some work grew, in a process where nobody else takes any."""
+    command = [sys.executable, __file__, work, str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    grown: list[int] = json.loads(done.stdout)
+    return grown
+
+
+async def _steps(client: Client, number: int) -> None:
+    await client.step()
+
+
+async def _samplers(client: Client, number: int) -> None:
+    await client.sample_base_model(number)
+
+
+async def _grown(work: Callable[[Client, int], Awaitable[None]], folder: Path) -> list[int]:
+    queueing.RETRIEVED_RESULTS_KEPT, samplers.MOST_SAMPLERS = 12, 3
+    blocks = []
+    async with serving(folder) as client:
+        for stretch in range(_STRETCHES):
+            for number in range(_STRETCH):
+                await work(client, stretch * _STRETCH + number)
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+    return [after - before for before, after in itertools.pairwise(blocks)]
+
+
+if __name__ == "__main__":
+    chosen = {"steps": _steps, "samplers": _samplers}[sys.argv[1]]
+    print(json.dumps(asyncio.run(_grown(chosen, Path(sys.argv[2])))))
