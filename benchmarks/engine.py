@@ -174,7 +174,7 @@ def measure(name: str, shape: Shape, steps: int, rounds: int) -> list[object]:
 def main() -> int:
     """Print the section."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=SHAPES, action="append", help="only these shapes")
     options = parser.parse_args()
     rows = [measure(name, *SHAPES[name], options.rounds) for name in options.only or SHAPES]

@@ -189,7 +189,7 @@ def result(text: str) -> Result:
 
 
 async def test_a_request_waits_for_the_ones_before_it() -> None:
-    lanes, order = Lanes(Worker()), []
+    lanes, order = Lanes(Worker.started()), []
     lanes.open("m")
 
     def job(number: int) -> Result:
@@ -203,7 +203,7 @@ async def test_a_request_waits_for_the_ones_before_it() -> None:
 
 
 async def test_a_request_whose_predecessor_never_comes_fails_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes = Lanes(Worker())
+    lanes = Lanes(Worker.started())
     lanes.open("m")
     early = lanes.submit("m", 1, lambda: result("early"))
     assert await lanes.retrieve(early, 0) is None
@@ -217,7 +217,7 @@ async def test_a_request_whose_predecessor_never_comes_fails_and_says_so(monkeyp
 
 async def test_lanes_take_turns() -> None:
     """A long queue in one lane does not keep another waiting for its end."""
-    worker, order, begin = Worker(), [], threading.Event()
+    worker, order, begin = Worker.started(), [], threading.Event()
     lanes = Lanes(worker)
     for lane in ("long", "short"):
         lanes.open(lane)
@@ -235,7 +235,7 @@ async def test_lanes_take_turns() -> None:
 
 
 async def test_a_failure_is_told_and_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
-    lanes = Lanes(Worker())
+    lanes = Lanes(Worker.started())
     lanes.open("m")
 
     def fail(error: Exception) -> Result:
@@ -252,7 +252,7 @@ async def test_a_failure_is_told_and_does_not_end_the_worker(caplog: pytest.LogC
 
 async def test_results_are_kept_for_a_while_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queueing, "RETRIEVED_RESULTS_KEPT", 3)
-    lanes = Lanes(Worker())
+    lanes = Lanes(Worker.started())
     lanes.open("m")
     ids = [lanes.submit("m", number, lambda number=number: result(str(number))) for number in range(6)]
     for request_id in ids:
@@ -264,7 +264,7 @@ async def test_results_are_kept_for_a_while_and_not_for_ever(monkeypatch: pytest
 
 
 async def test_closing_a_lane_tells_those_who_wait() -> None:
-    lanes, begin = Lanes(Worker()), threading.Event()
+    lanes, begin = Lanes(Worker.started()), threading.Event()
     lanes.open("m")
     lanes.submit("m", 0, lambda: begin.wait(10) and result("running"))
     waiting = asyncio.create_task(lanes.retrieve(lanes.submit("m", 1, lambda: result("never")), 10))

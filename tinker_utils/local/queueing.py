@@ -1,7 +1,7 @@
 """From submission to result: requests run one at a time on one thread, in order within a lane, fairly between lanes.
 
 A *lane* is a model's (or a sampling session's) line of requests. `Lanes` lives on the event loop and puts requests in
-the order of their sequence numbers; `Worker` is the one thread that computes. A result is kept until it has been
+the order of their sequence numbers; `Worker` has the one thread that computes. A result is kept until it has been
 retrieved, and some time beyond, because a reply may be lost on its way and asked for again.
 """
 
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from tinker_utils.sentence import one_sentence
 
@@ -74,13 +74,20 @@ class Record:
 
 
 class Worker:
-    """The compute thread. Lanes take turns, so that a client with a long queue does not shut out another."""
+    """Computes on one thread. Lanes take turns, so that a client with a long queue does not shut out another."""
 
     def __init__(self) -> None:
         self._lanes: collections.OrderedDict[str, collections.deque[tuple[Job, Callable[[Result], None]]]]
         self._lanes = collections.OrderedDict()
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, name="compute", daemon=True).start()
+        self._ended = False
+
+    @classmethod
+    def started(cls) -> Self:
+        """One that computes on a thread of its own."""
+        worker = cls()
+        threading.Thread(target=worker.run, name="compute", daemon=True).start()
+        return worker
 
     def submit(self, lane: str, job: Job, finished: Callable[[Result], None]) -> None:
         """Run the job after the earlier ones of its lane; `finished` is called on the compute thread."""
@@ -93,15 +100,24 @@ class Worker:
         with self._changed:
             self._lanes.pop(lane, None)
 
-    def _work(self) -> None:
-        while True:
-            job, finished = self._next()
+    def run(self) -> None:
+        """Compute on this thread until `end` is called."""
+        while entry := self._next():
+            job, finished = entry
             finished(run(job))
 
-    def _next(self) -> tuple[Job, Callable[[Result], None]]:
+    def end(self) -> None:
+        """Let `run` return after the job that it is at."""
         with self._changed:
-            while not self._lanes:
+            self._ended = True
+            self._changed.notify()
+
+    def _next(self) -> tuple[Job, Callable[[Result], None]] | None:
+        with self._changed:
+            while not self._lanes and not self._ended:
                 self._changed.wait()
+            if self._ended:
+                return None
             lane, jobs = self._lanes.popitem(last=False)
             entry = jobs.popleft()
             if jobs:

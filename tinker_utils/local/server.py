@@ -9,12 +9,14 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable
 
 import torch
 import uvicorn
 
+from tinker_utils.background import in_background
 from tinker_utils.errors import ServiceError
 
 from .base import Base
@@ -22,6 +24,7 @@ from .engine import Engine
 from .guard import Guard
 from .http import BoundedProtocol
 from .protocol import build_app, sdk_warning
+from .queueing import Worker
 from .served import Served
 from .service import Service
 from .store import Store
@@ -55,7 +58,8 @@ def serve(
     warning = sdk_warning(importlib.metadata.version("tinker"))
     if warning:
         logger.warning("%s", warning)
-    service = Service(Engine(Base(served.source, device)), store, served)
+    worker = Worker()
+    service = Service(Engine(Base(served.source, device)), store, served, worker)
     # The port is bound before it is announced, so a client cannot be faster than the server.
     with contextlib.closing(_listen(port)) as listener:
         port = listener.getsockname()[1]
@@ -63,7 +67,33 @@ def serve(
         key = os.environ.get(KEY_VARIABLE) or f"tml-{secrets.token_urlsafe(32)}"
         app = Guard(build_app(service, base_url), key, port)
         address = json.dumps({"base_url": base_url, "api_key": key})
-        asyncio.run(_run(app, service, listener, lambda: announce(address)))
+        _serve_and_compute(_server(app), service, listener, lambda: announce(address))
+
+
+def _serve_and_compute(
+    server: uvicorn.Server, service: Service, listener: socket.socket, ready: Callable[[], None]
+) -> None:
+    """Answer requests on a thread, and compute on this one, the main thread, until a signal ends the server.
+
+    Elsewhere the same computation takes a third longer on two cores: PyTorch's threads belong to the thread that
+    first needs them, where the model was loaded, and a second team of them would only sleep and wake in its turns; and
+    malloc serves the main thread from memory that it need not give back.
+    """
+    caught: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        caught.append(number)
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    answering = in_background(lambda: asyncio.run(_run(server, service, listener, ready)), "http")
+    answering.add_done_callback(lambda _: service.worker.end())
+    service.worker.run()
+    answering.result()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    for signalled in caught[:1]:
+        signal.raise_signal(signalled)
 
 
 def _listen(port: int) -> socket.socket:
@@ -80,7 +110,7 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-async def _run(app: Guard, service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+def _server(app: Guard) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -90,7 +120,10 @@ async def _run(app: Guard, service: Service, listener: socket.socket, ready: Cal
         timeout_graceful_shutdown=1,
         ws="none",
     )
-    server = uvicorn.Server(config)
+    return uvicorn.Server(config)
+
+
+async def _run(server: uvicorn.Server, service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
     sweep = asyncio.create_task(_sweep(service))
     ready()
     await server.serve(sockets=[listener])

@@ -27,14 +27,21 @@ RETRIEVE_TIMEOUT_S = 30.0
 
 
 class Service:
-    """The state behind the HTTP endpoints."""
+    """The state behind the HTTP endpoints.
 
-    def __init__(self, engine: Engine, store: Store, served: Served) -> None:
+    Args:
+        engine: what computes.
+        store: where checkpoints are.
+        served: the model that is offered.
+        worker: where it computes; None starts a thread for that.
+    """
+
+    def __init__(self, engine: Engine, store: Store, served: Served, worker: Worker | None = None) -> None:
         self.engine = engine
         self.store = store
         self.served = served
         self.sessions = Sessions()
-        self.worker = Worker()
+        self.worker = worker or Worker.started()
         self.lanes = Lanes(self.worker)
         self.samplers = Samplers(engine, store, served, self.sessions, self.lanes)
 
