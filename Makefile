@@ -12,7 +12,7 @@ FUZZ_CASES ?= 120000
 # Half of a test's time is waiting: two processes share the files of tests. TEST_OPTIONS= runs them in this one.
 TEST_OPTIONS ?= -n 2 --dist loadfile
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
-BENCHMARKS ?= engine sampling start data metrics view queue_cycles
+BENCHMARKS ?= engine loop sampling start data metrics view queue_cycles
 BENCH_INSTALLED := .venv-bench/.installed
 # The number of threads decides in which order PyTorch adds up; two make results repeatable on any machine that has them.
 export OMP_NUM_THREADS ?= 2

@@ -66,6 +66,7 @@ def tortured(
     kill: Kill | None = None
     try:
         for number, planned in enumerate(kills):
+            before, ended = kill, _has_ended(stage)
             executioner = Executioner(stage, planned, stage.ledger.with_name(f"control-{number}"))
             attempt = stage.attempt(executioner.environment, executioner)
             executioner.mend()
@@ -74,6 +75,8 @@ def tortured(
                 trial.kills.append(kill)
             _look_at(trial, stage, attempt, kill)
             if attempt.status == 0:
+                # A run that has ended returns at once, and starts no server: what the kill before left is still there.
+                kill = before if ended else kill
                 break
             if chance is not None and chance.random() < _LOST:
                 trial.fallbacks += _lose_latest(stage, chance)
