@@ -8,8 +8,8 @@ It reads the run directory and writes nothing but its control files, so it canno
 **What it takes.** All of the view's own work (reading, drawing, sending) is timed, and work of d seconds puts the next
 routine picture off by 125·d. That is 0.8% of a run's wall time, and with what cannot be timed (the event loop, the
 kernel's messages) at most 1%. What a person waits for is drawn at once, on a credit that routine pictures pay back: the
-first picture, an evaluation, a changed control, the end. Only where evaluations follow each other so fast that a
-quarter of a second of work (30 s of waiting) is owed, their picture waits, too. Reading and drawing happen in a worker
+first picture, an evaluation, a changed control, the end. Only where evaluations follow each other so fast that
+half a second of work (60 s of waiting) is owed, their picture waits, too. Reading and drawing happen in a worker
 thread, so that the event loop stays free for the training and the buttons; what is timed is the processor's work, as a
 thread that waits for its turn takes nothing from the training.
 """
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHARE = 0.008
-_CREDIT_SECONDS = 30.0
+_CREDIT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _POLL_ENDED_SECONDS = 2.0
