@@ -100,7 +100,7 @@ class Tormentor:
         return tortured(f"{number} {name}", stage, expected, kills, chance)
 
     def _planned_trial(self, number: int, name: str, kill: Kill) -> Trial:
-        stage = self._stage(name, f"change {number}")
+        stage = self._stage(name, f"change {number} {kill.fault.name}")
         return tortured(f"{number} {name}", stage, self._expected[name][0], [kill])
 
     def _stage(self, name: str, folder: str) -> Stage:
