@@ -135,8 +135,6 @@ def test_watched_paused_resumed_stopped_and_reopened(lab, run):
     assert notebook.still_is_seen()
     assert notebook.view.count() == 0
     assert notebook.errors_seen() == []
-    if file := os.environ.get("TINKER_UTILS_REOPENED"):
-        lab.page.screenshot(path=file, full_page=True)
 
 
 if PHOTOGRAPH := os.environ.get("TINKER_UTILS_SCREENSHOT"):

@@ -72,6 +72,11 @@ class Preparation:
         return self.train.tokens * self.config.epochs
 
     @cached_property
+    def _valid_tokens(self) -> int:
+        """Counted once: a budget asks for the cost of every step."""
+        return self.valid.tokens if self.valid else 0
+
+    @cached_property
     def sample_prompts(self) -> list[list[int]]:
         """The prompts, as tokens, that the model is to answer at each evaluation."""
         return prompts_of(self.sampled, self.tokenizer)
@@ -87,7 +92,7 @@ class Preparation:
         if self.prices is None:
             return None
         # Each evaluation reads the whole validation set, and asks for all samples.
-        evaluations = evaluated / self.valid.tokens if self.valid else 0.0
+        evaluations = evaluated / self._valid_tokens if self._valid_tokens else 0.0
         samples = self.prices.sampling(map(len, self.sample_prompts))
         passes = token_cost(trained, self.prices.train) + token_cost(evaluated, self.prices.evaluate)
         return passes + evaluations * samples
