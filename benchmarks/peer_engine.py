@@ -18,6 +18,7 @@ from shapes import PROJECTIONS, Shape
 from tinker_utils.local import engine as local_engine
 from tinker_utils.local.base import Base
 from tinker_utils.local.lora import LoraSpec
+from tinker_utils.local.malloc import keep_freed
 from tinker_utils.local.protobuf import Batch, Datum
 from tinker_utils.local.wire import AdamParams
 
@@ -39,6 +40,7 @@ def main(model: str, shape_json: str, rows_file: str, steps: str, dropout: str, 
     shape = Shape.from_json(shape_json)
     rows = json.loads(Path(rows_file).read_text(encoding="utf-8"))
     batches = cycle([batch(rows[start : start + shape.batch]) for start in range(0, len(rows), shape.batch)])
+    keep_freed()  # as the server does
     base = Base(model, device, shape.dtype)
     engine = local_engine.Engine(base)
     modules = tuple(sorted(PROJECTIONS))

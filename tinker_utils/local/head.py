@@ -75,23 +75,26 @@ class FrozenHead:
         Exponents are shifted by the largest logit of the first block. That is enough unless a later logit exceeds it by
         more than exp can hold; then the largest of all is looked up first.
         """
-        shift = self._logits(hidden, self.weight[:BLOCK_VOCABULARY]).amax(1, keepdim=True)
-        total, mean = self._sums(hidden, shift, with_mean)
+        buffer = torch.empty(len(hidden) * BLOCK_VOCABULARY, dtype=torch.float32, device=hidden.device)
+        blocks = torch.split(self.weight, BLOCK_VOCABULARY)
+        first = self._logits(hidden, blocks[0], buffer)
+        shift = first.amax(1, keepdim=True)
+        total, mean = self._sums(hidden, shift, with_mean, buffer, first)
         if not torch.isfinite(total).all():
-            blocks = torch.split(self.weight, BLOCK_VOCABULARY)
-            shift = torch.cat([self._logits(hidden, block).amax(1, keepdim=True) for block in blocks], 1)
+            shift = torch.cat([self._logits(hidden, block, buffer).amax(1, keepdim=True) for block in blocks], 1)
             shift = shift.amax(1, keepdim=True)
-            total, mean = self._sums(hidden, shift, with_mean)
+            total, mean = self._sums(hidden, shift, with_mean, buffer)
         return total.log().add_(shift), mean.div_(total)
 
-    def _sums(self, hidden: Tensor, shift: Tensor, with_mean: bool) -> tuple[Tensor, Tensor]:
-        """Σ exp(logit - shift) [n, 1], and Σ exp(logit - shift) W [n, H]."""
+    def _sums(
+        self, hidden: Tensor, shift: Tensor, with_mean: bool, buffer: Tensor, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Σ exp(logit - shift) [n, 1], and Σ exp(logit - shift) W [n, H]; `first` are the first block's logits."""
         total = torch.zeros_like(shift)
         mean = torch.zeros(len(hidden), hidden.shape[1] if with_mean else 0, dtype=torch.float32, device=hidden.device)
-        buffer = torch.empty(len(hidden) * BLOCK_VOCABULARY, dtype=torch.float32, device=hidden.device)
         for block in torch.split(self.weight, BLOCK_VOCABULARY):
-            logits = buffer[: len(hidden) * len(block)].view(len(hidden), len(block))
-            exponentials = self._logits(hidden, block, logits).sub_(shift).exp_()
+            logits, first = self._logits(hidden, block, buffer) if first is None else first, None
+            exponentials = logits.sub_(shift).exp_()
             total.add_(exponentials.sum(1, keepdim=True))
             if not with_mean:
                 continue
@@ -101,10 +104,11 @@ class FrozenHead:
                 mean.add_(exponentials.to(block.dtype) @ block)
         return total, mean
 
-    def _logits(self, hidden: Tensor, block: Tensor, out: Tensor | None = None) -> Tensor:
+    def _logits(self, hidden: Tensor, block: Tensor, buffer: Tensor) -> Tensor:
+        """[n, block]; what the buffer held is lost."""
         if block.dtype != torch.float32:
             return (hidden @ block.t()).float()
-        return torch.mm(hidden, block.t()) if out is None else torch.mm(hidden, block.t(), out=out)
+        return torch.mm(hidden, block.t(), out=buffer[: len(hidden) * len(block)].view(len(hidden), len(block)))
 
 
 class AdaptedHead:

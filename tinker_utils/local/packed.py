@@ -63,7 +63,6 @@ class _SavedMlp:
     inverse: Tensor
     gate_up_input: projection.Saved
     gate_up: Tensor
-    activated: Tensor
     down: projection.Saved
 
     def rows(self, index: Tensor) -> _SavedMlp:
@@ -72,7 +71,6 @@ class _SavedMlp:
             self.inverse[index],
             self.gate_up_input.rows(index),
             self.gate_up[index],
-            self.activated[index],
             self.down.rows(index),
         )
 
@@ -106,6 +104,15 @@ class _Attention:
 
     def backward(self, dy: Tensor, saved: _SavedAttention, context: _Context, active: Tensor | None) -> Tensor:
         """dx for dy; rows of dy outside of `active` are zero."""
+        dqkv = self._backward_to_qkv(dy, saved, context, active)
+        dn = self.qkv.backward(dqkv, saved.qkv, context.lora).mul_(self.norm.weight)
+        return normalize_backward(dn, saved.n, saved.inverse).add_(dy)
+
+    def end_backward(self, dy: Tensor, saved: _SavedAttention, context: _Context, active: Tensor | None) -> None:
+        """The same in the first layer: below it there is only the embedding, which is frozen."""
+        self.qkv.end_backward(self._backward_to_qkv(dy, saved, context, active), saved.qkv, context.lora)
+
+    def _backward_to_qkv(self, dy: Tensor, saved: _SavedAttention, context: _Context, active: Tensor | None) -> Tensor:
         if active is None:
             dout = self.o.backward(dy, saved.o, context.lora)
         else:
@@ -114,9 +121,7 @@ class _Attention:
         dq, dk, dv = attention.attend_backward(dout, context.spans, saved.attended)
         dqk = context.rotation.backward(torch.cat((dq, dk), 1)).mul_(self.qk_weight)
         dqk = normalize_backward(dqk, saved.qk, saved.qk_inverse)
-        dqkv = torch.cat((dqk, dv), 1).flatten(1)
-        dn = self.qkv.backward(dqkv, saved.qkv, context.lora).mul_(self.norm.weight)
-        return normalize_backward(dn, saved.n, saved.inverse).add_(dy)
+        return torch.cat((dqk, dv), 1).flatten(1)
 
 
 class _Mlp:
@@ -131,13 +136,12 @@ class _Mlp:
     def forward(self, x: Tensor, context: _Context) -> tuple[Tensor, _SavedMlp]:
         n, inverse = normalize(x, self.norm.variance_epsilon)
         gate_up, saved_input = self.gate_up.forward(n * self.norm.weight, context.lora)
-        product, activated = swiglu(gate_up)
-        y, saved_down = self.down.forward(product, context.lora, residual=x)
-        return y, _SavedMlp(n, inverse, saved_input, gate_up, activated, saved_down)
+        y, saved_down = self.down.forward(swiglu(gate_up), context.lora, residual=x)
+        return y, _SavedMlp(n, inverse, saved_input, gate_up, saved_down)
 
     def backward(self, dy: Tensor, saved: _SavedMlp, context: _Context) -> Tensor:
         dproduct = self.down.backward(dy, saved.down, context.lora)
-        dgate_up = swiglu_backward(dproduct, saved.gate_up, saved.activated)
+        dgate_up = swiglu_backward(dproduct, saved.gate_up)
         dn = self.gate_up.backward(dgate_up, saved.gate_up_input, context.lora).mul_(self.norm.weight)
         return normalize_backward(dn, saved.n, saved.inverse).add_(dy)
 
@@ -194,12 +198,16 @@ class PackedDecoder:
             saved_attention, saved_mlp = done.saved.pop()
             if number < last:
                 dy = mlp.backward(dy, saved_mlp, done.context)
-            dy = attend.backward(dy, saved_attention, done.context, active if number == last else None)
+            arguments = (dy, saved_attention, done.context, active if number == last else None)
+            if number > 0:
+                dy = attend.backward(*arguments)
+            else:
+                attend.end_backward(*arguments)
 
     def _saved_bytes(self, config: Any) -> int:
         """About what a token keeps for the backward pass."""
         projections = self._layers[0][0].qkv
-        width = 9 * config.hidden_size + 4 * sum(projections.sizes) + 7 * config.intermediate_size
+        width = 9 * config.hidden_size + 4 * sum(projections.sizes) + 6 * config.intermediate_size
         return int(width * self._embedding.element_size() * len(self._layers))
 
 

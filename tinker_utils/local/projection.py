@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .dropout import Masks
+
+_Dx = TypeVar("_Dx", Tensor, None)
 
 
 class Factors(NamedTuple):
@@ -90,17 +92,26 @@ class Projection:
 
     def backward(self, dy: Tensor, saved: Saved, lora: Lora) -> Tensor:
         """dx [N, in] for dy [N, out]; the factors' gradients are added to what has accumulated."""
-        x, dx = saved.x, dy @ self.weight
+        return self._backward(dy, saved, lora, dy @ self.weight)
+
+    def end_backward(self, dy: Tensor, saved: Saved, lora: Lora) -> None:
+        """The same where nothing that x comes from is trained, so that nobody asks for dx."""
+        self._backward(dy, saved, lora, None)
+
+    def _backward(self, dy: Tensor, saved: Saved, lora: Lora, dx: _Dx) -> _Dx:
+        x = saved.x
         for (factors, part), bits, u in zip(self._adapted(lora, dy), saved.bits, saved.u, strict=True):
             a, b = factors.a.to(x.dtype), factors.b.to(x.dtype)
             du = (part @ b).mul_(lora.gain)
             _accumulate(factors.grad_b, part, u, lora.gain)
             if bits is None or lora.masks is None:
                 _accumulate(factors.grad_a, du, x)
-                dx.addmm_(du, a)
+                if dx is not None:
+                    dx.addmm_(du, a)
             else:
                 mask = lora.masks.mask(bits, x.dtype)
-                dx.addcmul_(du @ a, mask)
+                if dx is not None:
+                    dx.addcmul_(du @ a, mask)
                 _accumulate(factors.grad_a, du, mask.mul_(x))
         return dx
 

@@ -23,6 +23,7 @@ from .base import Base
 from .engine import Engine
 from .guard import Guard
 from .http import BoundedProtocol
+from .malloc import keep_freed
 from .protocol import build_app, sdk_warning
 from .queueing import Worker
 from .served import Served
@@ -58,6 +59,7 @@ def serve(
     warning = sdk_warning(importlib.metadata.version("tinker"))
     if warning:
         logger.warning("%s", warning)
+    keep_freed()
     worker = Worker()
     service = Service(Engine(Base(served.source, device)), store, served, worker)
     # The port is bound before it is announced, so a client cannot be faster than the server.
