@@ -59,3 +59,8 @@ class Checkpoints:
         best, latest = (state[role] and Checkpoint(**state[role]) for role in ("best", "latest"))
         before = [Checkpoint(**each) for each in periodic if latest and each["step"] <= latest.step]
         return cls(best, latest, before)
+
+
+def model_of(path: str) -> str:
+    """The model that saved a checkpoint, by the `tinker://` path."""
+    return path.removeprefix("tinker://").partition("/")[0]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from tinker_utils.checkpoints import Checkpoint, Checkpoints
+from tinker_utils.checkpoints import Checkpoint, Checkpoints, model_of
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.rundir import RunDirectory, State
 from tinker_utils.service import Service
@@ -55,12 +55,12 @@ class Retention:
         for checkpoint in checkpoints:
             if not checkpoint.periodic:
                 self.remove(checkpoint.path)
-            elif self._ttl_seconds and _model_of(checkpoint.path) not in self._borrowed:
+            elif self._ttl_seconds and model_of(checkpoint.path) not in self._borrowed:
                 self._submit(self._service.expire_checkpoint(checkpoint.path, self._ttl_seconds))
 
     def remove(self, path: str) -> None:
         """Remove a checkpoint."""
-        if _model_of(path) not in self._borrowed:
+        if model_of(path) not in self._borrowed:
             self._submit(self._service.delete_checkpoint(path))
 
     def sweep(self, kept: Kept) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
     lasting = frozenset(each.path for each in (last.best, last.latest) if each)
     resumable = [point.latest.path for point in points if point.latest]
     passing = frozenset([*resumable, *(each.path for point in points for each in point.periodic)]) - lasting
-    return Kept(tuple(dict.fromkeys([*models, *map(_model_of, sorted(lasting | passing))])), lasting, passing)
+    return Kept(tuple(dict.fromkeys([*models, *map(model_of, sorted(lasting | passing))])), lasting, passing)
 
 
 def borrowed_models(run: RunDirectory, state: State, points: Sequence[Checkpoints]) -> list[str]:
@@ -142,9 +142,5 @@ def _ended(state: State) -> Kept:
     points = state["resume_points"]
     named = [str(point["path"]) for point in points]
     latest = max(points, key=lambda point: int(point["progress"]["step"]))["path"] if points else None
-    models = dict.fromkeys([*state.get("models", ()), *map(_model_of, named)])
+    models = dict.fromkeys([*state.get("models", ()), *map(model_of, named)])
     return Kept(tuple(models), frozenset(path for path in (state["best_checkpoint"], latest) if path))
-
-
-def _model_of(path: str) -> str:
-    return path.removeprefix("tinker://").partition("/")[0]

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tinker_utils.background import in_background
+from tinker_utils.checkpoints import model_of
 from tinker_utils.config import TrainingConfig
 from tinker_utils.direct_tokenizer import DirectTokenizer
 from tinker_utils.errors import CheckpointGoneError, ServiceError
@@ -105,8 +106,7 @@ class Service:
 
     def _has(self, checkpoint: str) -> bool:
         """Whether the service lists a checkpoint; an answer that does not come is raised, not taken for a no."""
-        run_id = checkpoint.removeprefix("tinker://").partition("/")[0]
-        return checkpoint in dict(self.checkpoints_of(run_id))
+        return checkpoint in dict(self.checkpoints_of(model_of(checkpoint)))
 
     def checkpoints_of(self, run_id: str) -> list[tuple[str, bool]]:
         """The path of each checkpoint that a model has saved and that is left, and whether it will expire.
