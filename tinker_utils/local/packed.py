@@ -205,9 +205,10 @@ class PackedDecoder:
                 attend.end_backward(*arguments)
 
     def _saved_bytes(self, config: Any) -> int:
-        """About what a token keeps for the backward pass."""
+        """About what a token keeps for the backward pass, at most."""
         projections = self._layers[0][0].qkv
         width = 9 * config.hidden_size + 4 * sum(projections.sizes) + 6 * config.intermediate_size
+        width += config.num_attention_heads * attention.LONGEST_IN_BLOCKS // 2
         return int(width * self._embedding.element_size() * len(self._layers))
 
 
