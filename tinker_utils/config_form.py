@@ -168,8 +168,8 @@ def _bounds(rule: Rule) -> str:
 
 def _input(rule: Rule, value: Any) -> Any:
     """A control with the rule's bounds; an optional number that is not set is 0."""
-    how = {"description": rule.key.rpartition(".")[2], "style": {"description_width": "172px"}}
-    how["layout"] = {"width": "268px", "flex": "0 0 auto"}
+    how = {"description": rule.key.rpartition(".")[2], "style": {"description_width": "196px"}}
+    how["layout"] = {"width": "292px", "flex": "0 0 auto"}
     if rule.choices:
         return widgets.Dropdown(options=rule.choices, value=value, **how)
     if rule.kind == "true or false":
