@@ -18,13 +18,14 @@ BENCH_INSTALLED := .venv-bench/.installed
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: torture help install train test fuzz check format lab bench lock clean
+.PHONY: torture help install train test fuzz check format lab bench bench-gpu lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
 	@echo "make test    run the tests, and the notebooks as tests"
 	@echo "make lab     open JupyterLab"
 	@echo "make bench   measure against peers, into benchmarks/RESULTS.md"
+	@echo "make bench-gpu  the same for a GPU, printed"
 	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
 	@echo "make check   ruff and mypy"
 	@echo "make format  let ruff rewrite what it can"
@@ -78,6 +79,9 @@ torture: $(INSTALLED)
 
 bench: $(INSTALLED) $(BENCH_INSTALLED)
 	$(BIN)/python benchmarks/write_results.py $(BENCHMARKS)
+
+bench-gpu: $(INSTALLED) $(BENCH_INSTALLED)
+	$(BIN)/python benchmarks/gpu.py $(GPU_OPTIONS)
 
 # TRL has dependencies of its own; the project's are not changed for it.
 $(BENCH_INSTALLED): benchmarks/requirements-trl.txt

@@ -1,6 +1,6 @@
 """Training on one GPU beside TRL: tokens a second, MFU and peak memory. Not part of `make bench`.
 
-.venv/bin/python benchmarks/gpu.py            # Qwen3-0.6B- and 8B-shaped models with random weights
+make bench-gpu                                # Qwen3-0.6B- and 8B-shaped models with random weights
 .venv/bin/python benchmarks/gpu.py --dry-run  # tiny shapes on the CPU: does it work at all?
 """
 

@@ -20,6 +20,8 @@ class Peer:
     """A contestant's process; a context manager that ends it."""
 
     def __init__(self, python: Path | str, script: str, *arguments: str) -> None:
+        if python == BENCH_PYTHON and not BENCH_PYTHON.exists():
+            raise SystemExit("TRL has an environment of its own, which is missing: run make .venv-bench/.installed")
         self._process = subprocess.Popen(
             [str(python), str(Path(__file__).parent / script), *arguments],
             stdin=subprocess.PIPE,
