@@ -1,7 +1,7 @@
 """Training on one GPU beside TRL: tokens a second, MFU and peak memory. Not part of `make bench`.
 
-make bench-gpu                                # Qwen3-0.6B- and 8B-shaped models with random weights
-.venv/bin/python benchmarks/gpu.py --dry-run  # tiny shapes on the CPU: does it work at all?
+make bench-gpu                        # Qwen3-0.6B- and 8B-shaped models with random weights
+make bench-gpu GPU_OPTIONS=--dry-run  # tiny shapes on the CPU: does it work at all?
 """
 
 from __future__ import annotations
