@@ -75,7 +75,7 @@ lab: $(INSTALLED)
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/02_train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 torture: $(INSTALLED)
-	$(BIN)/python -m benchmarks.torture --kills $(TORTURE_KILLS) --seed $(TORTURE_SEED)
+	PYTHONPATH=tests $(BIN)/python -m torture --kills $(TORTURE_KILLS) --seed $(TORTURE_SEED)
 
 bench: $(INSTALLED) $(BENCH_INSTALLED)
 	$(BIN)/python benchmarks/write_results.py $(BENCHMARKS)

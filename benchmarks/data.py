@@ -15,13 +15,12 @@ from typing import Any
 
 from measure import alternate, medians, say, table
 
-from tinker_utils.chat_index import ChatIndex
-from tinker_utils.chat_texts import Tokenizer
-from tinker_utils.config import TrainingConfig
-from tinker_utils.direct_tokenizer import DirectTokenizer
-from tinker_utils.preparation import prepare
-from tinker_utils.rendering import encode
-from tinker_utils.service import load_tokenizer
+from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.data.files import ChatIndex
+from tinker_utils.data.rendering import encode
+from tinker_utils.data.template import Tokenizer
+from tinker_utils.data.tokenizers import DirectTokenizer, load_tokenizer
+from tinker_utils.plan.plan import prepare
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train.jsonl"
 # Words in the prompt and in the answer, and rows of such a file.
@@ -101,7 +100,7 @@ def timed(work) -> float:  # noqa: ANN001
 
 
 def large() -> tuple[dict[str, float], dict[str, float]]:
-    """What two runs on a file of a gigabyte take to start, each in a process of its own."""
+    """Return what two runs on a file of a gigabyte take to start, each in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "data"
         directory.mkdir()
@@ -118,20 +117,20 @@ def large() -> tuple[dict[str, float], dict[str, float]]:
 
 
 def start(directory: Path) -> dict[str, float]:
-    """What a run on `directory` takes until its first batch is there, and over its first steps."""
+    """Return what a run on `directory` takes until its first batch is there, and over its first steps."""
     began = time.perf_counter()
     import tinker  # noqa: F401  (a trainer has it in memory)
 
     config = TrainingConfig(service="local", model="tiny", data_dir=directory, max_seq_length=512)
     tokenizer = Counting(load_tokenizer(config))
     imported, began = time.perf_counter() - began, time.perf_counter()
-    preparation = prepare(config, tokenizer)
-    preparation.plan.batch(1)
+    plan = prepare(config, tokenizer)
+    plan.batches.batch(1)
     started, began = time.perf_counter() - began, time.perf_counter()
     for step in range(1, STEPS + 1):
-        preparation.plan.batch(step)
+        plan.batches.batch(step)
     return {
-        "examples": len(preparation.train.examples),
+        "examples": len(plan.train.examples),
         "imports and tokenizer, s": imported,
         "start, s": started,
         f"batches of {STEPS} steps, s": time.perf_counter() - began,
@@ -167,7 +166,7 @@ class Counting:
 
     @property
     def texts(self) -> int:
-        """How many texts it was given, in whichever way."""
+        """Return how many texts it was given, in whichever way."""
         return self._called_with + self.backend_tokenizer.texts
 
     def __call__(self, text: list[str], **options: object) -> object:

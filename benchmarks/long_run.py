@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinker_utils.config import LoraConfig, TrainingConfig
-from tinker_utils.rundir import RunDirectory
-from tinker_utils.service import connect
-from tinker_utils.training import fit_blocking
+from tinker_utils.config.settings import LoraConfig, TrainingConfig
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.service.client import connect
+from tinker_utils.training.start import fit_blocking
 
 _LOOKS = 100
 _WARM_UP = 0.2
@@ -46,7 +46,7 @@ class Watched:
 
     @property
     def settled(self) -> list[tuple[int, int, int, int]]:
-        """What was seen after the warm-up."""
+        """Return what was seen after the warm-up."""
         return [each for each in self.seen if each[0] > _WARM_UP * self.seen[-1][0]]
 
     @property
@@ -90,7 +90,7 @@ def train(steps: int, folder: Path) -> tuple[list[Watched], RunDirectory, float]
 
 
 def table(watched: list[Watched], run: RunDirectory, seconds: float) -> str:
-    """What was seen, in Markdown."""
+    """Return what was seen, in Markdown."""
     steps = watched[0].seen[-1][0]
     lines = [
         f"{steps} steps in {seconds:.0f} s; warm-up: the first {_WARM_UP:.0%}.",

@@ -15,10 +15,10 @@ from peer import Peer
 from shapes import PROJECTIONS, Shape, make_model
 
 from data import lines
-from tinker_utils.config import LoraConfig, TrainingConfig
-from tinker_utils.preparation import Preparation, prepare
-from tinker_utils.service import connect
-from tinker_utils.training import fit_blocking
+from tinker_utils.config.settings import LoraConfig, TrainingConfig
+from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.service.client import connect
+from tinker_utils.training.start import fit_blocking
 
 STEPS = 24
 SHAPES = {
@@ -50,9 +50,9 @@ def settings(shape: Shape, model: Path, data: Path) -> TrainingConfig:
     )
 
 
-def rows_of(preparation: Preparation) -> list[tuple[list[int], int]]:
+def rows_of(plan: Plan) -> list[tuple[list[int], int]]:
     """The rows in the order in which they are trained on: tokens, and how many of them are the prompt."""
-    batches = (preparation.plan.batch(step) for step in range(1, preparation.total_steps + 1))
+    batches = (plan.batches.batch(step) for step in range(1, plan.total_steps + 1))
     return [
         ([*example.input_tokens.tolist(), int(example.target_tokens[-1])], int(np.argmax(example.weights > 0)) + 1)
         for batch in batches
@@ -68,9 +68,9 @@ def measure(name: str, shape: Shape, rounds: int) -> list[object]:
         (folder / "data").mkdir()
         (folder / "data" / "train.jsonl").write_bytes(b"".join(lines(60, 30, STEPS * shape.batch)))
         config = settings(shape, model, folder / "data")
-        preparation = prepare(config)
+        plan = prepare(config)
         file = folder / "rows.json"
-        file.write_text(json.dumps(rows_of(preparation)), encoding="utf-8")
+        file.write_text(json.dumps(rows_of(plan)), encoding="utf-8")
         arguments = (str(model), shape.to_json(), str(file), str(STEPS), str(shape.dropout), "cpu")
         with (
             Peer(sys.executable, "peer_engine.py", *arguments) as engine,
@@ -84,7 +84,7 @@ def measure(name: str, shape: Shape, rounds: int) -> list[object]:
                     config,
                     run,
                     service=service,
-                    preparation=preparation,
+                    preparation=plan,
                     on_record=lambda record: moments.append(time.perf_counter()) if record["type"] == "train" else None,
                 )
                 return 1000 * (moments[-1] - moments[0]) / (len(moments) - 1)

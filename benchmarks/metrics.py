@@ -45,11 +45,11 @@ def main() -> None:
 
 def project(path: Path) -> tuple[float, float]:
     """(seconds, peak MB) of this project."""
-    from tinker_utils import plotting
-    from tinker_utils.metrics import read_metrics
+    from tinker_utils.run.metrics import read_metrics
+    from tinker_utils.style import curves
 
     began = time.perf_counter()
-    plotting.png(plotting.figure(read_metrics(path, plotting.COLUMNS)))
+    curves.png(curves.figure(read_metrics(path, curves.COLUMNS)))
     return time.perf_counter() - began, peak_megabytes()
 
 

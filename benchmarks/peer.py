@@ -63,7 +63,7 @@ def tell(answer: dict[str, Any]) -> None:
 
 
 def await_round() -> str:
-    """What to do next; the process ends when nobody asks any more."""
+    """Return what to do next; the process ends when nobody asks any more."""
     line = sys.stdin.readline()
     if not line:
         raise SystemExit(0)

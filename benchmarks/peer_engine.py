@@ -15,23 +15,23 @@ import torch
 from peer import peak_mib, serve_rounds
 from shapes import PROJECTIONS, Shape
 
-from tinker_utils.local import engine as local_engine
-from tinker_utils.local.base import Base
-from tinker_utils.local.lora import LoraSpec
-from tinker_utils.local.malloc import keep_freed
-from tinker_utils.local.protobuf import Batch, Datum
-from tinker_utils.local.wire import AdamParams
+from tinker_utils.local.engine import engine as local_engine
+from tinker_utils.local.engine.base_model import Base
+from tinker_utils.local.protocol.lora import LoraSpec
+from tinker_utils.local.protocol.requests import AdamParams
+from tinker_utils.local.protocol.tensors import Datum, LossRequest
+from tinker_utils.local.server.serve import keep_freed
 
 
-def batch(rows: list[tuple[list[int], int]]) -> Batch:
-    """What the server would have decoded."""
+def batch(rows: list[tuple[list[int], int]]) -> LossRequest:
+    """Return what the server would have decoded."""
     count = sum(len(tokens) - prompt for tokens, prompt in rows)
     data = []
     for tokens, prompt in rows:
         weights = (np.arange(1, len(tokens)) >= prompt).astype(np.float32) / count
         targets = np.array(tokens[1:])
         data.append(Datum(np.array(tokens[:-1]), {"target_tokens": targets, "weights": weights}))
-    return Batch(tuple(data), "cross_entropy", {}, False)
+    return LossRequest(tuple(data), "cross_entropy", {}, False)
 
 
 def main(model: str, shape_json: str, rows_file: str, steps: str, dropout: str, device: str) -> None:

@@ -1,7 +1,7 @@
 """Service cycles a step: this project beside a loop that waits for each step, and one that queues one step ahead.
 
-The service counts its cycles itself; it is the embedded one behind a clock (tests/clocked_service.py). All three loops
-train on the same batches, and must end with the same adapter.
+The service counts its cycles itself; it is the embedded one behind a clock (tests/support/clocked_service.py). All
+three loops train on the same batches, and must end with the same adapter.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from clocked_service import ClockedService  # noqa: E402
 from measure import say, table  # noqa: E402
+from support.clocked_service import ClockedService  # noqa: E402
 
 from tinker_utils.batching import in_batches  # noqa: E402
-from tinker_utils.config import LoraConfig, TrainingConfig  # noqa: E402
+from tinker_utils.config.settings import LoraConfig, TrainingConfig  # noqa: E402
 from tinker_utils.local import start_local_service  # noqa: E402
-from tinker_utils.model import Model, SubmittedStep  # noqa: E402
-from tinker_utils.preparation import Preparation, prepare  # noqa: E402
-from tinker_utils.rundir import RunDirectory  # noqa: E402
-from tinker_utils.service import Service, connect  # noqa: E402
-from tinker_utils.training import fit_blocking  # noqa: E402
+from tinker_utils.plan.plan import Plan, prepare  # noqa: E402
+from tinker_utils.run.directory import RunDirectory  # noqa: E402
+from tinker_utils.service.client import Service, connect  # noqa: E402
+from tinker_utils.service.model import Model, SubmittedStep  # noqa: E402
+from tinker_utils.training.start import fit_blocking  # noqa: E402
 
 STEPS = 100
-Loop = Callable[[Service, Preparation, Path], str]  # returns the last checkpoint's path
+Loop = Callable[[Service, Plan, Path], str]  # returns the last checkpoint's path
 
 
 @dataclass(frozen=True)
@@ -49,42 +49,42 @@ SETTINGS = (
 )
 
 
-def waiting(service: Service, preparation: Preparation, directory: Path) -> str:
+def waiting(service: Service, plan: Plan, directory: Path) -> str:
     """Waits for each step before it submits the next."""
-    return by_hand(service, preparation, ahead=0)
+    return by_hand(service, plan, ahead=0)
 
 
-def one_ahead(service: Service, preparation: Preparation, directory: Path) -> str:
+def one_ahead(service: Service, plan: Plan, directory: Path) -> str:
     """Submits a step before it waits for the one before; evaluations and saves it waits for, as the cookbook does."""
-    return by_hand(service, preparation, ahead=1)
+    return by_hand(service, plan, ahead=1)
 
 
-def this_project(service: Service, preparation: Preparation, directory: Path) -> str:
+def this_project(service: Service, plan: Plan, directory: Path) -> str:
     """`fit`."""
-    fit_blocking(preparation.config, directory, service=service, preparation=preparation)
+    fit_blocking(plan.config, directory, service=service, preparation=plan)
     state = RunDirectory(directory).read_state() or {}
     return str(state["resume_points"][-1]["path"])
 
 
-def by_hand(service: Service, preparation: Preparation, ahead: int) -> str:
+def by_hand(service: Service, plan: Plan, ahead: int) -> str:
     """A loop that keeps `ahead` steps queued, and stops for evaluations and saves."""
-    model, config = service.new_model(preparation.config), preparation.config
+    model, config = service.new_model(plan.config), plan.config
     queued: list[SubmittedStep] = []
-    for step in range(1, preparation.total_steps + 1):
-        batch, rate = preparation.plan.batch(step), preparation.learning_rate(step)
+    for step in range(1, plan.total_steps + 1):
+        batch, rate = plan.batches.batch(step), plan.learning_rate(step)
         queued.append(model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm))
-        if preparation.evaluates(step) or preparation.checkpoints(step):
-            look_and_save(model, preparation, step)
+        if plan.evaluates(step) or plan.checkpoints(step):
+            look_and_save(model, plan, step)
         while len(queued) > ahead:
             queued.pop(0).result()
     return model.submit_save("last").result()
 
 
-def look_and_save(model: Model, preparation: Preparation, step: int) -> None:
+def look_and_save(model: Model, plan: Plan, step: int) -> None:
     """Evaluate or save, and wait for it."""
-    if preparation.evaluates(step) and preparation.valid is not None:
-        model.submit_evaluation(tuple(in_batches(preparation.valid.examples, 256))).result()
-    if preparation.checkpoints(step):
+    if plan.evaluates(step) and plan.valid is not None:
+        model.submit_evaluation(tuple(in_batches(plan.valid.examples, 256))).result()
+    if plan.checkpoints(step):
         model.submit_save(f"step-{step}").result()
 
 

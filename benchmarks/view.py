@@ -12,8 +12,8 @@ from pathlib import Path
 
 from measure import say, table
 
-from tinker_utils.metrics import MetricsWriter
-from tinker_utils.rundir import RunDirectory
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.metrics import MetricsWriter
 
 RECORDS = (100, 100_000)
 SECONDS, EVALUATE_EVERY = 120.0, 15.0
@@ -44,7 +44,7 @@ def main() -> None:
 
 async def followed(run: RunDirectory, records: int) -> tuple[float, float]:
     """(seconds until the run is shown, the view's share of the time while it follows the run)."""
-    from tinker_utils.dashboard import dashboard
+    from tinker_utils.views.live import dashboard
 
     began = time.perf_counter()
     view = dashboard(run)

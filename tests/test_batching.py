@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tinker_utils.batching import Batch, BatchPlan, epoch_order, in_batches
-from tinker_utils.rendering import Example
+from tinker_utils.batching import Batch, BatchPlan, Example, epoch_order, in_batches
 
 
 def example(length: int, completion: int) -> Example:

@@ -1,10 +1,12 @@
-"""The house's order: imports point down, frameworks stay in their rooms, and importing the package is cheap."""
+"""The house's order: imports point down, every file has its room, frameworks stay in theirs, and importing is cheap."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,85 +15,134 @@ import tinker_utils
 
 PACKAGE = Path(tinker_utils.__file__).parent
 
-PURE, SERVICE, LOOP, VIEW = range(4)
-LAYERS = {
-    **dict.fromkeys(["sentence", "errors", "rules", "strict_yaml", "strict_json", "config", "chat"], PURE),
-    **dict.fromkeys(["chat_index", "token_cache", "rendered_file", "example_set"], PURE),
-    **dict.fromkeys(["rendering", "chat_texts", "fixed_text", "marked_tokens", "byte_places"], PURE),
-    **dict.fromkeys(["batching", "loss"], PURE),
-    **dict.fromkeys(["early_stopping", "schedule", "cost", "metrics", "metrics_log", "metrics_bulk"], PURE),
-    **dict.fromkeys(
-        ["file_lock", "rundir", "rewinding", "spending", "checkpoints", "run_status", "throttle", "forecast"], PURE
-    ),
-    **dict.fromkeys(["table", "inspection"], PURE),
-    **dict.fromkeys(["comparison", "comparison_run", "comparison_sources", "comparison_foreign"], PURE),
-    **dict.fromkeys(["evaluations", "remarks", "preflight_report", "setting_changes"], PURE),
-    **dict.fromkeys(["answer_times", "queue_depth", "background"], PURE),
-    **dict.fromkeys(["pipeline", "submission", "retention", "recovery"], LOOP),
-    **dict.fromkeys(["local", "model", "service", "service_errors", "service_watch", "samples"], SERVICE),
-    "direct_tokenizer": SERVICE,
-    **dict.fromkeys(["preparation", "journal", "result", "resuming", "bookkeeping", "loop", "training"], LOOP),
-    **dict.fromkeys(
-        ["export", "evaluation_samples", "interrupts", "waiting", "rerun", "study", "preflight_checks"], LOOP
-    ),
-    **dict.fromkeys(["plotting", "study_plot", "notebook", "dashboard", "config_form", "visualize"], VIEW),
-    **dict.fromkeys(["mask_view", "overlay"], VIEW),
-}
-ALLOWED = {PURE: {PURE}, SERVICE: {PURE, SERVICE}, LOOP: {PURE, SERVICE, LOOP}, VIEW: {PURE, VIEW}}
+# From the ground up. What stands on one floor does not import each other; a name that is no directory is a module.
+FLOORS = """
+    basics
+    errors loss batching early_stopping
+    config
+    data
+    plan
+    run
+    local
+    service
+    training
+    export comparison
+    style
+    sweeps
+    views
+    __init__ visualize
+"""
+FLOORS_OF_LOCAL = """
+    protocol
+    store
+    engine
+    server
+    launcher __main__
+    __init__
+"""
+# All that may be imported of the embedded server from outside of it.
+WAY_IN = {"tinker_utils.local", "tinker_utils.local.launcher"}
 FRAMEWORKS = {
-    "torch": {"local"},
-    "peft": {"local"},
-    "transformers": {"local", "service", "direct_tokenizer"},
-    "tinker": {"model", "service"},
-    "starlette": {"local"},
-    "uvicorn": {"local"},
-    "matplotlib": {"plotting", "study_plot", "overlay", "notebook", "visualize"},
-    "ipywidgets": {"dashboard", "config_form"},
-    "IPython": {"dashboard", "config_form", "notebook"},
-    "tqdm": {"rerun"},
+    **{name: {"local"} for name in ("torch", "peft", "safetensors", "starlette", "uvicorn")},
+    "tinker": {"service", "local"},
+    "transformers": {"data", "local"},
+    "matplotlib": {"style", "sweeps", "views"},
+    "ipywidgets": {"views"},
+    "IPython": {"views"},
+    "papermill": {"sweeps"},
+    "tqdm": {"sweeps"},
 }
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+# A room with more is two rooms.
+MAX_MODULES = 16
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = sorted({path.parent for path in MODULES})
 
 
-def room(path: Path) -> str:
-    """A module's name, or `local` for all of the embedded server; parts such as dashboard_state belong to dashboard."""
-    return room_of(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+def floors(plan: str) -> dict[str, int]:
+    return {name: floor for floor, line in enumerate(plan.strip().splitlines()) for name in line.split()}
 
 
-def room_of(name: str) -> str:
-    return name if name in LAYERS else next((room for room in LAYERS if name.startswith(f"{room}_")), name)
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path: Path) -> set[str]:
-    """Absolute names of all modules imported anywhere in the file, lazily too, but not for type checking alone."""
+def imports(path: Path) -> Iterator[str]:
+    """The absolute name of each module that a file imports, lazily too, but not for type checking alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
-    package = ".".join(path.relative_to(PACKAGE.parent).parts[:-1])
-    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
-            names.add(".".join(part for part in (base, node.module) if part))
-    return names
+            assert not node.level, "write imports in full: they say where a name lives"
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if is_module(name) else str(node.module) for name in modules)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    assert room(path) in LAYERS, "give the module a layer"
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def check_order(path: Path, root: Path, plan: str) -> None:
+    order, inside = floors(plan), dotted(root / "__init__.py")
+    room = path.relative_to(root).parts[0].removesuffix(".py")
+    assert room in order, f"{path.name} is in no room of {inside}"
     for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "tinker_utils" and len(parts) > 1 and room_of(parts[1]) != room(path):
-            assert LAYERS[room_of(parts[1])] in ALLOWED[LAYERS[room(path)]], f"{path.name} imports {name}"
+        if name.startswith(f"{inside}."):
+            imported = name.removeprefix(f"{inside}.").split(".")[0]
+            assert imported == room or order[imported] < order[room], f"{path.name} imports {name}, which is above it"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_each_module_is_in_a_room_and_imports_what_is_below_it(path):
+    check_order(path, PACKAGE, FLOORS)
+    if path.is_relative_to(PACKAGE / "local"):
+        check_order(path, PACKAGE / "local", FLOORS_OF_LOCAL)
+    else:
+        assert {name for name in imports(path) if name.startswith("tinker_utils.local")} <= WAY_IN
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_frameworks_stay_where_they_belong(path):
+    room = path.relative_to(PACKAGE).parts[0]
     for name in {name.split(".")[0] for name in imports(path)} & set(FRAMEWORKS):
-        assert room(path) in FRAMEWORKS[name], f"{path.name} imports {name}"
+        assert room in FRAMEWORKS[name], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: dotted(room / "__init__.py"))
+def test_a_room_is_of_a_size_and_hands_on_its_public_names(room):
+    modules = {path.stem for path in room.glob("*.py")} - {"__init__"}
+    assert len(modules) < MAX_MODULES
+    door = importlib.import_module(dotted(room / "__init__.py"))
+    tree = ast.parse((room / "__init__.py").read_text(encoding="utf-8"))
+    checked = [node for node in tree.body if isinstance(node, ast.If)]
+    assert {
+        alias.asname for node in ast.walk(checked[0]) if isinstance(node, ast.ImportFrom) for alias in node.names
+    } == {*door.__all__}
+    # A module of a function's name would take its place as soon as it is imported.
+    beside = modules | {path.name for path in room.iterdir() if path.is_dir()}
+    assert not beside & set(door.__all__)
+    assert all(getattr(door, name) is not None for name in door.__all__)
+    assert set(door.__all__) <= set(dir(door))
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        _ = door.fitt
+
+
+def test_docstrings_of_functions_open_with_a_verb():
+    """Those that do not mostly begin with one of these words."""
+    none = {"A", "An", "The", "What", "Whether", "Which", "Who", "Whose", "Why", "How", "Where", "When", "Each", "All"}
+    found = [
+        f"{dotted(path)}.{node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (ast.get_docstring(node) or "Return").split()[0].rstrip(",.:;") in none
+    ]
+    assert found == []
 
 
 def loaded_by(code: str) -> set[str]:
@@ -100,28 +151,50 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_importing_the_package_or_the_core_loads_no_framework():
-    core = ", ".join(f"tinker_utils.{name}" for name, layer in LAYERS.items() if layer in (PURE, LOOP))
-    for code in ("import tinker_utils", f"import {core}, tinker_utils.service, tinker_utils.local"):
+def test_importing_the_package_or_anything_up_to_the_loop_loads_no_framework():
+    order = floors(FLOORS)
+    outside = [path for path in MODULES if not path.is_relative_to(PACKAGE / "local")]
+    below = [
+        dotted(path)
+        for path in outside
+        if order[path.relative_to(PACKAGE).parts[0].removesuffix(".py")] < order["style"]
+    ]
+    for code in ("import tinker_utils", f"import {', '.join(below)}, tinker_utils.local.launcher"):
         assert not loaded_by(code) & {"torch", "tinker", "transformers", "matplotlib", "ipywidgets", "IPython"}
 
 
 def test_the_public_names_are_these():
     assert sorted(tinker_utils.__all__) == [
         "EarlyStopping",
+        "MaskView",
         "TinkerUtilsError",
         "TrainingConfig",
         "TrainingResult",
+        "compare",
+        "config_form",
         "connect",
+        "dashboard",
+        "describe",
         "export_adapter",
+        "figure",
         "fit",
         "fit_blocking",
         "load_config_from_yaml",
         "preflight",
         "prepare",
         "read_metrics",
+        "rerun",
+        "run_study",
+        "sample_answers",
+        "save_png",
     ]
-    assert all(getattr(tinker_utils, name).__module__.startswith("tinker_utils.") for name in tinker_utils.__all__)
-    assert set(tinker_utils.__all__) <= set(dir(tinker_utils))
-    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
-        _ = tinker_utils.fitt
+
+
+def test_names_that_programs_import_from_a_room_stay_there():
+    from tinker_utils.config import load_config_from_yaml
+    from tinker_utils.training import fit
+
+    assert (load_config_from_yaml, fit) == (tinker_utils.load_config_from_yaml, tinker_utils.fit)
+    for module in ("tinker_utils.local", "tinker_utils.visualize"):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert f"python -m {module}" in done.stdout

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tinker_utils.config import LoraConfig, TrainingConfig
-from tinker_utils.rules import rules
+from tinker_utils.config.rules import rules_of
+from tinker_utils.config.settings import LoraConfig, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +41,7 @@ def test_the_settings_page_lists_every_setting_as_it_is():
     rows = [
         f"| `{rule.key}` | {default(getattr(cls(), name))} | {rule.expected} | {rule.help} |"
         for cls in (TrainingConfig, LoraConfig)
-        for name, rule in rules(cls).items()
+        for name, rule in rules_of(cls).items()
     ]
     assert [row for row in rows if row not in page] == []
     assert page.partition("## ")[0].count("\n| `") == len(rows)

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinker_utils.rendering import Example
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One rendered conversation.
+
+    Attributes:
+        tokens: token ids t0…tn, int32, shape [n + 1], n ≥ 1.
+        weights: weights of the targets t1…tn, float32, shape [n]: 1 on completion tokens, 0 elsewhere.
+    """
+
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    completion_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 1 or len(self.tokens) < 2 or self.weights.shape != (len(self.tokens) - 1,):
+            raise ValueError(f"{self.tokens.shape} tokens need one weight fewer, got weights of {self.weights.shape}")
+        object.__setattr__(self, "completion_tokens", int(np.count_nonzero(self.weights)))
+
+    @property
+    def input_tokens(self) -> NDArray[np.int32]:
+        """Return t0…t(n-1), shape [n]."""
+        return self.tokens[:-1]
+
+    @property
+    def target_tokens(self) -> NDArray[np.int32]:
+        """Return t1…tn, shape [n]: the token that follows each input token."""
+        return self.tokens[1:]
+
+    @property
+    def token_count(self) -> int:
+        """Return tokens that the model reads, n: what the service bills."""
+        return len(self.tokens) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,16 +52,16 @@ class Batch:
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens that the model reads for this batch."""
+        """Return tokens that the model reads for this batch."""
         return sum(example.token_count for example in self.data)
 
     @cached_property
     def completion_tokens(self) -> int:
-        """Tokens that the loss is taken over."""
+        """Return tokens that the loss is taken over."""
         return sum(example.completion_tokens for example in self.data)
 
     def normalized_weights(self) -> list[NDArray[np.float32]]:
-        """Each example's weights over the completion tokens of the whole batch, so that all of them sum to 1.
+        """Return each example's weights over the completion tokens of the whole batch, so that all of them sum to 1.
 
         With them the service's weighted sum is the mean over the batch's completion tokens, and so is its gradient.
         """
@@ -38,7 +70,7 @@ class Batch:
 
 @lru_cache(maxsize=2)
 def epoch_order(examples: int, seed: int, epoch: int) -> NDArray[np.int32]:
-    """The order of the examples in an epoch (the first is 1): a permutation of 0…examples - 1 fixed by seed and epoch.
+    """Return the order of the examples in an epoch, from 1: a permutation of 0…examples - 1 fixed by seed and epoch.
 
     It sorts the raw output of PCG64, which NumPy promises not to change, rather than call `Generator.permutation`,
     about which it promises nothing: a run that is resumed after an upgrade still sees the batches that were left.
@@ -54,7 +86,7 @@ class BatchPlan:
     """All batches of a run, by step number, so that a resumed run picks up exactly where it was.
 
     The last batch of an epoch may be smaller; it is trained on too. An example that is None has no completion token:
-    it has a place in the order, and is left out of its batch.
+    it has a place in the order, and is skipped in its batch.
     """
 
     examples: Sequence[Example | None]
@@ -64,35 +96,35 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one epoch."""
+        """Return optimizer steps in one epoch."""
         return -(-len(self.examples) // self.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps in the whole run."""
+        """Return optimizer steps in the whole run."""
         return self.steps_per_epoch * self.epochs
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 1, that step `step`, from 1, belongs to."""
+        """Return the epoch, from 1, that step `step`, from 1, belongs to."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether step `step` is the last of its epoch."""
+        """Return whether step `step` is the last of its epoch."""
         return step % self.steps_per_epoch == 0
 
     def indices(self, step: int) -> NDArray[np.int32]:
-        """Which examples step `step` trains on, shape [batch_size] or less at an epoch's end."""
+        """Return which examples step `step` trains on, shape [batch_size] or less at an epoch's end."""
         order = epoch_order(len(self.examples), self.seed, self.epoch_of(step))
         start = (step - 1) % self.steps_per_epoch * self.batch_size
         return order[start : start + self.batch_size]
 
     def batch(self, step: int) -> Batch:
-        """The batch of step `step`, from 1."""
+        """Return the batch of step `step`, from 1."""
         examples = (self.examples[i] for i in self.indices(step).tolist())
         return Batch(tuple(example for example in examples if example is not None))
 
 
 def in_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:
-    """The examples in their own order, for an evaluation."""
+    """Yield the examples in their own order, for an evaluation."""
     for start in range(0, len(examples), batch_size):
         yield Batch(tuple(examples[start : start + batch_size]))

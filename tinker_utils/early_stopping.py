@@ -19,7 +19,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Decision:
-    """What one evaluation means."""
+    """The meaning of one evaluation."""
 
     is_best: bool
     improved: bool
@@ -70,18 +70,18 @@ class EarlyStopping:
         return Decision(is_best, improved, self.exhausted)
 
     def _required(self, error: float | None) -> float:
-        """Nats per token by which a value must be below the anchor, given the error of their difference."""
+        """Return nats per token by which a value must be below the anchor, given the error of their difference."""
         if self.significance is None or error is None or not math.isfinite(error):
             return self.threshold
         return max(self.threshold, self.significance * error)
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience is used up, by the settings of now: a larger patience lets a stopped run go on."""
+        """Return whether patience is used up, by the settings of now: a larger patience lets a stopped run go on."""
         return 0 < self.patience <= self.evals_without_improvement
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen, without the settings; plain JSON."""
+        """Return what has been seen, without the settings; plain JSON."""
         return {
             "anchor": _encode(self.anchor),
             "anchor_step": self.anchor_step,

@@ -19,7 +19,7 @@ not know this project.
 
 from __future__ import annotations
 
-from tinker_utils.sentence import one_sentence
+from tinker_utils.basics.redaction import one_sentence
 
 
 class TinkerUtilsError(Exception):
@@ -29,7 +29,7 @@ class TinkerUtilsError(Exception):
         super().__init__(one_sentence(message))
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback: the sentence is all that a notebook's user needs."""
+        """Return what IPython shows in place of a traceback: the sentence is all that a notebook's user needs."""
         return [f"{type(self).__name__}: {self}"]
 
 

@@ -12,7 +12,7 @@ _Z975 = 1.959964  # the 97.5% quantile of the normal distribution
 
 
 def negative_log_likelihood(logprobs: ArrayLike, weights: ArrayLike) -> float:
-    """Weighted negative log-likelihood of one example in nats: -sum of weight · logprob.
+    """Return weighted negative log-likelihood of one example in nats: -sum of weight · logprob.
 
     Args:
         logprobs: log-probability of each target token, shape [n].
@@ -47,17 +47,17 @@ class PooledLoss:
 
     @property
     def loss(self) -> float | None:
-        """Nats per completion token; None without any completion token, never 0."""
+        """Return nats per completion token; None without any completion token, never 0."""
         return self.total / self.completion_tokens if self.completion_tokens else None
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the pooled loss (not a mean of perplexities); infinite where exp overflows."""
+        """Return exp of the pooled loss (not a mean of perplexities); infinite where exp overflows."""
         return None if self.loss is None else perplexity(self.loss)
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite instead of an overflow."""
+    """Return exp(loss), infinite instead of an overflow."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -93,7 +93,7 @@ def pool(totals: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:
 
 
 def _t975(freedom: float) -> float:
-    """The 97.5% quantile of Student's t, to three decimals from 5 degrees of freedom on.
+    """Return the 97.5% quantile of Student's t, to three decimals from 5 degrees of freedom on.
 
     Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5.
     """
@@ -104,7 +104,7 @@ def _t975(freedom: float) -> float:
 
 
 def paired_difference(totals: ArrayLike, before: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:
-    """The difference of two pooled losses over the same examples: the pooled loss of the examples' own differences.
+    """Pool the differences of two losses over the same examples: the difference of two pooled losses, with its error.
 
     What makes an example hard is in both evaluations and drops out, so the error of the difference is mostly far below
     that of either loss. `loss` equals the difference of the two pooled losses; `stderr` is its error, as in `pool`.
@@ -118,5 +118,5 @@ def paired_difference(totals: ArrayLike, before: ArrayLike, completion_tokens: A
 
 
 def disagreement(own: float, reported: float) -> float:
-    """How far a sum that the service reports is from our own, relative to the larger; NaN if either is not finite."""
+    """Return how far a reported sum is from our own, relative to the larger; NaN if either is not finite."""
     return abs(own - reported) / max(abs(own), abs(reported), 1e-12)

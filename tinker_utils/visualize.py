@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.errors import MetricsError, RunDirectoryError
-from tinker_utils.metrics import MetricsLog, read_metrics
-from tinker_utils.sentence import one_sentence
+from tinker_utils.run.metrics import read_metrics
+from tinker_utils.run.series import MetricsLog
 
 _DEFAULT_METRICS = Path("models/adapters/tinker/metrics.jsonl")
 _PICTURE = "training_curves.png"
@@ -38,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_output(output, options.metrics_path)
         # Imported here, so that a wrong path is answered at once.
-        from tinker_utils import plotting
+        from tinker_utils.style import curves
 
-        log = read_metrics(options.metrics_path, plotting.COLUMNS)
-        plotting.save_png(plotting.figure(log, title=options.metrics_path.absolute().parent.name), output, options.dpi)
+        log = read_metrics(options.metrics_path, curves.COLUMNS)
+        curves.save_png(curves.figure(log, title=options.metrics_path.absolute().parent.name), output, options.dpi)
     except MetricsError as error:
         return _fail(str(error))
     except (OSError, RunDirectoryError) as error:
@@ -49,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = error if isinstance(error, OSError) else error.__cause__
         return _fail(f"{output}: cannot be written ({getattr(reason, 'strerror', reason)}); choose another --output.")
     _report_unused(options.metrics_path, log)
-    print(json.dumps(summary(log)) if options.json else f"{plotting.describe(log)}\nDrawn to {output}")
+    print(json.dumps(summary(log)) if options.json else f"{curves.describe(log)}\nDrawn to {output}")
     return 0
 
 
 def summary(log: MetricsLog) -> dict[str, Any]:
-    """What `--json` prints: the figures of `log`, in its `loss_unit`."""
+    """Return what `--json` prints: the figures of `log`, in its `loss_unit`."""
     best_loss, best_step = log.best()
     return {
         "loss_unit": log.loss_unit,

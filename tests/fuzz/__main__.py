@@ -35,7 +35,7 @@ SHARES = {
     "config": 140, "overrides": 60, "chat": 120, "metrics": 120, "state": 120, "samples": 60, "trainer": 60,
     "cookbook": 60, "checkpoint": 60, "wire": 200,
 }  # fmt: skip
-_LONGEST = 4096  # bytes of a case
+_MAX_LENGTH = 4096  # bytes of a case
 
 
 class Campaign:
@@ -88,7 +88,7 @@ def fuzz(name: str, cases: int, seed: int) -> None:
     if atheris is None:
         rng = Random(seed)
         while True:
-            campaign.attempt(mutated(documents, rng)[:_LONGEST])
+            campaign.attempt(mutated(documents, rng)[:_MAX_LENGTH])
 
     def mutate(data: bytes, longest: int, own_seed: int) -> bytes:
         rng = Random(own_seed)
@@ -100,7 +100,7 @@ def fuzz(name: str, cases: int, seed: int) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, document in enumerate(documents):
         (corpus / f"seed-{number}").write_bytes(document)
-    options = [f"-seed={seed}", f"-max_len={_LONGEST}", "-verbosity=0", "-timeout=60", "-rss_limit_mb=6000"]
+    options = [f"-seed={seed}", f"-max_len={_MAX_LENGTH}", "-verbosity=0", "-timeout=60", "-rss_limit_mb=6000"]
     atheris.Setup(
         [sys.argv[0], *options, f"-artifact_prefix={BUILD}/", str(corpus)], campaign.attempt, custom_mutator=mutate
     )
@@ -108,7 +108,7 @@ def fuzz(name: str, cases: int, seed: int) -> None:
 
 
 def _target(name: str) -> tuple[Callable[[bytes], None], list[bytes]]:
-    """What runs a case, and the valid documents."""
+    """Return what runs a case, and the valid documents."""
     directory = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=_MEMORY if _MEMORY.is_dir() else None))
     if name == "wire":
         from fuzz import wire

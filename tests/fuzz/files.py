@@ -16,24 +16,25 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from tinker_utils import comparison, overlay, plotting
-from tinker_utils.chat import read_conversations
-from tinker_utils.config import dump_config, load_config_from_yaml
-from tinker_utils.dashboard_html import samples_html, status_html
+from tinker_utils.comparison import table
+from tinker_utils.config.settings import dump_config, load_config_from_yaml
+from tinker_utils.data.chat import read_conversations
+from tinker_utils.data.rendering import render
+from tinker_utils.data.report import duplicate_table, length_table, truncation_table
 from tinker_utils.errors import TinkerUtilsError
-from tinker_utils.inspection import duplicate_table, length_table, truncation_table
-from tinker_utils.local.checkpoints import CheckpointInfo
-from tinker_utils.local.rest import describe_checkpoint
-from tinker_utils.local.served import PACKAGED_DIRECTORY
-from tinker_utils.local.store import Store
-from tinker_utils.mask_view import MaskView
-from tinker_utils.metrics import MetricsReader, read_metrics
-from tinker_utils.rendering import render
-from tinker_utils.result import TrainingResult
-from tinker_utils.resuming import resume_points
-from tinker_utils.rewinding import mend_last_line, rewind_metrics, rewind_samples
-from tinker_utils.run_status import RunFollower
-from tinker_utils.rundir import RunDirectory
+from tinker_utils.local.server.model_source import PACKAGED_DIRECTORY
+from tinker_utils.local.server.rest import describe_checkpoint
+from tinker_utils.local.store.checkpoint import CheckpointInfo
+from tinker_utils.local.store.store import Store
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.metrics import MetricsReader, read_metrics
+from tinker_utils.run.result import TrainingResult
+from tinker_utils.run.rollback import mend_last_line, roll_back_metrics, roll_back_samples
+from tinker_utils.run.status import RunFollower
+from tinker_utils.style import curves, overlays
+from tinker_utils.training.resuming import resume_points
+from tinker_utils.views.html import samples_html, status_html
+from tinker_utils.views.tokens import MaskView
 from tinker_utils.visualize import summary
 
 Target = Callable[[Path, bytes], None]
@@ -97,16 +98,16 @@ def metrics(directory: Path, content: bytes) -> None:
         log = read_metrics(path)
         assert len(reader.log.train) <= len(log.train)
         json.dumps(summary(log))
-        plotting.describe(log)
+        curves.describe(log)
         if _is_drawn(content):
-            plotting.png(plotting.figure(log, title=content[:50].decode("latin-1")), 50)
+            curves.png(curves.figure(log, title=content[:50].decode("latin-1")), 50)
         path.write_bytes((content + b"\n") * (20_000 // (len(content) + 1) + 1))
         MetricsReader(path).poll()
     path.write_bytes(content)
     _followed(directory)
     mend_last_line(path)
     for checkpoint in ("tinker://x/weights/step-000002", None):
-        rewind_metrics(path, checkpoint, 2)
+        roll_back_metrics(path, checkpoint, 2)
         reader.poll()
 
 
@@ -129,7 +130,7 @@ def samples(directory: Path, content: bytes) -> None:
     run.samples.write_bytes(content)
     _followed(directory)
     mend_last_line(run.samples)
-    rewind_samples(run.samples, 2)
+    roll_back_samples(run.samples, 2)
     follower = RunFollower(run)
     follower.poll()
     assert not any(isinstance(sample.get("step"), int) and sample["step"] > 2 for sample in follower.samples)
@@ -188,13 +189,13 @@ def _compared(directory: Path, content: bytes, log: str, settings: str) -> None:
     (directory / log).write_bytes(content)
     (directory / settings).write_bytes(content.split(b"\n")[0] if log.endswith("l") else content)
     with only_sentences():
-        run = comparison.read_run(directory)
+        run = table.read_run(directory)
         run.describe()
-        table = comparison.compare([run, run])
-        table.to_text(), table.to_markdown(), table._repr_html_()
-        overlay.describe_overlay([run])
+        shown = table.compare([run, run])
+        shown.to_text(), shown.to_markdown(), shown._repr_html_()
+        overlays.describe_overlay([run])
         if _is_drawn(content):
-            plotting.png(overlay.overlay([run]), 50)
+            curves.png(overlays.overlay([run]), 50)
 
 
 def _followed(directory: Path) -> None:

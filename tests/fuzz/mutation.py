@@ -93,7 +93,7 @@ def _change(container: Any, rng: Random) -> None:
 
 
 def _value_replaced(data: bytes, rng: Random) -> bytes:
-    """What stands after a colon, as in YAML, replaced."""
+    """Return what stands after a colon, as in YAML, replaced."""
     text = data.decode("utf-8", "replace")
     colons = [at for at, sign in enumerate(text) if sign == ":"]
     if not colons:

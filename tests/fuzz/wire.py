@@ -16,15 +16,15 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
-from tinker_utils.local import protocol
-from tinker_utils.local.base import Base
-from tinker_utils.local.engine import Engine
-from tinker_utils.local.guard import Guard
-from tinker_utils.local.protobuf import messages
-from tinker_utils.local.protocol import build_app
-from tinker_utils.local.served import PACKAGED_NAME, find
-from tinker_utils.local.service import Service
-from tinker_utils.local.store import Store
+from tinker_utils.local.engine.base_model import Base
+from tinker_utils.local.engine.engine import Engine
+from tinker_utils.local.protocol.tensors import messages
+from tinker_utils.local.server import app
+from tinker_utils.local.server.app import build_app
+from tinker_utils.local.server.handlers import Handlers
+from tinker_utils.local.server.model_source import PACKAGED_NAME, find
+from tinker_utils.local.server.security import Guard
+from tinker_utils.local.store.store import Store
 
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 SESSION, SEQUENCE = "00000000-0000-4000-8000-000000000000", 77_777
@@ -154,11 +154,11 @@ class Wire:
     """The application in front of a real engine and a real store; `case` sends it a request."""
 
     def __init__(self, directory: Path) -> None:
-        protocol.RETRIEVE_TIMEOUT_S = 0.2
+        app.RETRIEVE_TIMEOUT_S = 0.2
         served = find(PACKAGED_NAME)
         engine = Engine(Base(served.source, "cpu"))
         engine.base.max_length = _CONTEXT
-        self.service = Service(engine, Store(directory / "store"), served)
+        self.service = Handlers(engine, Store(directory / "store"), served)
         self._app = Guard(build_app(self.service, f"http://127.0.0.1:{_PORT}"), _KEY, _PORT)
         self._loop = asyncio.new_event_loop()
         self._session, self._left = "", 0

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from tinker_utils.errors import TinkerUtilsError
-
-from .served import find
-from .store import Store
+from tinker_utils.local.server.model_source import find
+from tinker_utils.local.store.store import Store
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,12 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
         # What can go wrong at once should not wait for torch to be imported.
         served = find(options.model, tuple(options.served_name))
         store = Store(options.store)
-        from .server import serve
+        from tinker_utils.local.server.serve import run_server
 
         def announce(text: str) -> None:
             print(text, file=line, flush=True)
 
-        serve(served, store, options.port, options.device, options.threads, announce)
+        run_server(served, store, options.port, options.device, options.threads, announce)
     except TinkerUtilsError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,7 @@
-"""Starts the embedded service as a process of its own, and ends it. Imports neither torch nor tinker."""
+"""Starts the embedded service as a process of its own, and ends it: the one module that others import from this wing.
+
+It hands on what a client has to know of the service, too, and imports neither torch nor tinker.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,10 @@ from types import TracebackType
 from typing import IO, NoReturn, Self
 
 from tinker_utils.errors import ServiceError
+from tinker_utils.local.protocol.lora import lora_user_metadata
+from tinker_utils.local.store.store import holds_run
+
+__all__ = ["LocalService", "holds_run", "lora_user_metadata", "start_local_service"]
 
 START_TIMEOUT_S = 600.0
 """Long enough to download a model; the tiny one is ready in seconds."""
@@ -64,7 +71,7 @@ class LocalService:
                 stream.close()
 
     def log_tail(self) -> str:
-        """The last lines that the service logged."""
+        """Return the last lines that the service logged."""
         return "\n".join(self._log)
 
     def __enter__(self) -> Self:
@@ -150,7 +157,7 @@ def start_local_service(
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, with this very package first in the path: the two sides must be one version."""
+    """Return this process's environment with this very package first in the path: both sides must be one version."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": root if not path else root + os.pathsep + path}

@@ -1,0 +1,261 @@
+"""Logs of four kinds are read as what they mean, and compared in a table that says where they differ."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinker_utils.comparison.table import axes_known, compare, read_run, read_runs
+from tinker_utils.errors import MetricsError
+
+EXAMPLES = Path(__file__).parents[2] / "data" / "examples"
+NAMES = ("no-stopping", "early-stopping", "summed", "cookbook", "trainer")
+
+
+def write(path: Path, *records: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def train(step: int, loss: float, **fields: object) -> dict[str, object]:
+    return {"type": "train", "step": step, "epoch": 1, "train_loss": loss, "train_loss_total": 10 * loss, **fields}
+
+
+def own(path: Path, **fields: object) -> Path:
+    return write(path / "metrics.jsonl", train(1, 2.0, **fields)).parent
+
+
+def trainer(path: Path, *history: object, **state: object) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "trainer_state.json").write_text(json.dumps({"log_history": list(history), **state}, indent=2))
+    return path
+
+
+def test_the_examples_are_what_their_script_writes(tmp_path):
+    script = shutil.copy(EXAMPLES / "make_runs.py", tmp_path)
+    subprocess.run([sys.executable, script], check=True)
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")}
+    committed = {path.relative_to(EXAMPLES): path.read_bytes() for path in (EXAMPLES / "runs").rglob("*.*")}
+    assert written == committed
+
+
+def test_each_example_is_known_by_its_fields():
+    runs = read_runs([EXAMPLES / "runs" / name for name in NAMES])
+    assert [run.name for run in runs] == list(NAMES)
+    assert [run.made_by for run in runs] == [*["tinker_utils"] * 3, "tinker-cookbook", "Hugging Face Trainer"]
+    assert [run.unit for run in runs] == ["nats/token", "nats/token", "nats/batch", "example means", "batch means"]
+    assert [len(run.valid) for run in runs] == [12, 8, 3, 8, 8]
+    assert [axes_known([run]) for run in runs] == [
+        ["step", "tokens", "dollars"],
+        ["step", "tokens", "dollars"],
+        ["step"],
+        ["step", "tokens", "dollars"],
+        ["step", "tokens"],
+    ]
+
+
+def test_an_evaluation_lies_between_the_train_records_around_it(tmp_path):
+    val = {"type": "val", "step": 3, "epoch": 1, "val_loss": 1.5, "val_batches": 1, "val_loss_total": 15.0}
+    path = write(
+        tmp_path / "metrics.jsonl",
+        train(2, 2.0, tokens_seen=200, cost_usd=0.2),
+        val,
+        {**val, "step": 1},
+        train(4, 1.0, tokens_seen=600, cost_usd=0.4),
+    )
+    run = read_run(path)
+    assert run.valid.step.tolist() == [1, 3]
+    assert run.valid.tokens.tolist() == [100, 400]
+    assert run.valid.dollars.tolist() == pytest.approx([0.1, 0.3])
+
+
+def test_a_resumed_run_is_read_in_the_order_of_its_steps(tmp_path):
+    run = read_run(write(tmp_path / "metrics.jsonl", train(1, 3.0), train(3, 1.0), train(2, 2.0), {"type": "val"}))
+    assert run.train.loss.tolist() == [3.0, 2.0, 1.0]
+    assert run.unused_lines == 1 and "lines not used: 1" in run.describe()
+
+
+def test_the_cookbooks_steps_are_counted_as_updates(tmp_path):
+    rows = [
+        {"step": 0, "epoch": 0, "train_mean_nll": 3.0, "num_tokens": 100, "test/nll": 3.5},
+        {"tokens/cumulative/trained": 100},
+        {"step": 1, "epoch": 0, "train_mean_nll": 9.9, "num_tokens": 999},
+        {"step": 1, "epoch": 1, "train_mean_nll": 2.0, "num_tokens": 50, "test/nll": 2.5},
+    ]
+    run = read_run(write(tmp_path / "metrics.jsonl", *rows))
+    assert (run.train.step.tolist(), run.train.loss.tolist()) == ([1, 2], [3.0, 2.0])
+    assert (run.valid.step.tolist(), run.valid.loss.tolist()) == ([0, 1], [3.5, 2.5])
+    assert (run.train.tokens.tolist(), run.valid.tokens.tolist()) == ([100, 150], [0, 100])
+    assert (run.epochs, run.unused_lines) == (2, 0)
+
+
+def test_the_cookbooks_own_totals_win(tmp_path):
+    row = {
+        "step": 7,
+        "train_mean_nll": 1.0,
+        "num_tokens": 10,
+        "tokens/cumulative/trained": 80,
+        "cost/cumulative_usd": 0.5,
+    }
+    run = read_run(write(tmp_path / "metrics.jsonl", row))
+    assert (run.last("step"), run.last("tokens"), run.last("dollars")) == (8, 80, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "unit"), [(4.0, "example means"), (3.9999, "example means"), (120.0, "nats/token")]
+)
+def test_the_cookbooks_weights_tell_its_unit(tmp_path, weights, unit):
+    row = {"step": 0, "train_mean_nll": 1.0, "num_sequences": 4, "num_loss_tokens": weights}
+    assert read_run(write(tmp_path / "metrics.jsonl", row)).unit == unit
+
+
+def test_an_evaluation_of_the_cookbook_may_have_another_name(tmp_path):
+    rows = [{"step": 0, "train_mean_nll": math.nan, "held_out/nll": 2.0}, {"step": 5, "train_mean_nll": 1.0}]
+    run = read_run(write(tmp_path / "metrics.jsonl", *rows))
+    assert run.valid.loss.tolist() == [2.0] and np.isnan(run.train.loss[0])
+    assert run.train.known("step")[0].tolist() == [6]
+
+
+def test_the_cookbooks_settings_have_this_projects_names(tmp_path):
+    write(tmp_path / "metrics.jsonl", {"step": 0, "train_mean_nll": 1.0})
+    config = {"lora_rank": 32, "learning_rate": 1e-4, "dataset_builder": {"common_config": {"batch_size": 128}}}
+    write(tmp_path / "config.json", {**config, "wandb_name": None})
+    settings = {"lora.rank": "32", "training.learning_rate": "0.0001", "training.batch_size": "128"}
+    assert read_run(tmp_path).settings == settings
+
+
+def test_a_trainers_state_is_read_from_the_latest_checkpoint(tmp_path):
+    old = {"loss": 9.0, "step": 5, "epoch": 0.5}
+    trainer(tmp_path / "out" / "checkpoint-5", old)
+    new = [
+        old,
+        {"eval_loss": 2.0, "step": 10, "epoch": 1.0, "num_tokens": 70},
+        {"loss": 1.0, "step": 10, "epoch": 1.0, "num_tokens": 70},
+        {"train_loss": 5.0, "train_runtime": 3.0, "step": 10},
+    ]
+    checkpoint = trainer(tmp_path / "out" / "checkpoint-10", *new, num_train_epochs=3)
+    write(checkpoint / "adapter_config.json", {"r": 8, "target_modules": ["v_proj", "q_proj"]})
+    run = read_run(tmp_path / "out")
+    assert (run.name, run.epochs, run.last("tokens")) == ("out", 1, 70)
+    assert (run.train.loss.tolist(), run.valid.loss.tolist()) == ([9.0, 1.0], [2.0])
+    assert run.settings == {"lora.rank": "8", "lora.target_modules": "q_proj v_proj", "training.epochs": "3"}
+    both = read_runs([tmp_path / "out" / "checkpoint-5", checkpoint / "trainer_state.json"])
+    assert [run.name for run in both] == ["checkpoint-5", "checkpoint-10"]
+
+
+def test_the_best_is_the_lowest_finite_value_and_the_first_of_several():
+    run = read_run(EXAMPLES / "runs" / "early-stopping")
+    records = [json.loads(line) for line in (EXAMPLES / "runs/early-stopping/metrics.jsonl").read_text().splitlines()]
+    (stop,) = (record for record in records if record["type"] == "early_stop")
+    assert run.best() == (stop["best_val_loss"], stop["best_step"])
+    assert run.ending == "early_stopped"
+
+
+def test_a_relative_path_is_looked_for_in_the_directories_above(tmp_path, monkeypatch):
+    own(tmp_path / "data" / "a")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert [run.name for run in read_runs(["data/a"])] == ["a"]
+
+
+def test_names_take_as_much_of_the_path_as_they_need(tmp_path):
+    paths = [own(tmp_path / seed / "run") for seed in ("one", "two")]
+    assert [run.name for run in read_runs(paths)] == ["one/run", "two/run"]
+    assert [run.name for run in read_runs({"first": paths[0], "second": paths[0]})] == ["first", "second"]
+    file = write(tmp_path / "logs" / "seed-1.jsonl", train(1, 2.0))
+    assert read_run(file).name == "seed-1.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("metrics.jsonl", b"", "holds no record that"),
+        ("metrics.jsonl", b"not json\n", "holds no record that"),
+        ("metrics.jsonl", b'{"step": 1, "reward": 2}\n', "holds no record that"),
+        ("metrics.jsonl", b'{"type": "notice"}\n', "holds no train and no val record"),
+        ("metrics.jsonl", b'{"train_mean_nll": 1.0}\n', "holds no loss at any step"),
+        ("metrics.jsonl", b'{"step": 1, "train_mean_nll": 1.0, "x": "\xff"}\n', "is not UTF-8 text"),
+        ("trainer_state.json", b'{"log_history": null}', "holds no loss at any step"),
+        ("trainer_state.json", b'{"log_history": [{"step": 1}, 3]}', "holds no loss at any step"),
+        ("trainer_state.json", b'{"log_history": [', "holds no record that"),
+        ("trainer_state.json", b"[" * 100_000, "holds no record that"),
+    ],
+)
+def test_a_file_that_is_no_log_is_refused_in_one_sentence(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MetricsError, match=sentence) as caught:
+        read_run(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
+    assert "; give " in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [b"a: [1", b"a: 1\nb: 2\n", b"just text", b"a: \xff"])
+def test_a_broken_config_beside_a_log_is_named(tmp_path, config):
+    (own(tmp_path / "run") / "config.yaml").write_bytes(config)
+    with pytest.raises(MetricsError, match=r"config\.yaml: "):
+        read_run(tmp_path / "run")
+    (trainer(tmp_path / "other", {"step": 1, "loss": 1.0}) / "adapter_config.json").write_bytes(config)
+    with pytest.raises(MetricsError, match=r"adapter_config\.json: "):
+        read_run(tmp_path / "other")
+
+
+def test_a_line_separator_within_a_text_ends_no_row(tmp_path):
+    row = '{"step": 0, "train_mean_nll": 1.0, "note": "a\u2028b"}\n'
+    (tmp_path / "metrics.jsonl").write_text(row, encoding="utf-8")
+    assert read_run(tmp_path).unused_lines == 0
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(MetricsError, match="there is no such run"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(MetricsError, match=r"holds neither metrics\.jsonl nor trainer_state\.json"):
+        read_run(tmp_path)
+    with pytest.raises(MetricsError, match="nothing to compare"):
+        read_runs([])
+    with pytest.raises(MetricsError, match="is given twice"):
+        read_runs([own(tmp_path / "a"), tmp_path / "a" / "metrics.jsonl"])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path: Path, **options: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    own(tmp_path / "a")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl: cannot be read \(Permission denied\); give "):
+        read_run(tmp_path / "a")
+
+
+def test_the_table_shows_the_settings_that_differ(tmp_path):
+    for name, rank, directory in (("a", 8, "x"), ("b", 16, "y")):
+        settings = {"model": "m", "lora": {"rank": rank}, "training": {"epochs": 2}, "output": {"dir": directory}}
+        (own(tmp_path / name) / "config.yaml").write_text(json.dumps({"run": settings}))
+    runs = read_runs([tmp_path / "a", tmp_path / "b", own(tmp_path / "c")])
+    assert compare(runs).header == ("", "a", "b", "c")
+    assert compare(runs).rows[:3] == (("settings that differ",), ("lora.rank", "8", "16", "–"), ("results",))
+    assert compare(runs[:1]).rows[0] == ("no setting is known to differ",)
+
+
+def test_the_table_shows_results_with_their_unit():
+    runs = read_runs([EXAMPLES / "runs" / name for name in NAMES])
+    rows = {name: values for name, *values in compare(runs).rows}
+    assert rows["unit of losses"] == [run.unit for run in runs]
+    assert rows["steps"] == ["120", "80", "120", "80", "80"]
+    # 80 steps of 16,000 tokens and 7 evaluations of 50,000 before the last record, at 0.40 dollars a million.
+    assert rows["cost"][1] == f"${(80 * 16_000 + 7 * 50_000) * 0.4 / 1e6:.2f}"
+    assert float(rows["perplexity there"][0]) == pytest.approx(math.exp(float(rows["lowest validation loss"][0])), 1e-3)
+    assert rows["perplexity there"][2:] == ["–", "–", "–"]
+    assert float(rows["last validation loss"][0]) > float(rows["lowest validation loss"][0])
+
+
+def test_a_hundred_thousand_steps_are_read_in_a_few_seconds(tmp_path):
+    before, after = json.dumps(train(0, 2.0, tokens_seen=5)).split("0", 1)
+    lines = (f"{before}{step}{after}\n" for step in range(1, 100_001))
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert read_run(tmp_path).last("step") == 100_000

@@ -1,0 +1,178 @@
+"""Rendering while training is rendering before it: the same examples in a seeded order, each once and never again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tinker_utils.batching import epoch_order
+from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.data import streaming
+from tinker_utils.data.chat import read_conversations
+from tinker_utils.data.files import ChatIndex
+from tinker_utils.data.rendering import render
+from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, render_all
+from tinker_utils.data.token_cache import cache_root
+from tinker_utils.data.tokenizers import load_tokenizer
+from tinker_utils.errors import RenderingError
+
+ROWS, LIMIT = 150, 40
+
+
+class Counting:
+    """A tokenizer that counts the texts it is given."""
+
+    is_fast = True
+
+    def __init__(self, tokenizer) -> None:
+        self.texts = Counter()
+        self._tokenizer = tokenizer
+        self.backend_tokenizer = tokenizer.backend_tokenizer
+        self.chat_template = tokenizer.chat_template
+
+    def __call__(self, text, **options):
+        self.texts.update(text)
+        return self._tokenizer(text, **options)
+
+    def apply_chat_template(self, conversation, **options):
+        return self._tokenizer.apply_chat_template(conversation, chat_template=self.chat_template, **options)
+
+
+@pytest.fixture
+def tokenizer():
+    return Counting(load_tokenizer(TrainingConfig(service="local", model="tiny")))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINKER_UTILS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(streaming, "_BLOCK_BYTES", 2000)
+    monkeypatch.setattr(streaming, "_AWAITED_BYTES", 500)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Conversations of many lengths: most fit, some are cut, some lose their answer, some hold none."""
+    path = tmp_path / "train.jsonl"
+    rng = np.random.default_rng(0)
+    lines = []
+    for row in range(ROWS):
+        turns = [("user", f"{row} " + "word " * rng.integers(1, 30)), ("assistant", "yes " * rng.integers(0, 30))]
+        turns = turns[:1] if row % 10 == 3 else turns
+        lines.append(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def streamed(path, tokenizer, digest="d"):
+    return RenderedFile(ChatIndex(path), digest, tokenizer, LIMIT, "last_assistant")
+
+
+def plan_of(path, tokenizer, **how):
+    return StreamedPlan(streamed(path, tokenizer, **how), batch_size=4, seed=7, epochs=3)
+
+
+def by_content(examples):
+    return [(example.tokens.tolist(), example.weights.tolist()) for example in examples]
+
+
+def test_all_at_once_is_what_render_gives(path, tokenizer):
+    whole = render(read_conversations(path), tokenizer, LIMIT)
+    assert whole.cut > whole.skipped - ROWS // 10 > 0  # the file has examples of every kind
+    for _ in ("rendered", "from the cache"):
+        at_once = render_all(streamed(path, tokenizer))
+        assert by_content(at_once.examples) == by_content(whole.examples)
+        assert (at_once.cut, at_once.skipped) == (whole.cut, whole.skipped)
+
+
+def test_each_epoch_is_a_permutation_of_the_usable_examples(path, tokenizer):
+    whole = render(read_conversations(path), tokenizer, LIMIT)
+    plan = plan_of(path, tokenizer)
+    answered = ROWS - ROWS // 10
+    assert (len(plan.examples), plan.steps_per_epoch) == (answered, -(-answered // 4))
+    for epoch in (1, 2, 3):
+        steps = range((epoch - 1) * plan.steps_per_epoch + 1, epoch * plan.steps_per_epoch + 1)
+        seen = [example for step in steps for example in plan.batch(step).data]
+        assert sorted(by_content(seen)) == sorted(by_content(whole.examples))
+        rows = [row for step in steps for row in plan.indices(step).tolist()]
+        assert rows == epoch_order(answered, 7, epoch).tolist()
+        assert by_content(seen) == by_content(e for e in (plan.examples[row] for row in rows) if e)
+
+
+def test_every_text_is_rendered_once_whatever_epochs_and_runs_follow(path, tokenizer):
+    plan = plan_of(path, tokenizer)
+    for step in range(1, plan.total_steps + 1):
+        plan.batch(step)
+    assert len(tokenizer.texts) == ROWS - ROWS // 10
+    assert set(tokenizer.texts.values()) == {1}
+    again = plan_of(path, tokenizer)
+    for step in range(1, again.total_steps + 1):
+        again.batch(step)
+    assert set(tokenizer.texts.values()) == {1}
+
+
+def test_a_run_that_was_cut_off_goes_on_where_rendering_was(path, tokenizer):
+    first = plan_of(path, tokenizer)
+    for step in range(1, 6):
+        first.batch(step)
+    second = plan_of(path, tokenizer)
+    for step in range(4, second.steps_per_epoch + 1):
+        second.batch(step)
+    fresh = plan_of(path, Counting(tokenizer._tokenizer), digest="another")
+    for step in (1, 5, 6, 20, second.steps_per_epoch):
+        assert by_content(second.batch(step).data) == by_content(fresh.batch(step).data)
+
+
+def test_other_data_another_template_and_another_limit_are_rendered_anew(path, tokenizer):
+    render_all(streamed(path, tokenizer))
+    assert len(list(cache_root().iterdir())) == 1
+    render_all(streamed(path, tokenizer, digest="other"))
+    render_all(RenderedFile(ChatIndex(path), "d", tokenizer, LIMIT + 1, "last_assistant"))
+    render_all(RenderedFile(ChatIndex(path), "d", tokenizer, LIMIT, "all_assistant"))
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "*")
+    render_all(streamed(path, tokenizer))
+    assert len(list(cache_root().iterdir())) == 5
+
+
+def test_without_a_disk_the_same_batches_come(path, tokenizer, tmp_path):
+    expected = [by_content(plan_of(path, tokenizer).batch(step).data) for step in range(1, 60)]
+    (tmp_path / "full").write_text("in the way")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINKER_UTILS_CACHE", str(tmp_path / "full"))
+        plan = plan_of(path, tokenizer)
+        assert [by_content(plan.batch(step).data) for step in range(1, 60)] == expected
+        assert by_content(render_all(streamed(path, tokenizer)).examples) == by_content(
+            render(read_conversations(path), tokenizer, LIMIT).examples
+        )
+
+
+def test_what_is_known_of_a_part_is_an_estimate_of_the_whole(path, tokenizer):
+    whole = render(read_conversations(path), tokenizer, LIMIT)
+    plan = plan_of(path, tokenizer)
+    plan.batch(1)
+    part = StreamedSet.of(plan.examples)
+    assert not part.exact
+    assert "about" in part.describe("train", LIMIT)
+    assert part.tokens == pytest.approx(whole.tokens, rel=0.5)
+    render_all(plan.examples)
+    full = StreamedSet.of(plan.examples)
+    assert full.exact
+    assert (full.tokens, full.completion_tokens) == (whole.tokens, whole.completion_tokens)
+    assert (full.cut, full.skipped) == (whole.cut, whole.skipped)
+    usable = [example is not None for example in plan.examples]
+    assert full.lengths()[usable].tolist() == whole.lengths().tolist()
+    assert "about" not in full.describe("train", LIMIT)
+
+
+def test_a_conversation_that_cannot_be_rendered_ahead_is_named(path, tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    plan = plan_of(path, tokenizer)
+    with pytest.raises(RenderingError, match=r"train.jsonl:\d+: the chat template refused"):
+        plan.batch(1)

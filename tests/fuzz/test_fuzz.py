@@ -1,0 +1,54 @@
+"""A few thousand of the cases that `make fuzz` runs by the hundred thousand: the same ones each time."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from fuzz import files, wire
+from fuzz.mutation import mutated
+
+CASES = 300
+quick = settings(
+    max_examples=CASES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # what is drawn with absurd values
+@pytest.mark.parametrize("name", files.TARGETS)
+def test_files_are_read_or_refused(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    documents, directory = files.corpus(name), tmp_path_factory.mktemp(name)
+    for document in documents:
+        files.TARGETS[name](directory, document)
+
+    @quick
+    @given(st.randoms(use_true_random=False) | st.binary(max_size=200))
+    def read(source: Random | bytes) -> None:
+        files.TARGETS[name](directory, source if isinstance(source, bytes) else mutated(documents, source)[:4096])
+
+    read()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    server = wire.Wire(tmp_path_factory.mktemp("wire"))
+    yield server
+    server.close()
+
+
+def test_the_valid_requests_are_answered(server: wire.Wire) -> None:
+    for document in wire.corpus():
+        server.case(document)
+
+
+def test_the_server_refuses_what_is_wrong_and_goes_on_serving(server: wire.Wire) -> None:
+    documents = wire.corpus()
+
+    @quick
+    @given(st.randoms(use_true_random=False))
+    def send(rng: Random) -> None:
+        server.case(mutated(documents, rng)[:4096])
+
+    send()

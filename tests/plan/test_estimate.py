@@ -1,0 +1,114 @@
+"""What follows from settings and lengths agrees with what `prepare` counts, and warns of what it means."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tinker_utils.batching import BatchPlan, Example
+from tinker_utils.config.settings import LoraConfig, TrainingConfig
+from tinker_utils.data.rendering import RenderedSet
+from tinker_utils.plan.cost import prices_for
+from tinker_utils.plan.estimate import DataLengths, forecast
+from tinker_utils.plan.plan import Plan
+
+
+def rendered(lengths, limit=10**6, cut=0):
+    """Examples whose inputs have these lengths, cut so that they have `limit` tokens with their last target."""
+    tokens = [min(length + 1, limit) for length in lengths]
+    return RenderedSet(tuple(Example(np.zeros(n, np.int32), np.ones(n - 1, np.float32)) for n in tokens), cut)
+
+
+def lengths(train=(100,) * 10, valid=(50,) * 4, **other):
+    return DataLengths(np.array(train), None if valid is None else np.array(valid), **other)
+
+
+def config(**changes):
+    quiet = {"service": "local", "early_stopping_patience": 3, "eval_interval_steps": 2, "batch_size": 4}
+    return TrainingConfig(**{**quiet, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"epochs": 7, "batch_size": 3, "eval_interval_steps": 5},
+        {"eval_at_epoch_end": False},
+        {"eval_interval_steps": 0, "epochs": 5},
+        {"batch_size": 100, "warmup_ratio": 0.5},
+        {"service": "tinker", "model": "Qwen/Qwen3-8B"},
+        {"service": "tinker", "model": "unknown/model"},
+    ],
+)
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_it_agrees_with_what_prepare_counts(changes, has_validation):
+    settings = config(**changes)
+    train = rendered(range(20, 63))
+    valid = rendered(range(30, 41)) if has_validation else None
+    plan = BatchPlan(train.examples, settings.batch_size, settings.seed, settings.epochs)
+    prices = prices_for(settings.service, settings.model)
+    prepared = Plan(settings, None, train, valid, plan, prices, "")
+    follows = forecast(settings, DataLengths.of(prepared, settings.max_seq_length))
+    assert follows.examples == 43
+    assert follows.steps == prepared.total_steps
+    assert follows.steps_per_epoch == plan.steps_per_epoch
+    assert follows.warmup_steps == prepared.warmup_steps
+    assert follows.evaluations == prepared.evaluations
+    assert follows.tokens == prepared.expected_tokens
+    assert follows.cost_usd == pytest.approx(prepared.expected_cost_usd)
+
+
+def test_by_hand():
+    follows = forecast(config(epochs=3), lengths())
+    # Ten examples in batches of four are three steps; of nine steps, 2, 4, 6, 8 and the epoch ends 3 and 9 evaluate.
+    assert (follows.steps_per_epoch, follows.steps, follows.evaluations, follows.tokens) == (3, 9, 6, 3000)
+    assert follows.warnings == ()
+
+
+def test_a_shorter_limit_cuts_examples_and_their_tokens():
+    follows = forecast(config(max_seq_length=61, epochs=1), lengths(train=(59, 60, 61, 200)))
+    assert follows.tokens == 59 + 60 + 60 + 60
+    assert follows.warnings == ("About 2 of 4 examples are longer than 61 tokens, and are cut.",)
+
+
+def test_what_was_cut_when_it_was_counted():
+    settings = config(max_seq_length=32)
+    data = DataLengths(np.array([20, 31, 31, 31]), np.array([5]), cut_at=32, cut=2)
+    assert forecast(settings, data).warnings == ("2 of 4 examples are longer than 32 tokens, and are cut.",)
+    (longer,) = forecast(dataclasses.replace(settings, max_seq_length=64), data).warnings
+    assert longer.startswith("2 longer examples are counted as 32 tokens")
+    (shorter,) = forecast(dataclasses.replace(settings, max_seq_length=24), data).warnings
+    assert shorter == "3 of 4 examples are longer than 24 tokens, and are cut."
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "words"),
+    [
+        ({"lora": LoraConfig(rank=64)}, {}, "Rank 64 has room to memorize 10 examples"),
+        ({"service": "tinker"}, {}, "lora.alpha = 32 and lora.dropout = 0.05 are sent as metadata only"),
+        ({"service": "https://example.org"}, {}, "a server other than the embedded one may use its own values"),
+        ({}, {"valid": None}, "There is no valid.jsonl"),
+        ({"eval_interval_steps": 0, "eval_at_epoch_end": False}, {}, "No evaluation is due"),
+        ({"early_stopping_patience": 0}, {}, "Early stopping is off"),
+        ({"service": "https://example.org", "budget_usd": 1.0}, {}, "training.budget_usd cannot be kept"),
+        ({"service": "tinker", "budget_usd": 0.0001}, {}, "All epochs would cost $0.00; the run stops"),
+    ],
+)
+def test_warnings(changes, data, words):
+    assert any(words in sentence for sentence in forecast(config(**changes), lengths(**data)).warnings)
+
+
+def test_lengths_are_estimated_from_the_sizes_of_lines(tmp_path):
+    (tmp_path / "train.jsonl").write_text("x" * 399 + "\n\n" + "x" * 799 + "\n")
+    data = DataLengths.estimate(tmp_path)
+    assert data.train.tolist() == [100, 200]
+    assert data.valid is None
+    (tmp_path / "valid.jsonl").write_text("x" * 39 + "\n")
+    assert DataLengths.estimate(tmp_path).valid.tolist() == [10]
+    with pytest.raises(OSError, match="missing"):
+        DataLengths.estimate(tmp_path / "missing")
+
+
+def test_no_examples_take_nothing():
+    follows = forecast(config(), lengths(train=(), valid=()))
+    assert (follows.steps, follows.evaluations, follows.tokens, follows.cost_usd) == (0, 0, 0, 0.0)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run.directory import RunDirectory, write_atomically
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory(tmp_path / "runs" / "one")
+    run.create()
+    return run
+
+
+def test_state_goes_round_and_leaves_no_temporary_file(run):
+    assert run.read_state() is None
+    run.write_state({"status": "running", "step": 3})
+    run.write_state({"status": "stopped", "step": 4})
+    assert run.read_state() == {"status": "stopped", "step": 4}
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(run):
+    run.write_state({"step": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        run.write_state({"step": float("nan")})
+    assert run.read_state() == {"step": 1}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
+def test_a_damaged_state_is_told_with_its_path(run, content):
+    run.state.write_text(content)
+    with pytest.raises(RunDirectoryError, match=r"run\.json"):
+        run.read_state()
+
+
+def test_the_directory_is_private(run):
+    assert run.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_in_the_way_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match="cannot be made a run directory"):
+        RunDirectory(tmp_path / "file").create()
+
+
+def test_a_second_process_is_refused_and_told_of_the_first(run):
+    code = (
+        "import sys; from tinker_utils.run import RunDirectory\n"
+        "with RunDirectory(sys.argv[1]).lock(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunDirectoryError, match=f"process {other.pid} on "), run.lock():
+            pass
+        assert not run.is_free()
+        other.kill()
+        other.wait()
+    assert run.is_free()
+    with run.lock():  # the system let go of it when the process was killed
+        pass
+
+
+def test_a_directory_that_was_never_locked_is_free_and_looking_leaves_nothing_behind(run):
+    assert run.is_free()
+    assert not list(run.path.iterdir())
+
+
+def test_a_lock_of_another_machine_leaves_it_open(run):
+    with run.lock():
+        pass
+    assert run.is_free()
+    (run.path / ".lock").write_text("process 1 on another-machine")
+    assert not run.is_free()
+
+
+def test_somebody_who_looks_at_the_lock_does_not_keep_a_trainer_out(run, monkeypatch):
+    with run.lock():
+        pass
+    looking = os.open(run.path / ".lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))  # has looked by the next try
+    with run.lock():
+        assert not run.is_free()
+    os.close(looking)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_sentence(run, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunDirectoryError) as refused, run.lock():
+        pass
+    assert str(refused.value).startswith(f"{run.path}: its file system has no locks ({os.strerror(number)})")
+    assert "choose an output directory on another disk" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not run.is_free()  # nobody can know
+
+
+def test_a_lock_that_the_disk_refuses_is_one_sentence(run, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunDirectoryError, match="one: cannot be written"), run.lock():
+        pass
+
+
+def test_control_files(run):
+    run.request_stop()
+    run.request_pause()
+    assert (run.stop_requested(), run.pause_requested()) == (True, True)
+    run.request_resume()
+    assert (run.stop_requested(), run.pause_requested()) == (True, False)
+    run.clear_requests()
+    assert not run.stop_requested()
+
+
+def test_starting_anew_loses_nothing(run):
+    assert run.archive() is None
+    for content in ("first", "second"):
+        run.metrics.write_text(content)
+        run.archive()
+    assert not run.metrics.exists()
+    previous = run.path / "previous"
+    assert [(previous / n / "metrics.jsonl").read_text() for n in ("1", "2")] == ["first", "second"]
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file.json"
+    write_atomically(target, json.dumps(1))
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(target, "\ud800")
+    assert target.read_text() == "1"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_move_aside_that_was_cut_off_is_brought_to_its_end(run):
+    run.write_state({"status": "completed"})
+    run.metrics.write_text("first")
+    moving = run.path / "previous" / "moving"
+    moving.mkdir(parents=True)
+    run.state.rename(moving / "run.json")  # killed here
+    assert run.archive() == run.path / "previous" / "1"
+    assert sorted(file.name for file in (run.path / "previous" / "1").iterdir()) == ["metrics.jsonl", "run.json"]
+    assert run.archive() is None
+
+
+def test_what_a_killed_write_left_is_cleared_by_the_next_holder(run):
+    (run.path / ".run.json.123.456").write_text("{")
+    (run.path / ".adapter.x1").mkdir()
+    with run.lock():
+        assert sorted(file.name for file in run.path.iterdir()) == [".adapter.x1", ".lock"]
+
+
+def test_a_directory_that_was_moved_away_is_not_written_to_at_its_old_place(run):
+    elsewhere = run.path.with_name("elsewhere")
+    with run.lock():
+        run.write_state({"status": "running"})
+        run.path.rename(elsewhere)
+        with pytest.raises(RunDirectoryError, match="moved or removed while the run was at work"):
+            run.write_state({"status": "running"})
+        run.create()
+        with RunDirectory(run.path).lock(), pytest.raises(RunDirectoryError, match="moved or removed"):
+            run.write_state({"status": "running"})
+    assert not run.state.exists()
+
+
+def test_a_disk_that_is_full_is_one_sentence(run):
+    big = RunDirectory("/dev/full")
+    with pytest.raises(RunDirectoryError, match="cannot be") as refused, big.lock():
+        pass
+    assert "\n" not in str(refused.value)

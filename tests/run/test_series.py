@@ -1,0 +1,93 @@
+"""What a log says: units, the best point, epochs."""
+
+import pytest
+
+from tinker_utils.run.series import MetricsLog
+
+
+def log_of(*records):
+    log = MetricsLog()
+    for record in records:
+        log.add(record)
+    assert log.skipped_lines == 0
+    return log
+
+
+def train(step, epoch=1, loss=2.0):
+    return {"type": "train", "step": step, "epoch": epoch, "train_loss": loss, "train_loss_total": 100 * loss}
+
+
+def summed(step, epoch=1, loss=200.0):
+    return {"type": "train", "step": step, "epoch": epoch, "train_loss": loss}
+
+
+def val(step, loss, **fields):
+    return {"type": "val", "step": step, "val_loss": loss, "val_batches": 3, **fields}
+
+
+class TestUnits:
+    def test_records_with_totals_are_per_token(self):
+        assert log_of(train(1), val(1, 2.0)).loss_unit == "nats/token"
+
+    def test_records_without_totals_are_sums_over_a_batch(self):
+        log = log_of(val(0, 300.0), summed(1), val(1, 250.0))
+        assert log.loss_unit == "nats/batch"
+        assert [record["val_loss"] for record in log.val] == [300.0, 250.0]
+        assert log.other_unit_records == 0
+
+    def test_two_units_are_never_mixed(self):
+        log = log_of(
+            summed(1),
+            val(1, 93.7),
+            {"type": "early_stop", "step": 1, "best_val_loss": 93.7},
+            train(2),
+            val(2, 2.5),
+            train(3),
+            val(3, 2.1, val_loss_total=210.0),
+        )
+        assert log.loss_unit == "nats/token"
+        assert log.train["step"].tolist() == [2, 3]
+        assert log.best() == (2.1, 3)
+        assert log.early_stop is None
+        assert log.other_unit_records == 2
+
+
+class TestBest:
+    def test_the_lowest_evaluation(self):
+        assert log_of(train(1), val(1, 3.0), val(2, 2.0), val(3, 2.5)).best() == (2.0, 2)
+
+    def test_the_first_of_two_alike(self):
+        assert log_of(val(1, 2.0), val(2, 2.0)).best() == (2.0, 1)
+
+    def test_what_is_not_finite_is_never_best(self):
+        assert log_of(val(1, None), val(2, float("nan")), val(3, 4.0), val(4, float("-inf"))).best() == (4.0, 3)
+
+    def test_none_without_an_evaluation(self):
+        assert log_of(train(1)).best() == (None, None)
+
+    def test_what_the_early_stop_says_wins(self):
+        stop = {"type": "early_stop", "step": 9, "best_val_loss": 1.9, "best_step": 4}
+        assert log_of(val(3, 1.8), val(4, 1.9), stop).best() == (1.9, 4)
+
+    @pytest.mark.parametrize(("said", "step"), [(93.7, 20), (94.2, 30), (50.0, 20)])
+    def test_its_step_is_found_by_the_loss_where_the_record_is_older(self, said, step):
+        stop = {"type": "early_stop", "step": 90, "best_val_loss": said}
+        log = log_of(val(10, 120.0), val(20, 93.712), val(30, 94.204), val(40, 130.4), stop)
+        assert log.best() == (said, step)
+
+    def test_an_early_stop_without_a_loss_changes_nothing(self):
+        assert log_of(val(1, 2.0), {"type": "early_stop", "step": 3, "best_val_loss": None}).best() == (2.0, 1)
+
+
+class TestEpochs:
+    def test_the_first_step_of_each_later_epoch(self):
+        log = log_of(train(10), train(20), train(30, 2), train(40, 2), train(50, 3))
+        assert log.epoch_boundaries() == [30, 50]
+        assert log.epoch_starts() == [(2, 30), (3, 50)]
+
+    def test_steps_that_were_run_again_start_no_epoch(self):
+        assert log_of(train(10), train(20, 2), train(18), train(20, 2), train(30, 3)).epoch_boundaries() == [20, 30]
+
+    def test_none_without_epochs(self):
+        assert log_of(train(1)).epoch_boundaries() == []
+        assert MetricsLog().epoch_boundaries() == []

@@ -1,0 +1,42 @@
+"""What was sent is counted, also by whoever goes on after a kill."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run.spending import Spending
+
+
+def counted(file, before=None):
+    with closing(Spending(file, before)) as spending:
+        return spending.tokens, spending.eval_tokens
+
+
+def test_what_was_sent_outlasts_the_process_and_a_torn_line_does_not(tmp_path):
+    file = tmp_path / "spending.jsonl"
+    with closing(Spending(file)) as first:
+        first.sent(1, 100)
+        first.sent(2, 50, eval_tokens=7)
+    with file.open("a", encoding="utf-8") as torn:
+        torn.write('{"step": 3, "tok')  # killed here, before it was sent
+    with closing(Spending(file)) as second:
+        assert (second.tokens, second.eval_tokens) == (150, 7)
+        second.sent(2, 50, eval_tokens=7)  # once more: it is billed once more
+    assert counted(file) == (200, 14)
+
+
+def test_what_an_older_version_had_spent_is_taken_over_once(tmp_path):
+    for _ in range(2):
+        assert counted(tmp_path / "spending.jsonl", {"tokens": 30, "eval_tokens": 4}) == (30, 4)
+
+
+def test_nothing_is_counted_that_could_not_be_written_down(tmp_path):
+    with closing(Spending(tmp_path / "spending.jsonl")) as spending:
+        spending._file.close()
+        spending._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
+        with pytest.raises(RunDirectoryError, match="cannot be written"):
+            spending.sent(1, 100)
+        assert spending.tokens == 0

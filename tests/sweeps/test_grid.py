@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+
+import nbformat
+import pytest
+
+from tinker_utils.errors import ConfigError, TinkerUtilsError
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.sweeps.grid import rerun
+
+# A notebook that ends its run as the training notebook does, and fails for one combination.
+CELLS = (
+    "output_dir = None\noverrides = {}",
+    "from tinker_utils.run import RunDirectory\n"
+    "run = RunDirectory(output_dir)\n"
+    "assert overrides['lora.rank'] != 13, 'rank 13 is bad luck'\n"
+    "run.write_state({'status': 'completed', 'overrides': overrides, 'note': note})",
+)
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [nbformat.v4.new_code_cell("note = ''\n" + CELLS[0]), nbformat.v4.new_code_cell(CELLS[1])]
+    cells[0].metadata["tags"] = ["parameters"]
+    book = nbformat.v4.new_notebook(cells=cells)
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, tmp_path / "train.ipynb")
+    return tmp_path / "train.ipynb"
+
+
+def test_each_combination_runs_once_failures_are_listed_and_finished_ones_skipped(notebook, tmp_path):
+    grid = {"lora.rank": [4, 13], "training.seed": [0]}
+    options = {"note": "hello", "overrides": {"training.epochs": 1, "training.seed": 9}}
+    first = rerun(notebook, grid, tmp_path / "runs", options)
+    assert [(r.overrides["lora.rank"], r.outcome) for r in first] == [(4, "done"), (13, "failed")], first[0].error
+    assert "bad luck" in first[1].error
+    assert [r.output_dir.name for r in first] == ["rank=4,seed=0", "rank=13,seed=0"]
+    state = RunDirectory(first[0].output_dir).read_state()
+    assert state["overrides"] == {"training.epochs": 1, "training.seed": 0, "lora.rank": 4}
+    assert state["note"] == "hello"
+    executed = json.loads((first[0].output_dir / "train.ipynb").read_text(encoding="utf-8"))
+    assert any("injected-parameters" in cell["metadata"].get("tags", []) for cell in executed["cells"])
+
+    RunDirectory(first[1].output_dir).write_state({"status": "early_stopped"})
+    assert [r.outcome for r in rerun(notebook, grid, tmp_path / "runs", options)] == ["skipped", "skipped"]
+    changed = rerun(notebook, {"lora.rank": [4], "training.seed": [0]}, tmp_path / "runs", {**options, "note": "other"})
+    assert changed[0].outcome == "done"
+    assert RunDirectory(changed[0].output_dir).read_state()["note"] == "other"
+
+
+def test_settings_with_the_same_ending_keep_their_full_names(notebook, tmp_path):
+    runs = rerun(notebook, {"lora.rank": [4], "other.rank": ["a/b"]}, tmp_path / "runs")
+    assert runs[0].output_dir.name == "lora.rank=4,other.rank=a_b"
+    assert runs[0].output_dir.parent == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("values", ["16", 16, []])
+def test_a_grid_without_lists_is_refused(notebook, tmp_path, values):
+    with pytest.raises(ConfigError, match=r"grid\['lora.rank'\]"):
+        rerun(notebook, {"lora.rank": values}, tmp_path)
+
+
+def test_a_missing_notebook_says_so(tmp_path):
+    with pytest.raises(TinkerUtilsError, match="no such notebook"):
+        rerun(tmp_path / "absent.ipynb", {"lora.rank": [1]}, tmp_path)

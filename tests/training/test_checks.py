@@ -1,0 +1,223 @@
+"""What is looked at before anything is spent, on real data and against the real embedded server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import socket
+from collections import namedtuple
+
+import pytest
+from support.small_runs import records
+
+from tinker_utils import preflight
+from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirectoryError, ServiceError
+from tinker_utils.plan.cost import Prices
+from tinker_utils.plan.plan import prepare
+from tinker_utils.training.check_report import Check, PreflightReport
+from tinker_utils.training.start import fit
+
+pytestmark = pytest.mark.usefixtures("key")
+
+
+def found(report: PreflightReport, name: str) -> list[tuple[str, str]]:
+    return [(check.status, check.sentence) for check in report.checks if check.name == name]
+
+
+def statuses(report: PreflightReport) -> dict[str, str]:
+    return {check.name: check.status for check in report.checks}
+
+
+@pytest.fixture
+def quiet(config):
+    """Nothing to warn of: the embedded service, and early stopping."""
+    return dataclasses.replace(config, service="local", early_stopping_patience=3)
+
+
+@pytest.fixture
+def own_data(data, tmp_path):
+    """A copy of the data, to be spoiled."""
+    return shutil.copytree(data, tmp_path / "own")
+
+
+def test_a_run_without_doubts(quiet, run):
+    report = preflight(quiet, run.path)
+    assert statuses(report) == dict.fromkeys(
+        ("data", "tokenizer", "steps", "directory", "duplicates", "lengths", "settings", "service", "evaluation",
+         "cost", "disk"), "ok",
+    )  # fmt: skip
+    assert found(report, "data") == [("ok", "22 examples for training, 10 for validation.")]
+    assert found(report, "steps") == [("ok", "12 in 2 epochs; 6 evaluations.")]
+    assert (report.warnings, report.failures) == ([], [])
+    report.raise_for_failures()
+    assert not run.path.exists(), "it writes nothing"
+
+
+def test_its_text_depends_on_the_run_alone(quiet, run, tmp_path):
+    first, second = preflight(quiet, run.path), preflight(quiet, tmp_path / "other", preparation=prepare(quiet))
+    assert str(first) == str(second) == repr(second)
+    assert str(tmp_path) not in str(first) + first._repr_html_()
+    assert str(first).splitlines()[0] == "ok    data        22 examples for training, 10 for validation."
+
+
+def test_what_was_found_is_escaped():
+    report = PreflightReport((Check("<data>", "warn", "<script>&"),))
+    assert "<script>" not in report._repr_html_()
+    assert "&lt;script&gt;&amp;" in report._repr_html_()
+
+
+def test_leaks_and_duplicates_are_counted(quiet, own_data, run):
+    train = (own_data / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    shouted = json.loads(train[0])
+    shouted["messages"][-2]["content"] = f"  {shouted['messages'][-2]['content'].upper()} "
+    spoiled = {
+        "train.jsonl": [*train, train[3], train[3], train[4]],
+        "valid.jsonl": [json.dumps(shouted), *(own_data / "valid.jsonl").read_text(encoding="utf-8").splitlines()],
+        "test.jsonl": [train[5], train[6], json.dumps({"messages": shouted["messages"][-1:]})],
+    }
+    for name, lines in spoiled.items():
+        (own_data / name).write_text("\n".join(lines), encoding="utf-8")
+    checks = found(preflight(dataclasses.replace(quiet, data_dir=own_data), run.path), "duplicates")
+    assert [status for status, _ in checks] == ["warn"] * 3
+    beginnings = (
+        "3 of 25 conversations in train.jsonl repeat an earlier one.",
+        "1 of 11 conversations in valid.jsonl are among 25 conversations in train.jsonl, too",
+        "2 of 3 conversations in test.jsonl are among 25",
+    )
+    assert all(sentence.startswith(words) for (_, sentence), words in zip(checks, beginnings, strict=True))
+
+
+def test_of_a_large_file_it_says_how_far_it_was_looked_through(quiet, run, monkeypatch):
+    plan = prepare(quiet)
+    monkeypatch.setattr("tinker_utils.training.checks._LOOKED_THROUGH", 500)
+    ((status, sentence),) = found(preflight(quiet, run.path, preparation=plan), "duplicates")
+    assert status == "ok"
+    assert re.fullmatch(r"None within the first [1-9] conversations in train.jsonl, nor between .*", sentence)
+
+
+def test_what_is_cut_and_skipped_is_counted(quiet, run):
+    short = dataclasses.replace(quiet, max_seq_length=40)
+    train = prepare(short).train
+    assert train.cut
+    assert train.skipped
+    sentences = [sentence for _, sentence in found(preflight(short, run.path), "lengths")]
+    assert sentences[0].startswith(f"{train.cut} of {len(train.examples)} examples are longer than 40 tokens")
+    assert sentences[1].startswith(f"{train.skipped} training examples are skipped")
+
+
+def test_broken_data_fail_and_what_can_be_looked_at_still_is(quiet, own_data, run):
+    (own_data / "train.jsonl").write_text('{"messages": 3}\n', encoding="utf-8")
+    report = preflight(dataclasses.replace(quiet, data_dir=own_data), run.path)
+    assert statuses(report) == {
+        "data": "fail", "settings": "ok", "service": "ok", "disk": "ok",
+    }  # fmt: skip
+    with pytest.raises(DataError, match="train.jsonl:1"):
+        report.raise_for_failures()
+
+
+def test_a_model_without_a_tokenizer_fails(quiet, run, tmp_path):
+    report = preflight(dataclasses.replace(quiet, model=str(tmp_path)), run.path)
+    assert statuses(report)["tokenizer"] == "fail"
+    with pytest.raises(ServiceError, match="tokenizer"):
+        report.raise_for_failures()
+
+
+def test_a_server_is_asked_and_a_wrong_key_is_refused(config, run, monkeypatch):
+    report = preflight(config, run.path)
+    assert found(report, "service") == [("ok", "It answers and accepts the key.")]
+    assert any("lora.alpha" in sentence for sentence in report.warnings)
+    monkeypatch.setenv("TINKER_API_KEY", "tml-not-the-right-key")
+    ((status, sentence),) = found(preflight(config, run.path), "service")
+    assert status == "fail"
+    assert "set TINKER_API_KEY" in sentence
+    assert "tml-" not in sentence
+
+
+def test_a_server_that_is_not_there_and_a_model_that_it_does_not_have(config, run, service, local_service):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        away = dataclasses.replace(config, service=f"http://127.0.0.1:{unused.getsockname()[1]}")
+        ((status, sentence),) = found(preflight(away, run.path), "service")
+    assert (status, "does not answer" in sentence) == ("fail", True)
+    packaged = prepare(config)
+    other = dataclasses.replace(config, model="other/model")
+    report = preflight(other, run.path, preparation=dataclasses.replace(packaged, config=other), service=service)
+    assert found(report, "service")[0][1].startswith("The service does not name other/model among")
+
+
+def test_a_budget_that_cannot_be_kept_forbids_a_hosted_run(config, run, monkeypatch, local_service):
+    monkeypatch.setenv("TINKER_BASE_URL", local_service.base_url)
+    hosted = dataclasses.replace(config, service="tinker", budget_usd=1.0)
+    report = preflight(hosted, run.path)
+    assert statuses(report)["cost"] == "fail"
+    with pytest.raises(ConfigError, match="training.budget_usd"):
+        report.raise_for_failures()
+    own = preflight(dataclasses.replace(config, budget_usd=1.0), run.path)
+    assert found(own, "cost")[0][0] == "warn"
+
+
+def test_the_cost_stands_beside_the_budget(config, run, service):
+    limited = dataclasses.replace(config, budget_usd=0.5)
+    plan = prepare(limited)
+    read = plan.expected_tokens + plan.evaluations * plan.valid.tokens
+    dear = dataclasses.replace(plan, prices=Prices(1e6 / read, 0.0, 0.0))  # a dollar for all that is read
+    report = preflight(limited, run.path, preparation=dear, service=service)
+    assert found(report, "cost") == [("warn", "All epochs would cost $1.00; the run stops before it passes $0.50.")]
+    rich = dataclasses.replace(limited, budget_usd=2.0)
+    report = preflight(rich, run.path, preparation=dataclasses.replace(dear, config=rich), service=service)
+    assert found(report, "cost") == [("ok", "At most $1.00.")]
+
+
+def test_a_full_disk_and_a_directory_that_cannot_be_written(quiet, run, monkeypatch):
+    plan = prepare(quiet)
+    usage = namedtuple("usage", "total used free")
+    for free, status in ((10**6, "fail"), (5 * 10**8, "warn"), (10**11, "ok")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**12, 0, free))
+        assert statuses(preflight(quiet, run.path, preparation=plan))["disk"] == status
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(RunDirectoryError, match="cannot be written"):
+        preflight(quiet, run.path, preparation=plan).raise_for_failures()
+
+
+def test_it_says_what_becomes_of_the_run_that_is_there(whole, config):
+    assert found(preflight(config, whole.run.path), "directory") == [
+        ("ok", "The run in it has ended; nothing is left to do.")
+    ]
+    more = dataclasses.replace(config, epochs=3)
+    assert found(preflight(more, whole.run.path), "directory") == [("ok", "The run in it goes on after step 12.")]
+    with pytest.raises(ResumeError, match="training.seed: 0 → 1"):
+        preflight(dataclasses.replace(config, seed=1), whole.run.path).raise_for_failures()
+
+
+def test_several_failures_are_all_told():
+    report = PreflightReport((Check.failed("a", DataError("one.")), Check.failed("b", ServiceError("two."))))
+    with pytest.raises(DataError, match="one. two."):
+        report.raise_for_failures()
+
+
+async def test_a_run_records_its_doubts_once_and_not_again_what_it_looked_at_before(config, service, run, own_data):
+    (own_data / "valid.jsonl").write_text((own_data / "train.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    leaking = dataclasses.replace(config, data_dir=own_data, epochs=1)
+    report = preflight(leaking, run.path, service=service)
+    await fit(leaking, run.path, service=service)
+    notices = [record["message"] for record in records(run, "notice") if record["kind"] == "warning"]
+    assert notices == report.warnings
+    assert any("22 of 22 conversations in valid.jsonl" in notice for notice in notices)
+
+
+@pytest.mark.parametrize("spoil", ["data", "key", "service", "settings"])
+async def test_a_run_that_cannot_begin_leaves_no_trace(config, run, own_data, monkeypatch, spoil):
+    changes = {"data_dir": own_data}
+    if spoil == "data":
+        (own_data / "valid.jsonl").write_text("{", encoding="utf-8")
+    elif spoil == "key":
+        monkeypatch.delenv("TINKER_API_KEY")
+    elif spoil == "service":
+        changes["service"] = "http://127.0.0.1:9"
+    else:
+        changes["max_seq_length"] = 2
+    with pytest.raises((DataError, ServiceError)):
+        await fit(dataclasses.replace(config, **changes), run.path)
+    assert not run.path.exists()

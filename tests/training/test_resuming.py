@@ -1,0 +1,115 @@
+"""A run that is called again with other settings: what it takes up, and when it goes on or stays ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+from support.small_runs import adapter_bytes, records
+
+from tinker_utils.errors import ResumeError
+from tinker_utils.plan.cost import Prices
+from tinker_utils.plan.plan import prepare
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.training.start import fit
+
+pytestmark = pytest.mark.usefixtures("key")
+
+
+@pytest.fixture
+def impatient(config):
+    """No evaluation improves on the first by 100 nats: the third, after step 6, is the second without improvement."""
+    return dataclasses.replace(
+        config,
+        lr_schedule="constant",
+        warmup_ratio=0.0,
+        epochs=1,
+        early_stopping_patience=2,
+        early_stopping_threshold=100.0,
+    )
+
+
+async def test_a_run_that_stopped_early_goes_on_when_more_epochs_are_asked_for(impatient, service, run):
+    stopped = await fit(impatient, run.path, service=service)
+    assert (stopped.status, stopped.steps) == ("early_stopped", 6)
+    more = dataclasses.replace(impatient, epochs=2)
+    longer = await fit(more, run.path, service=service)
+    # Patience counts anew: the evaluations after steps 8 and 10 use it up again.
+    assert (longer.status, longer.steps) == ("early_stopped", 10)
+    assert [record["step"] for record in records(run, "early_stop")] == [10]
+    assert await fit(more, run.path, service=service) == longer, "it stays ended until more is asked for again"
+
+
+async def test_what_is_taken_up_is_said(impatient, service, run):
+    await fit(impatient, run.path, service=service)
+    changed = dataclasses.replace(impatient, early_stopping_patience=0, log_interval_steps=1, epochs=2)
+    await fit(changed, run.path, service=service)
+    (notice,) = (record["message"] for record in records(run, "notice") if record["kind"] == "changed")
+    assert notice == (
+        "the run goes on with training.epochs: 1 → 2, training.log_interval_steps: 3 → 1, "
+        "training.early_stopping_patience: 2 → 0"
+    )
+    assert [record["step"] for record in records(run, "train")] == [3, 6, 7, 8, 9, 10, 11, 12]
+
+
+async def test_a_raised_patience_ends_where_it_would_have_ended_at_once(impatient, service, run, tmp_path):
+    await fit(dataclasses.replace(impatient, epochs=2), run.path, service=service)
+    patient = dataclasses.replace(impatient, epochs=2, early_stopping_patience=4)
+    later = await fit(patient, run.path, service=service)
+    at_once = await fit(patient, tmp_path / "at once", service=service)
+    assert (later.status, later.steps) == (at_once.status, at_once.steps) == ("early_stopped", 10)
+    assert adapter_bytes(run, service) == adapter_bytes(type(run)(tmp_path / "at once"), service)
+
+
+async def test_a_budget_is_never_passed_and_more_of_it_goes_on(config, service, run):
+    """A dollar a token, trained or evaluated."""
+    flat = dataclasses.replace(config, lr_schedule="constant", warmup_ratio=0.0)
+    prices = Prices(1e6, 0.0, 0.0)
+    whole = dataclasses.replace(prepare(flat), prices=prices).expected_cost_usd
+    spent = 0.0
+    for share in (0.3, 0.3, 0.65):
+        limited = dataclasses.replace(flat, budget_usd=share * whole)
+        plan = dataclasses.replace(prepare(limited), prices=prices)
+        result = await fit(limited, run.path, service=service, preparation=plan)
+        assert (result.status, "training.budget_usd" in result.reason) == ("stopped", True)
+        dearest = max(plan.batches.batch(step).tokens for step in range(1, 13)) + plan.valid.tokens
+        assert share * whole - dearest < result.cost_usd <= share * whole
+        assert (result.cost_usd == spent) == (share == 0.3 and spent > 0), "what is used up is not used twice"
+        assert adapter_bytes(run, service), "what was trained is saved"
+        spent = result.cost_usd
+    done = await fit(flat, run.path, service=service, preparation=dataclasses.replace(prepare(flat), prices=prices))
+    assert (done.status, done.cost_usd) == ("completed", whole)
+
+
+async def test_refused_changes_are_shown_one_by_one_and_touch_nothing(impatient, service, run):
+    await fit(impatient, run.path, service=service)
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in run.path.rglob("*") if file.is_file()}
+    other = impatient.with_overrides({"lora.rank": 8, "training.seed": 7, "training.epochs": 5})
+    with pytest.raises(ResumeError, match="lora.rank: 4 → 8; training.seed: 0 → 7") as refused:
+        await fit(other, run.path, service=service)
+    assert "training.epochs" not in str(refused.value), "a harmless change is no reason"
+    assert "training.resume_from_checkpoint: false" in str(refused.value)
+    after = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in run.path.rglob("*") if file.is_file()}
+    unlocked = run.path / ".lock"
+    assert {k: v for k, v in after.items() if k != unlocked} == {k: v for k, v in before.items() if k != unlocked}
+    anew = await fit(dataclasses.replace(other, resume_from_checkpoint=False), run.path, service=service)
+    assert anew.steps > 0
+    assert (run.path / "previous" / "1" / "run.json").exists()
+
+
+async def test_a_copy_that_goes_on_takes_nothing_from_the_run_it_was_copied_from(config, service, run, tmp_path):
+    short = dataclasses.replace(config, epochs=1, checkpoint_interval_steps=0)
+    first = await fit(short, run.path, service=service)
+    models = {point["path"].split("/")[2] for point in run.read_state()["resume_points"]}
+    before = [service.checkpoints_of(model) for model in models]
+    assert first.best_checkpoint in dict(before[0])
+    copy = RunDirectory(shutil.copytree(run.path, tmp_path / "copy"))
+    for epochs in (2, 3):  # the second time, the copy goes on from what it has saved itself
+        longer = await fit(dataclasses.replace(short, epochs=epochs), copy.path, service=service)
+        assert longer.steps == 6 * epochs
+        assert [service.checkpoints_of(model) for model in models] == before
+    assert await fit(short, run.path, service=service) == first
+    moved = RunDirectory(run.path.rename(tmp_path / "moved"))
+    await fit(dataclasses.replace(short, epochs=2), moved.path, service=service)
+    assert [service.checkpoints_of(model) for model in models] != before, "one that was moved is still the same run"

@@ -1,0 +1,145 @@
+"""The form: untouched it changes nothing, touched it says at once what follows."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tinker_utils.batching import Example
+from tinker_utils.config.rules import rules_of
+from tinker_utils.config.settings import LoraConfig, TrainingConfig
+from tinker_utils.data.rendering import RenderedSet
+from tinker_utils.errors import ConfigError
+from tinker_utils.views.form import config_form
+
+
+def rendered(count, length):
+    example = Example(np.zeros(length + 1, np.int32), np.ones(length, np.float32))
+    return RenderedSet((example,) * count)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainingConfig(
+        model="Qwen/Qwen3-8B",
+        data_dir=tmp_path,
+        learning_rate=1.7e-4,
+        warmup_ratio=0.1,
+        lora=LoraConfig(target_modules=("q_proj",)),
+        base_dir=tmp_path,
+    )
+
+
+@pytest.fixture
+def plan():
+    return SimpleNamespace(train=rendered(1000, 500), valid=rendered(10, 100))
+
+
+def control(form, name):
+    """The input of that name, wherever it stands."""
+
+    def find(widget):
+        if getattr(widget, "description", None) == name:
+            yield widget
+        for child in getattr(widget, "children", ()):
+            yield from find(child)
+
+    (found,) = find(form)
+    return found
+
+
+def said(form):
+    """Return what stands beside the settings, as text."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", form.children[1].value)).strip()
+
+
+def test_untouched_it_gives_back_its_configuration(config, plan):
+    form = config_form(config, plan)
+    assert form.config == config
+    assert form.config.base_dir == config.base_dir
+
+
+def test_its_text_is_the_same_for_every_configuration(config, plan):
+    assert repr(config_form(config, plan)) == repr(config_form(TrainingConfig())) == "ConfigForm()"
+
+
+def test_what_is_changed_is_in_the_configuration_and_nothing_else(config, plan):
+    form = config_form(config, plan)
+    control(form, "rank").value = 8
+    control(form, "epochs").value = 1
+    control(form, "lr_schedule").value = "cosine"
+    control(form, "eval_at_epoch_end").value = False
+    assert form.config == dataclasses.replace(
+        config,
+        lora=LoraConfig(rank=8, target_modules=("q_proj",)),
+        epochs=1,
+        lr_schedule="cosine",
+        eval_at_epoch_end=False,
+    )
+
+
+def test_what_follows_is_said_at_once(config, plan):
+    form = config_form(config, plan)
+    assert "examples 1,000 steps 500 250 an epoch warm-up 50 steps evaluations 2 tokens 1 M trained on" in said(form)
+    # 1,000,000 tokens and two evaluations of 1,000 tokens, at 0.44 dollars a million.
+    assert "cost $0.44" in said(form)
+    control(form, "epochs").value = 4
+    assert "steps 1,000" in said(form)
+    assert "cost $0.88" in said(form)
+    control(form, "rank").value = 128
+    assert "Rank 128 has room to memorize" in said(form)
+
+
+def test_a_budget_of_0_is_none(config, plan):
+    form = config_form(dataclasses.replace(config, budget_usd=5.0), plan)
+    assert form.config.budget_usd == 5.0
+    control(form, "budget_usd").value = 0
+    assert form.config.budget_usd is None
+    control(form, "budget_usd").value = 0.25
+    assert form.config.budget_usd == 0.25
+    assert "the run stops before it passes $0.25" in said(form)
+
+
+def test_inputs_keep_to_the_bounds(config, plan):
+    form = config_form(config, plan)
+    rank = control(form, "rank")
+    assert (rank.min, rank.max) == (1, 1024)
+    rank.value = 5000
+    assert form.config.lora.rank == 1024
+    assert control(form, "lr_schedule").options == rules_of(TrainingConfig)["lr_schedule"].choices
+
+
+def test_a_value_at_an_open_bound_is_an_error_that_names_the_key(config, plan):
+    form = config_form(config, plan)
+    control(form, "learning_rate").value = 0
+    assert "training.learning_rate: expected a number in (0, 1]" in said(form)
+    assert 'role="alert"' in form.children[1].value
+    with pytest.raises(ConfigError, match="training.learning_rate"):
+        _ = form.config
+    control(form, "learning_rate").value = 1e-4
+    assert form.config.learning_rate == 1e-4
+
+
+def test_without_a_plan_it_estimates(config, tmp_path):
+    (tmp_path / "train.jsonl").write_text(("x" * 2000 + "\n") * 8)
+    form = config_form(config)
+    assert "examples 8 steps 4" in said(form)
+    assert "tokens about 8,000" in said(form)
+
+
+def test_without_data_it_says_so(config):
+    assert "train.jsonl: cannot be read" in said(config_form(config))
+
+
+def test_each_setting_has_a_sentence_with_its_bounds(config, plan):
+    def texts(widget):
+        yield str(getattr(widget, "value", ""))
+        for child in getattr(widget, "children", ()):
+            yield from texts(child)
+
+    text = " ".join(texts(config_form(config, plan)))
+    assert "16 is enough for most tasks. <i>1 to 1,024</i>" in text
+    assert "0.0002 is a good start. <i>0 to 1</i>" in text
+    assert "0 switches it off. <i>0 or more</i>" in text

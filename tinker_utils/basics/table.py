@@ -1,0 +1,104 @@
+"""A small table that reads well as plain text, as Markdown and as HTML; the same cells always give the same characters.
+
+Cells may hold anything that a file or a model said: line breaks become spaces, control characters are spelled out, and
+what would be markup is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tinker_utils.basics.redaction import printable
+
+_GAP = "  "
+_LEFT = "text-align:left"
+_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|~$])")
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """Rows of text under a header.
+
+    Attributes:
+        header: what stands above each column; the first column names the rows.
+        rows: cells, as many as the header has; a row of a single cell is the heading of those below it.
+        caption: what the table shows, for people who cannot glance at it; HTML only.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) not in (1, len(self.header)):
+                raise ValueError(f"a row has {len(row)} cells under a header of {len(self.header)}: {row}")
+
+    def to_text(self) -> str:
+        """Lay out the first column to the left, the others to the right, in columns as wide as they need."""
+        rows = [[_in_one_line(cell) for cell in row] for row in (self.header, *self.rows)]
+        full = [row for row in rows if len(row) == len(self.header)]
+        widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+        return "\n".join(_aligned(row, widths) for row in rows)
+
+    def to_markdown(self) -> str:
+        """Write a table as code hosts draw it; headings are bold."""
+        rule = "|".join(["---", *["---:"] * (len(self.header) - 1)])
+        return "\n".join([_markdown(self.header), f"|{rule}|", *map(self._markdown_row, self.rows)])
+
+    def _markdown_row(self, row: tuple[str, ...]) -> str:
+        empty = [""] * (len(self.header) - 1)
+        return _markdown(row) if len(row) > 1 else f"| **{_markdown_cell(row[0])}** |{'|'.join(empty)}|"
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """Write rows and columns with header cells of their own, so that a screen reader names both."""
+        return "".join(self._html_lines())
+
+    def _html_lines(self) -> Iterator[str]:
+        yield "<table>"
+        if self.caption:
+            yield f"<caption>{_html(self.caption)}</caption>"
+        # An empty corner is no header of anything.
+        columns = (f'<th scope="col">{_html(name)}</th>' if name else "<td></td>" for name in self.header)
+        yield f"<thead><tr>{''.join(columns)}</tr></thead>"
+        yield "<tbody>"
+        for name, *cells in self.rows:
+            if cells:
+                values = "".join(f"<td>{_html(cell)}</td>" for cell in cells)
+                yield f'<tr><th scope="row" style="{_LEFT}">{_html(name)}</th>{values}</tr>'
+            else:
+                span = len(self.header)
+                yield f'<tr><th scope="rowgroup" colspan="{span}" style="{_LEFT}">{_html(name)}</th></tr>'
+        yield "</tbody></table>"
+
+
+def _in_one_line(cell: str) -> str:
+    return printable(" ".join(cell.split()))
+
+
+def _aligned(row: list[str], widths: list[int]) -> str:
+    if len(row) == 1:
+        return row[0]
+    first, *others = zip(row, widths, strict=True)
+    return _GAP.join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
+
+
+def _markdown(row: tuple[str, ...]) -> str:
+    return f"| {' | '.join(map(_markdown_cell, row))} |"
+
+
+def _markdown_cell(cell: str) -> str:
+    return _MARKDOWN_SIGNS.sub(r"\\\1", html.escape(_in_one_line(cell), quote=False))
+
+
+def _html(cell: str) -> str:
+    return html.escape(_in_one_line(cell))

@@ -1,0 +1,210 @@
+"""Reads the logs of two other programs as a `Run`: tinker-cookbook's, and those of Hugging Face's Trainer.
+
+The cookbook writes metrics.jsonl, a row each step. Its `train_mean_nll` and `test/nll` are sum(w·NLL) / sum(w), and by
+default the weights of each example sum to 1, which makes them means of example means. `num_loss_tokens` is a sum of
+weights, too: where it differs from `num_sequences`, weights were left raw, and the loss is per token. Steps and epochs
+count from 0, and an evaluation precedes its step: the loss on the batch of step s is that of update s + 1 here, while
+an evaluation at s, after s updates, has the same number here.
+
+The Trainer keeps a `log_history` in trainer_state.json: `loss` is a mean over the steps since the last entry, and
+`eval_loss` a mean of batch means. Tokens are there if it was asked to count them, or if TRL did.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.comparison.run import Run, Unit, curve, placed_on
+from tinker_utils.errors import MetricsError
+from tinker_utils.run.series import FloatArray, Record, as_float
+
+# Where the other programs keep what this project's configuration calls by the names on the right.
+_COOKBOOK_SETTINGS = {
+    "model_name": "model",
+    "lora_rank": "lora.rank",
+    "num_epochs": "training.epochs",
+    "learning_rate": "training.learning_rate",
+    "lr_schedule": "training.lr_schedule",
+    "save_every": "training.checkpoint_interval_steps",
+    "eval_every": "training.eval_interval_steps",
+    "batch_size": "training.batch_size",
+    "max_length": "training.max_seq_length",
+    "dataset_builder.common_config.batch_size": "training.batch_size",
+    "dataset_builder.common_config.max_length": "training.max_seq_length",
+}
+_PEFT_SETTINGS = {
+    "base_model_name_or_path": "model",
+    "r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "target_modules": "lora.target_modules",
+}
+
+
+_MAX_SETTING = 300  # characters
+
+
+def read_text(path: Path) -> str:
+    """Return what a file holds.
+
+    Raises:
+        MetricsError: it cannot be read, or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read ({error.strerror}); give a file that can.") from error
+    except UnicodeDecodeError as error:
+        raise MetricsError(f"{path}: is not UTF-8 text (byte {error.start + 1}); give a file that is.") from error
+    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
+        raise MetricsError(f"{path}: there is no such file; give a file that can be read.") from error
+
+
+def decoded(text: str) -> Any:
+    """Return what a JSON text says; None where it is none."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
+
+
+def is_cookbook_row(record: Record) -> bool:
+    """Return whether the cookbook's supervised training writes such a row."""
+    return "train_mean_nll" in record or any(key.endswith("/nll") for key in record)
+
+
+def read_cookbook(path: Path, name: str) -> Run:
+    """Read the cookbook's metrics.jsonl, and config.json beside it."""
+    lines = [decoded(line) for line in read_text(path).split("\n") if line.strip()]
+    # Rows without a step are summaries; of rows for one step the last one counts, as the step was run again.
+    by_step = {row["step"]: row for row in lines if isinstance(row, dict) and _has_step(row)}
+    rows = [by_step[step] for step in sorted(by_step)]
+    trained = [row for row in rows if "train_mean_nll" in row]
+    evaluation = _evaluation_of(rows)
+    evaluated = [row for row in rows if evaluation in row]
+    train = curve(
+        _column(trained, "step") + 1,
+        _column(trained, "train_mean_nll"),
+        _cookbook_tokens(trained),
+        _column(trained, "cost/cumulative_usd"),
+    )
+    return Run(
+        name=name,
+        made_by="tinker-cookbook",
+        unit=_cookbook_unit(trained),
+        train=train,
+        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, evaluation)),
+        settings=_renamed(path.with_name("config.json"), _COOKBOOK_SETTINGS),
+        epochs=_epochs_begun(_column(rows, "epoch") + 1),
+        unused_lines=sum(not isinstance(line, dict) for line in lines),
+    )
+
+
+def _evaluation_of(rows: Iterable[Record]) -> str:
+    """Return the evaluation to read: the default one, or the first of those with names of their own."""
+    names = dict.fromkeys(key for row in rows for key in row if key.endswith("/nll"))
+    return "test/nll" if "test/nll" in names else next(iter(names), "test/nll")
+
+
+def _cookbook_tokens(rows: list[Record]) -> FloatArray:
+    """Return the tokens trained on until each row: its own total, or the sum over rows of an older version."""
+    totals = _column(rows, "tokens/cumulative/trained")
+    return totals if np.isfinite(totals).any() else np.cumsum(_column(rows, "num_tokens"))
+
+
+def _cookbook_unit(rows: list[Record]) -> Unit:
+    weights, examples = _column(rows, "num_loss_tokens"), _column(rows, "num_sequences")
+    known = np.isfinite(weights) & np.isfinite(examples)
+    raw = known.any() and not np.allclose(weights[known], examples[known], rtol=1e-3)
+    return "nats/token" if raw else "example means"
+
+
+def read_trainer(path: Path, name: str) -> Run:
+    """Read a trainer_state.json, and the adapter_config.json that PEFT leaves beside it."""
+    state = decoded(read_text(path))
+    history = state["log_history"] if isinstance(state["log_history"], list) else []
+    entries = [entry for entry in history if isinstance(entry, dict) and _has_step(entry)]
+    trained = [entry for entry in entries if "loss" in entry]
+    evaluated = [entry for entry in entries if "eval_loss" in entry]
+    settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
+    if state.get("num_train_epochs"):
+        settings["training.epochs"] = _in_cell(_plain(state["num_train_epochs"]))
+    return Run(
+        name=name,
+        made_by="Hugging Face Trainer",
+        unit="batch means",
+        train=curve(_column(trained, "step"), _column(trained, "loss"), _trainer_tokens(trained)),
+        valid=curve(_column(evaluated, "step"), _column(evaluated, "eval_loss"), _trainer_tokens(evaluated)),
+        settings=settings,
+        epochs=_epochs_begun(_column(entries, "epoch")),
+    )
+
+
+def _trainer_tokens(entries: list[Record]) -> FloatArray:
+    counted = _column(entries, "num_input_tokens_seen")
+    return counted if np.isfinite(counted).any() else _column(entries, "num_tokens")
+
+
+def flat_settings(settings: object) -> dict[str, str]:
+    """Return nested settings as dotted key → value as text."""
+    return dict(_flat(settings, ""))
+
+
+def _flat(settings: object, prefix: str) -> Iterator[tuple[str, str]]:
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, _in_cell(_plain(settings))
+
+
+def _in_cell(text: str) -> str:
+    return text if len(text) <= _MAX_SETTING else f"{text[:_MAX_SETTING]}…"
+
+
+def _plain(value: object) -> str:
+    """Return a value as text, the same for 2e-4 and 0.0002, and for one list in any order."""
+    if isinstance(value, list):
+        return " ".join(sorted(map(str, value)))
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)
+
+
+def _renamed(path: Path, names: Mapping[str, str]) -> dict[str, str]:
+    """Return settings of another program by this project's names; what has none here is left out."""
+    if not path.is_file():
+        return {}
+    settings = decoded(read_text(path))
+    if not isinstance(settings, dict):
+        raise MetricsError(f"{path}: expected a JSON object with a run's settings; restore the file, or remove it.")
+    theirs = flat_settings(settings)
+    return {own: theirs[name] for name, own in names.items() if name in theirs}
+
+
+def _has_step(record: Record) -> bool:
+    return _number(record, "step") >= 0
+
+
+def _number(record: Record, name: str) -> float:
+    value = as_float(record.get(name))
+    return math.nan if value is None else value
+
+
+def _column(records: Iterable[Record], name: str) -> FloatArray:
+    """Return a field of records, shape [records]; NaN where it is absent or no number."""
+    return np.array([_number(record, name) for record in records], dtype=np.float64)
+
+
+def _epochs_begun(epochs: FloatArray) -> int | None:
+    known = epochs[np.isfinite(epochs)]
+    return math.ceil(known.max()) if len(known) else None

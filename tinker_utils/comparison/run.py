@@ -1,0 +1,141 @@
+"""A run as its log tells it, whoever wrote the log: two loss curves, their unit, and what is known of the settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from tinker_utils.run.series import FloatArray
+
+Axis = Literal["step", "tokens", "dollars"]
+AXES: tuple[Axis, ...] = ("step", "tokens", "dollars")
+
+Unit = Literal["nats/token", "nats/batch", "example means", "batch means"]
+# Numbers in different units say nothing about each other, though three of the four look alike: a mean of means gives
+# the tokens of short answers more weight than those of long ones, and a sum grows with the batch.
+UNIT_WORDS: dict[Unit, str] = {
+    "nats/token": "nats per completion token",
+    "example means": "nats, mean of example means",
+    "batch means": "nats, mean of batch means",
+    "nats/batch": "nats per batch (summed)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A loss over a run, all arrays of shape [points], ordered by step.
+
+    Attributes:
+        step: optimizer steps done when the loss was logged, from 1; an evaluation before any step has 0.
+        tokens: tokens trained on until then; NaN where the log does not say.
+        dollars: spent until then; NaN where the log does not say.
+        loss: in the run's unit; NaN where it was not finite.
+    """
+
+    step: FloatArray
+    tokens: FloatArray
+    dollars: FloatArray
+    loss: FloatArray
+
+    def __post_init__(self) -> None:
+        shapes = {self.step.shape, self.tokens.shape, self.dollars.shape, self.loss.shape}
+        if len(shapes) > 1 or self.step.ndim != 1:
+            raise ValueError(f"a curve needs four arrays of one length, got the shapes {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def along(self, by: Axis) -> FloatArray:
+        """Return where the points stand on an axis, shape [points]."""
+        return {"step": self.step, "tokens": self.tokens, "dollars": self.dollars}[by]
+
+    def known(self, by: Axis) -> tuple[FloatArray, FloatArray]:
+        """Return (place on the axis, loss) of the points where both are known."""
+        place = self.along(by)
+        usable = np.isfinite(place) & np.isfinite(self.loss)
+        return place[usable], self.loss[usable]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One log, read.
+
+    Attributes:
+        name: tells the run from the others.
+        made_by: the program that wrote the log.
+        unit: of all its losses.
+        train: losses on batches as they were trained on.
+        valid: losses on data that is not trained on.
+        settings: dotted key of this project's configuration → value as text; what is not known is absent.
+        epochs: how many epochs were begun; None where it is not known.
+        ending: how the run ended, in a word; None where it is not known.
+        unused_lines: lines of the log that could not be used, or are in another unit than the rest.
+    """
+
+    name: str
+    made_by: str
+    unit: Unit
+    train: Curve
+    valid: Curve
+    settings: Mapping[str, str] = field(default_factory=dict)
+    epochs: int | None = None
+    ending: str | None = None
+    unused_lines: int = 0
+
+    def best(self) -> tuple[float | None, int | None]:
+        """Return (lowest validation loss, its step), the first one of several; None without an evaluation."""
+        steps, losses = self.valid.known("step")
+        if not len(losses):
+            return None, None
+        lowest = int(np.argmin(losses))
+        return float(losses[lowest]), int(steps[lowest])
+
+    def last(self, by: Axis) -> float | None:
+        """Return how far the run got on an axis; None where the log does not say."""
+        places = np.concatenate([self.train.along(by), self.valid.along(by)])
+        places = places[np.isfinite(places)]
+        return float(places.max()) if len(places) else None
+
+    def describe(self) -> str:
+        """Return one sentence for a person: who wrote it, what is in it, and in which unit."""
+        unused = f"; lines not used: {self.unused_lines:,}" if self.unused_lines else ""
+        return (
+            f"{self.name}: {self.made_by}, {len(self.train):,} train and {len(self.valid):,} validation losses "
+            f"({UNIT_WORDS[self.unit]}){unused}"
+        )
+
+
+def curve(
+    steps: FloatArray, losses: FloatArray, tokens: FloatArray | None = None, dollars: FloatArray | None = None
+) -> Curve:
+    """Return a curve from points in any order, all of shape [points]; what is None is not known."""
+    order = np.argsort(steps, kind="stable")
+    unknown = np.full(len(steps), math.nan)
+    return Curve(
+        step=steps[order],
+        tokens=unknown if tokens is None else tokens[order],
+        dollars=unknown if dollars is None else dollars[order],
+        loss=losses[order],
+    )
+
+
+def placed_on(train: Curve, steps: FloatArray, losses: FloatArray) -> Curve:
+    """Place a curve of evaluations, shape [points], on the line between the train points around them.
+
+    Logs say at train records what was spent; an evaluation may stand between two of them.
+    """
+    tokens, dollars = (_interpolated(steps, train.step, values) for values in (train.tokens, train.dollars))
+    return curve(steps, losses, tokens, dollars)
+
+
+def _interpolated(steps: FloatArray, known_steps: FloatArray, values: FloatArray) -> FloatArray:
+    usable = np.isfinite(values)
+    if not usable.any():
+        return np.full(len(steps), math.nan)
+    # Before the first step nothing was spent.
+    at, spent = np.concatenate([[0.0], known_steps[usable]]), np.concatenate([[0.0], values[usable]])
+    return np.asarray(np.interp(steps, at, spent), dtype=np.float64)

@@ -1,0 +1,107 @@
+"""Finds the log that a path means, tells by its fields which program wrote it, and reads it as a `Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.comparison.foreign import (
+    decoded,
+    flat_settings,
+    is_cookbook_row,
+    read_cookbook,
+    read_text,
+    read_trainer,
+)
+from tinker_utils.comparison.run import Run, curve, placed_on
+from tinker_utils.config.settings import exists, is_directory
+from tinker_utils.config.yaml import parse_yaml
+from tinker_utils.errors import ConfigError, MetricsError
+from tinker_utils.run.metrics import read_metrics
+
+LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
+_ADVICE = f"give a run directory, a {_METRICS} or a {_TRAINER_STATE}"
+
+
+def find_log(path: Path) -> Path:
+    """Return the log that `path` means: itself, or that of a run directory (of several checkpoints, of the latest).
+
+    Raises:
+        MetricsError: there is no such file, or no log in the directory.
+    """
+    if not is_directory(path):
+        if exists(path):
+            return path
+        raise MetricsError(f"{path}: there is no such run; {_ADVICE}.")
+    for name in LOG_NAMES:
+        if (path / name).is_file():
+            return path / name
+    states = [state for state in path.glob(f"checkpoint-*/{_TRAINER_STATE}") if _checkpoint_number(state) >= 0]
+    if not states:
+        raise MetricsError(f"{path}: holds neither {_METRICS} nor {_TRAINER_STATE}; {_ADVICE}.")
+    return max(states, key=_checkpoint_number)
+
+
+def _checkpoint_number(state: Path) -> int:
+    digits = state.parent.name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def read_log(path: Path, name: str) -> Run:
+    """Read a log, whichever of the known programs wrote it, and the settings that stand beside it.
+
+    Raises:
+        MetricsError: it cannot be read, none of the programs writes such a file, or it holds no loss.
+    """
+    run = _reader_of(path)(path, name)
+    if not len(run.train) and not len(run.valid):
+        raise MetricsError(f"{path}: holds no loss at any step; {_ADVICE}.")
+    return run
+
+
+def _reader_of(path: Path) -> Callable[[Path, str], Run]:
+    """Return what reads this log, decided by the first record that any of the programs writes."""
+    text = read_text(path)
+    for line in text.split("\n"):
+        record = decoded(line)
+        if isinstance(record, dict) and "type" in record:
+            return _read_own
+        if isinstance(record, dict) and is_cookbook_row(record):
+            return read_cookbook
+    content = decoded(text)
+    if isinstance(content, dict) and "log_history" in content:
+        return read_trainer
+    raise MetricsError(f"{path}: holds no record that tinker_utils, tinker-cookbook or a Trainer writes; {_ADVICE}.")
+
+
+def _read_own(path: Path, name: str) -> Run:
+    log = read_metrics(path)
+    train = curve(*(log.train[column] for column in ("step", "train_loss", "tokens_seen", "cost_usd")))
+    epochs = log.train["epoch"]
+    end = next(reversed(log.events_of("end")), {"status": "early_stopped" if log.early_stop else None})
+    return Run(
+        name=name,
+        made_by="tinker_utils",
+        unit=log.loss_unit,
+        train=train,
+        valid=placed_on(train, log.val_column("step"), log.val_column("val_loss")),
+        settings=_own_settings(path.with_name("config.yaml")),
+        epochs=int(epochs.max()) if len(epochs) else None,
+        ending=None if end.get("status") is None else one_sentence(str(end["status"])),
+        unused_lines=log.skipped_lines + log.other_unit_records,
+    )
+
+
+def _own_settings(path: Path) -> dict[str, str]:
+    """Return all settings of a run's config.yaml, whichever version of the project wrote it."""
+    if not path.is_file():
+        return {}
+    try:
+        sections = parse_yaml(read_text(path))
+    except ConfigError as error:
+        raise MetricsError(f"{path}: {error}") from error
+    if not isinstance(sections, dict) or len(sections) != 1:
+        raise MetricsError(f"{path}: expected one section with a run's settings; restore the file, or remove it.")
+    (settings,) = sections.values()
+    return flat_settings(settings)

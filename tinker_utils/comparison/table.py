@@ -1,0 +1,155 @@
+"""Runs side by side: reads logs, whoever wrote them, and says in one table what differs in settings and results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tinker_utils.basics.table import Table
+from tinker_utils.comparison.run import AXES, Axis, Run
+from tinker_utils.comparison.sources import LOG_NAMES, find_log, read_log
+from tinker_utils.config.settings import find_upwards
+from tinker_utils.errors import MetricsError
+from tinker_utils.loss import perplexity
+from tinker_utils.run.metrics import ema
+
+UNKNOWN = "–"
+# Weight of the past in the average that stands for a noisy train loss, in the table and in pictures.
+SMOOTHING = 0.7
+# Where a run was written to says nothing about what it did, and differs always.
+_BESIDE_THE_POINT = frozenset({"output.dir"})
+
+
+def read_run(path: Path | str, name: str | None = None) -> Run:
+    """Read one run: a run directory, a metrics.jsonl or a trainer_state.json of any program that is known here.
+
+    Args:
+        path: a relative one is looked for in the current directory and those above it.
+        name: what to call the run; by default, its directory's name.
+
+    Raises:
+        MetricsError: there is no such run, or its log cannot be read.
+    """
+    found = _found(path)
+    return read_log(find_log(found), name or _place(found).name)
+
+
+def read_runs(paths: Iterable[Path | str] | Mapping[str, Path | str]) -> list[Run]:
+    """Read several runs; names come from the mapping, or else from as much of each path as tells it from the others.
+
+    Raises:
+        MetricsError: there is no path, one is there twice, there is no such run, or a log cannot be read.
+    """
+    if isinstance(paths, Mapping):
+        return [read_run(path, name) for name, path in paths.items()]
+    found = [_found(path) for path in paths]
+    if not found:
+        raise MetricsError("runs: there is nothing to compare; give at least one run directory or metrics file.")
+    logs = [find_log(path) for path in found]
+    for log in logs:
+        if logs.count(log) > 1:
+            raise MetricsError(f"{log}: is given twice; give each run once.")
+    names = _distinct([_place(path) for path in found])
+    return [read_log(log, name) for log, name in zip(logs, names, strict=True)]
+
+
+def _found(path: Path | str) -> Path:
+    try:
+        return find_upwards(Path(path).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # `~nobody`, a loop of links, a NUL
+        raise MetricsError(f"{path}: there is no such run; give a run directory or a metrics file.") from error
+
+
+def _place(path: Path) -> Path:
+    """Return what a run is called by: its directory, unless its log has a name of its own."""
+    return path.parent if path.name in LOG_NAMES and path.is_file() else path
+
+
+def _distinct(places: Sequence[Path]) -> list[str]:
+    """Return the last parts of each path, as few as tell all of them apart."""
+    for depth in range(1, max(len(place.parts) for place in places) + 1):
+        names = ["/".join(place.parts[-depth:]) for place in places]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def axes_known(runs: Iterable[Run]) -> list[Axis]:
+    """Return the axes that at least one of the runs can be drawn along."""
+    runs = list(runs)
+    return [by for by in AXES if any(len(one.known(by)[0]) for run in runs for one in (run.train, run.valid))]
+
+
+def compare(runs: Sequence[Run]) -> Table:
+    """Tabulate what differs between runs, a column each: their settings, as far as known, and all of their results.
+
+    A setting is shown if two runs are known to have different values. Losses in different units stand in one row under
+    the name of their unit, and must not be compared with each other.
+
+    Raises:
+        MetricsError: there is no run.
+    """
+    if not runs:
+        raise MetricsError("runs: there is nothing to compare; read at least one run.")
+    settings = [(key, *(run.settings.get(key, UNKNOWN) for run in runs)) for key in _differing(runs)]
+    results = [(name, *(value(run) or UNKNOWN for run in runs)) for name, value in _RESULTS.items()]
+    return Table(
+        ("", *(run.name for run in runs)),
+        (
+            ("settings that differ" if settings else "no setting is known to differ",),
+            *settings,
+            ("results",),
+            *(row for row in results if set(row[1:]) != {UNKNOWN}),
+        ),
+        "What differs between the runs",
+    )
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    values = {key: {run.settings[key] for run in runs if key in run.settings} for key in keys}
+    return [key for key in keys if len(values[key]) > 1 and key not in _BESIDE_THE_POINT]
+
+
+def _loss(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
+
+
+def _count(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.0f}"
+
+
+def _dollars(value: float | None) -> str | None:
+    return None if value is None else f"${value:,.2f}"
+
+
+def _last_train_loss(run: Run) -> str | None:
+    _, losses = run.train.known("step")
+    return _loss(float(ema(losses, SMOOTHING)[-1])) if len(losses) else None
+
+
+def _last_valid_loss(run: Run) -> str | None:
+    _, losses = run.valid.known("step")
+    return _loss(float(losses[-1])) if len(losses) else None
+
+
+def _perplexity(run: Run) -> str | None:
+    """Return the perplexity of a pooled loss only: exp of a mean of means is the perplexity of nothing."""
+    best, _ = run.best()
+    return _loss(perplexity(best)) if best is not None and run.unit == "nats/token" else None
+
+
+_RESULTS: dict[str, Callable[[Run], str | None]] = {
+    "log written by": lambda run: run.made_by,
+    "unit of losses": lambda run: run.unit,
+    "steps": lambda run: _count(run.last("step")),
+    "epochs begun": lambda run: _count(run.epochs),
+    "tokens trained on": lambda run: _count(run.last("tokens")),
+    "cost": lambda run: _dollars(run.last("dollars")),
+    "ended": lambda run: run.ending and run.ending.replace("_", " "),
+    "train loss at the end, smoothed": _last_train_loss,
+    "lowest validation loss": lambda run: _loss(run.best()[0]),
+    "at step": lambda run: _count(run.best()[1]),
+    "perplexity there": _perplexity,
+    "last validation loss": _last_valid_loss,
+}

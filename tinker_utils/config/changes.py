@@ -1,0 +1,62 @@
+"""Compares the settings a run began with and those of now, and says which changes a run can take up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tinker_utils.config.settings import TrainingConfig
+
+# These decide when a run looks, saves and ends, and where its files are, but not what it learns from a batch. More
+# epochs do stretch the schedule of the learning rate; the run says so.
+HARMLESS = frozenset(
+    {
+        "training.epochs",
+        "training.log_interval_steps",
+        "training.checkpoint_interval_steps",
+        "training.eval_interval_steps",
+        "training.eval_at_epoch_end",
+        "training.checkpoint_ttl_seconds",
+        "training.resume_from_checkpoint",
+        "training.early_stopping_patience",
+        "training.early_stopping_threshold",
+        "training.early_stopping_significance",
+        "training.samples_at_evaluation",
+        "training.budget_usd",
+        "training.on_nonfinite",
+        "training.service_timeout_s",
+        "data.dir",  # the data themselves are compared by what they are
+        "output.dir",
+    }
+)
+_WORDS = {None: "null", True: "true", False: "false"}
+
+
+@dataclass(frozen=True)
+class SettingChange:
+    """A setting by its dotted key, as it was and as it is."""
+
+    key: str
+    old: Any
+    new: Any
+
+    @property
+    def harmless(self) -> bool:
+        """Return whether a run can go on with it; a server of one's own may move, if it has the checkpoint."""
+        moved = self.key == "service" and not {self.old, self.new} & {"tinker", "local"}
+        return moved or self.key in HARMLESS
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_word(self.old)} → {_word(self.new)}"
+
+
+def setting_changes(before: TrainingConfig, now: TrainingConfig) -> list[SettingChange]:
+    """List the settings that differ; paths are compared as they are found."""
+    old, new = before.resolved().to_flat_dict(), now.resolved().to_flat_dict()
+    return [SettingChange(key, old[key], new[key]) for key in old if old[key] != new[key]]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    return _WORDS[value] if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,185 @@
+"""Rules for settings: the type, its bounds, and the sentence that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from tinker_utils.basics.redaction import quoted
+from tinker_utils.errors import ConfigError
+
+ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
+UNEMBED_MODULES = ("lm_head",)
+TARGET_MODULES = ATTENTION_MODULES + MLP_MODULES + UNEMBED_MODULES
+
+# Control characters, and halves of surrogate pairs.
+_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Words that are longer resemble no setting, and comparing them takes long.
+_MAX_WORD = 100
+# What Linux takes; a name in it may have 255 bytes.
+_MAX_PATH = 4096
+
+SettingKind = Literal["integer", "number", "true or false", "text", "path", "list of module names", "service"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The rule of one setting; `key` is its dotted name in the YAML file."""
+
+    key: str
+    kind: SettingKind
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    def check(self, value: object) -> object:
+        """Return the value in its final type.
+
+        Raises:
+            ConfigError: the value is of another type or out of range.
+        """
+        if value is None and self.optional:
+            return None
+        checked = _CONVERTERS[self.kind](value)
+        if checked is None or not self._in_range(checked):
+            # What stands in the place of an address may be a key or hold a password, and must not be shown.
+            received = "something else" if self.kind == "service" else quoted(value)
+            raise ConfigError(f"{self.key}: expected {self.expected}, received {received}; {self.help}")
+        return checked
+
+    def _in_range(self, value: object) -> bool:
+        if self.choices:
+            return value in self.choices
+        if not isinstance(value, int | float):
+            return True
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    @property
+    def expected(self) -> str:
+        """Return the rule in words, such as `a number in (0, 1]`."""
+        if self.choices:
+            words = " or ".join(self.choices)
+        elif self.kind == "true or false":
+            words = self.kind
+        elif self.kind == "service":
+            words = "tinker, local or a URL without a key in it"
+        else:
+            words = ("an " if self.kind == "integer" else "a ") + self.kind
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            brackets = "("[: self.open_low] or "[", ")"[: self.open_high] or "]"
+            words += f" in {brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
+        elif math.isfinite(self.low):
+            words += f" {'above' if self.open_low else 'of at least'} {self.low:g}"
+        return words + (" or null" if self.optional else "")
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _text(value: object) -> str | None:
+    """Return text that can be stored in any file and shown on any terminal."""
+    return value if isinstance(value, str) and value.strip() and not _UNUSABLE.search(value) else None
+
+
+def _path(value: object) -> Path | None:
+    """Return a path, with `~` for the home directory; None for one that no system has, or whose `~user` is nobody."""
+    if not isinstance(value, str | Path) or _text(str(value)) is None:
+        return None
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        return None
+    fits = len(os.fsencode(path)) < _MAX_PATH and all(len(os.fsencode(part)) < 256 for part in path.parts)
+    return path if fits else None
+
+
+def _modules(value: object) -> tuple[str, ...] | None:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
+        return None
+    for name in value:
+        if name not in TARGET_MODULES:
+            raise ConfigError(
+                f"lora.target_modules: {quoted(name)} is no module this project knows"
+                f"{did_you_mean(name, TARGET_MODULES)}."
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def _service(value: object) -> str | None:
+    if not isinstance(value, str) or not value.isprintable() or " " in value:
+        return None
+    if value in ("tinker", "local"):
+        return value
+    try:
+        url = urlsplit(value)
+        valid = (
+            url.scheme in ("http", "https") and url.hostname and url.port != 0 and not (url.username or url.password)
+        )
+    except ValueError:
+        return None
+    return value.rstrip("/") if valid and not (url.query or url.fragment) else None
+
+
+_CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
+    "integer": _integer,
+    "number": _number,
+    "true or false": lambda value: value if isinstance(value, bool) else None,
+    "text": _text,
+    "path": _path,
+    "list of module names": _modules,
+    "service": _service,
+}
+
+
+def setting(default: Any, key: str, kind: SettingKind, help: str, **limits: Any) -> Any:
+    """Define a dataclass field with a rule; `limits` are the rule's other attributes."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(key, kind, help, **limits)})
+
+
+class Checked:
+    """A frozen dataclass whose fields are checked by their rules when it is made."""
+
+    def __post_init__(self) -> None:
+        for name, rule in rules_of(type(self)).items():
+            object.__setattr__(self, name, rule.check(getattr(self, name)))
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return ` (did you mean X?)` where a known name is close to `word`, else nothing."""
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
+    word = word[:_MAX_WORD]
+    close = difflib.get_close_matches(word, known, n=1) or [
+        by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), n=1)
+    ]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def rules_of(cls: type) -> dict[str, Rule]:
+    """Return field name → rule of a class with settings: what a form needs to offer the same bounds."""
+    return {f.name: f.metadata["rule"] for f in dataclasses.fields(cls) if "rule" in f.metadata}

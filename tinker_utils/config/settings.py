@@ -1,0 +1,333 @@
+"""YAML → a frozen `TrainingConfig`; what does not fit is a `ConfigError` that names the key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tinker_utils.basics.redaction import quoted, without_home
+from tinker_utils.config.rules import (
+    ATTENTION_MODULES,
+    MLP_MODULES,
+    TARGET_MODULES,
+    Checked,
+    Rule,
+    did_you_mean,
+    rules_of,
+    setting,
+)
+from tinker_utils.config.yaml import parse_yaml
+from tinker_utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoraConfig(Checked):
+    """The adapter. The hosted service takes the rank and which groups of modules to train; `local` honours all."""
+
+    rank: int = setting(16, "lora.rank", "integer", "16 is enough for most tasks.", low=1, high=1024)
+    alpha: int = setting(32, "lora.alpha", "integer", "twice the rank is the usual choice.", low=1, high=4096)
+    dropout: float = setting(0.05, "lora.dropout", "number", "0 switches it off.", low=0, high=1, open_high=True)
+    target_modules: tuple[str, ...] = setting(
+        ATTENTION_MODULES + MLP_MODULES,
+        "lora.target_modules",
+        "list of module names",
+        f"choose from {', '.join(TARGET_MODULES)}.",
+    )
+
+    @property
+    def train_attn(self) -> bool:
+        """Return whether any projection of the attention is trained: Tinker's switch of that name."""
+        return bool(set(self.target_modules) & set(ATTENTION_MODULES))
+
+    @property
+    def train_mlp(self) -> bool:
+        """Return whether any projection of the MLP is trained: Tinker's switch of that name."""
+        return bool(set(self.target_modules) & set(MLP_MODULES))
+
+    @property
+    def train_unembed(self) -> bool:
+        """Return whether the output embedding is trained: Tinker's switch of that name."""
+        return "lm_head" in self.target_modules
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Checked):
+    """Everything that decides what a run does; each field's rule names its key in the YAML file.
+
+    `base_dir` is no setting: relative paths that don't exist below the current directory are looked for there.
+    """
+
+    service: str = setting("tinker", "service", "service", "a key never belongs here but in TINKER_API_KEY.")
+    model: str = setting("Qwen/Qwen3-8B", "model", "text", "give a base model's name, or `tiny` with service: local.")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    epochs: int = setting(2, "training.epochs", "integer", "2 is a good start.", low=1, high=1000)
+    batch_size: int = setting(4, "training.batch_size", "integer", "it counts examples.", low=1, high=65536)
+    learning_rate: float = setting(
+        2.0e-4, "training.learning_rate", "number", "2.0e-4 is a good start for LoRA.", low=0, high=1, open_low=True
+    )
+    lr_schedule: str = setting(
+        "linear", "training.lr_schedule", "text", "it follows the warm-up.", choices=("constant", "linear", "cosine")
+    )
+    warmup_ratio: float = setting(
+        0.03, "training.warmup_ratio", "number", "it is a share of all steps.", low=0, high=1, open_high=True
+    )
+    weight_decay: float = setting(0.0, "training.weight_decay", "number", "0 switches it off.", low=0, high=10)
+    grad_clip_norm: float = setting(0.0, "training.grad_clip_norm", "number", "0 switches it off.", low=0, high=1e6)
+    max_seq_length: int = setting(2048, "training.max_seq_length", "integer", "it counts tokens.", low=2, high=10**6)
+    train_on: str = setting(
+        "last_assistant",
+        "training.train_on",
+        "text",
+        "it says which messages are trained on.",
+        choices=("last_assistant", "all_assistant"),
+    )
+    seed: int = setting(0, "training.seed", "integer", "it fixes order and initial weights.", low=0, high=2**31 - 1)
+    log_interval_steps: int = setting(10, "training.log_interval_steps", "integer", "1 logs each step.", low=1)
+    checkpoint_interval_steps: int = setting(
+        250, "training.checkpoint_interval_steps", "integer", "0 keeps no periodic checkpoints.", low=0
+    )
+    eval_interval_steps: int = setting(
+        250, "training.eval_interval_steps", "integer", "0 evaluates at epoch ends only.", low=0
+    )
+    eval_at_epoch_end: bool = setting(
+        True, "training.eval_at_epoch_end", "true or false", "write true or false, without quotes."
+    )
+    checkpoint_ttl_seconds: int | None = setting(
+        None,
+        "training.checkpoint_ttl_seconds",
+        "integer",
+        "when periodic checkpoints expire that are not the best or the latest; null keeps them, 3600 is the least.",
+        low=3600,
+        high=315_360_000,
+        optional=True,
+    )
+    resume_from_checkpoint: bool = setting(
+        True, "training.resume_from_checkpoint", "true or false", "write true or false, without quotes."
+    )
+    early_stopping_patience: int = setting(
+        0, "training.early_stopping_patience", "integer", "0 switches early stopping off.", low=0
+    )
+    early_stopping_threshold: float = setting(
+        0.01, "training.early_stopping_threshold", "number", "it is in nats per completion token.", low=0, high=100
+    )
+    early_stopping_significance: float | None = setting(
+        None,
+        "training.early_stopping_significance",
+        "number",
+        "null asks for none; it is in standard errors of the paired difference.",
+        low=0,
+        high=10,
+        optional=True,
+    )
+    samples_at_evaluation: int = setting(
+        0, "training.samples_at_evaluation", "integer", "0 writes no samples.jsonl.", low=0, high=64
+    )
+    budget_usd: float | None = setting(
+        None, "training.budget_usd", "number", "null sets no limit.", low=0, open_low=True, optional=True
+    )
+    on_nonfinite: str = setting(
+        "stop",
+        "training.on_nonfinite",
+        "text",
+        "it is about a loss or a gradient that is NaN or infinite; skip goes back to the latest checkpoint and leaves "
+        "the batch out.",
+        choices=("stop", "skip"),
+    )
+    service_timeout_s: float | None = setting(
+        3600.0,
+        "training.service_timeout_s",
+        "number",
+        "seconds without an answer after which the run ends, to be resumed; null waits for ever.",
+        low=0,
+        open_low=True,
+        optional=True,
+    )
+    data_dir: Path = setting(Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.")
+    output_dir: Path = setting(Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.")
+    base_dir: Path = field(default=Path(), compare=False, repr=False)
+
+    def resolve(self, path: Path) -> Path:
+        """Return an input path that can be opened: below the current directory, or else below `base_dir`."""
+        path = path.expanduser()
+        return path if path.is_absolute() or exists(path) else self.base_dir / path
+
+    def resolved(self) -> TrainingConfig:
+        """Return the same with input paths made absolute, so that it means the same from any directory."""
+        directory = self.resolve(Path(self.model))
+        local_files = self.service == "local" and self.model != "tiny" and is_directory(directory)
+        model = str(directory.resolve()) if local_files else self.model
+        return replace(self, model=model, data_dir=self.resolve(self.data_dir).absolute())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, nested as in the YAML file."""
+        nested: dict[str, Any] = {}
+        for (name, rule), owner in _all_rules(self):
+            section, _, leaf = rule.key.rpartition(".")
+            target = nested.setdefault(section, {}) if section else nested
+            target[leaf] = _plain(getattr(owner, name))
+        return nested
+
+    def to_flat_dict(self) -> dict[str, Any]:
+        """Return the settings by their dotted keys: what `from_values` takes."""
+        flat: dict[str, Any] = {}
+        for key, value in self.to_dict().items():
+            flat |= {f"{key}.{leaf}": v for leaf, v in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
+        """Return the same with some settings replaced, by their dotted keys.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is not allowed.
+        """
+        return from_values(self.to_flat_dict() | dict(overrides), self.base_dir)
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def _without_home(value: Any) -> Any:
+    """Return settings as a run's directory keeps them: it may be shown to others, and moved to another home."""
+    if isinstance(value, dict):
+        return {key: _without_home(each) for key, each in value.items()}
+    return without_home(value) if isinstance(value, str) else value
+
+
+def _all_rules(config: TrainingConfig) -> list[tuple[tuple[str, Rule], object]]:
+    own: list[tuple[tuple[str, Rule], object]] = [(item, config) for item in rules_of(TrainingConfig).items()]
+    return own[:2] + [(item, config.lora) for item in rules_of(LoraConfig).items()] + own[2:]
+
+
+# A configuration of this project has a few thousand characters, and YAML is slow to read.
+_MAX_FILE = 1_000_000
+_LORA_FIELDS = {rule.key: name for name, rule in rules_of(LoraConfig).items()}
+_TRAINING_FIELDS = {rule.key: name for name, rule in rules_of(TrainingConfig).items()}
+_KEYS = (*_LORA_FIELDS, *_TRAINING_FIELDS)
+
+
+def load_config_from_yaml(
+    path: Path | str, section: str = "cloud", overrides: Mapping[str, Any] | str | None = None
+) -> TrainingConfig:
+    """Read one section of a YAML file.
+
+    Args:
+        path: the file; a relative path is looked for in the current directory and those above it, so that it can be
+            the same for a script and a notebook. Relative paths in the file are meant from the current directory or,
+            where they don't exist there, from the directory above its `configs/` (its own, if that has another name).
+        section: the top-level key to read.
+        overrides: dotted keys and their values, such as `{"training.epochs": 1}`, which win over the file's; a text
+            is read as YAML, for command lines that can pass nothing else.
+
+    Raises:
+        ConfigError: the file or section is missing, a key is unknown or twice there, or a value is not allowed.
+    """
+    where = f"{path}, section {section}"
+    try:
+        path = find_upwards(Path(os.path.expanduser(path)))  # noqa: PTH111  (Path.expanduser raises for `~nobody`)
+        values = _distinct(_flatten(_section(path, section)))
+        if isinstance(overrides, str):
+            overrides = parse_yaml(overrides) or {}
+        if overrides is not None and not isinstance(overrides, Mapping):
+            raise ConfigError(
+                f"overrides: expected dotted keys and values, received {quoted(overrides)}; write key: value."
+            )
+        values |= _distinct(_flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()}))
+        directory = path.resolve().parent
+        return from_values(values, directory.parent if directory.name == "configs" else directory)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingConfig:
+    """Make a configuration from dotted keys and values; what is not given takes its default.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not allowed.
+    """
+    for key in values:
+        if key not in _KEYS:
+            raise ConfigError(f"{key}: there is no such setting{did_you_mean(key, _KEYS)}.")
+    lora = LoraConfig(**{_LORA_FIELDS[key]: value for key, value in values.items() if key in _LORA_FIELDS})
+    rest = {_TRAINING_FIELDS[key]: value for key, value in values.items() if key in _TRAINING_FIELDS}
+    return TrainingConfig(lora=lora, base_dir=base_dir, **rest)
+
+
+def dump_config(config: TrainingConfig, section: str = "run") -> str:
+    """Write the configuration as YAML that `load_config_from_yaml(…, section)` reads; the home directory is `~`."""
+    return yaml.safe_dump({section: _without_home(config.to_dict())}, sort_keys=False, allow_unicode=True)
+
+
+def find_upwards(path: Path) -> Path:
+    """Find a relative path in the current directory or one above it; the path itself is returned if it is nowhere."""
+    here = Path.cwd()
+    return next((above / path for above in (here, *here.parents) if exists(above / path)), path)
+
+
+def exists(path: Path) -> bool:
+    """Return whether the path leads to something that may be looked at; unlike `Path.exists`, it never raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_directory(path: Path) -> bool:
+    """Return whether the path leads to a directory; unlike `Path.is_dir`, it never raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _section(path: Path, section: str) -> Mapping[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"the file cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the file is not UTF-8 text; save it as UTF-8.") from error
+    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
+        raise ConfigError("there is no such file; give the path of a YAML file.") from error
+    if len(text) > _MAX_FILE:
+        raise ConfigError(f"the file has more than {_MAX_FILE:,} characters; give the path of a YAML file.")
+    content = parse_yaml(text)
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise ConfigError("the file holds no sections; write `cloud:` and the settings indented below it.")
+    if section not in content:
+        raise ConfigError(
+            f"there is no such section{did_you_mean(section, list(content))}; the file has {', '.join(content)}."
+        )
+    if not isinstance(content[section], Mapping):
+        raise ConfigError("the section holds no settings; indent them below its name.")
+    return dict(content[section])
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ConfigError(f"{key}: stands there twice; keep one of the two.")
+        values[key] = value
+    return values
+
+
+def _flatten(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    groups = {key.partition(".")[0] for key in _KEYS if "." in key}
+    flat: list[tuple[str, Any]] = []
+    for key, value in section.items():
+        if key in groups and isinstance(value, Mapping):
+            flat += [(f"{key}.{leaf}", leaf_value) for leaf, leaf_value in value.items()]
+        elif key in groups:
+            raise ConfigError(
+                f"{key}: expected settings indented below it, received {quoted(value)}; see configs/training.yaml."
+            )
+        else:
+            flat.append((str(key), value))
+    return flat
+
+
+def _full_key(key: str) -> str:
+    """Return `epochs` for `training.epochs`, where only one setting ends so."""
+    matches = [full for full in _KEYS if full == key or full.endswith(f".{key}")]
+    return matches[0] if len(matches) == 1 else key

@@ -1,0 +1,106 @@
+"""YAML without its traps: 1.2's scalars, and no key twice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from tinker_utils.basics.redaction import quoted
+from tinker_utils.errors import ConfigError
+
+# With the content of each alias counted where it stands: a few nested aliases can mean billions of values.
+_MAX_VALUES = 100_000
+# PyYAML's time grows with the square of the depth.
+_MAX_DEPTH = 50
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML 1.2's core scalars instead of PyYAML's 1.1: `2e-4` is a number, `no` is a text, `010` is ten.
+
+    PyYAML reads the first as text, and the others as false and eight. A key that stands twice is refused.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping whose keys are plain scalars, each there once."""
+        mapping: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | bool | None):
+                raise ConfigError(f"line {line}: a key must be plain text, received {quoted(key)}; write `key: value`.")
+            if key in mapping:
+                raise ConfigError(f"line {line}: {key} stands there twice; keep one of the two.")
+            mapping[key] = self.construct_object(value_node, deep=True)
+        return mapping
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """Return an integer, always in base ten."""
+        return int(self.construct_scalar(node))
+
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        """Note an opening bracket, unless too many are open."""
+        if self.flow_level >= _MAX_DEPTH:
+            line = self.get_mark().line + 1
+            raise ConfigError(f"line {line}: it is nested over {_MAX_DEPTH} levels deep; correct the file.")
+        super().fetch_flow_collection_start(token_class)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document's root, unless its aliases make it too large or lead back to themselves."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None and _values(root, {}) > _MAX_VALUES:
+            raise ConfigError(f"it has more than {_MAX_VALUES:,} values, aliases counted; write less.")
+        return root
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for; those that are `known`, by identity, are not counted anew."""
+    if id(node) not in known:
+        known[id(node)] = _MAX_VALUES + 1  # what an alias to a node finds within that node itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for each in inner for part in (each if isinstance(each, tuple) else (each,)))
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+# What YAML 1.2's core does not have (dates, sets, binary data …) is refused like any unknown tag.
+_CORE = ("null", "bool", "int", "float", "str", "seq", "map")
+StrictLoader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _CORE
+}
+StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_decimal)
+StrictLoader.add_constructor("tag:yaml.org,2002:map", StrictLoader.construct_mapping)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the content of a YAML document.
+
+    Raises:
+        ConfigError: it is not valid YAML, or a key stands twice; the message names the line.
+    """
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except ConfigError:
+        raise
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise ConfigError(f"{line}this is not valid YAML ({problem}); correct the file.") from error
+    except (RecursionError, ValueError, LookupError, TypeError, OverflowError, AttributeError) as error:
+        raise ConfigError(f"this is not valid YAML ({type(error).__name__}); correct the file.") from error

@@ -1,0 +1,169 @@
+"""A chat file too large for memory: each line checked in one pass, its conversation found again by its place.
+
+Checking takes a few seconds a gigabyte, as `msgspec` decodes a line into the fields that matter. A line that it does
+not accept is looked at once more by `parse_conversation`, which decides, and which says what is wrong.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import weakref
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tinker_utils.data.chat import Conversation, open_data_file, parse_conversation
+from tinker_utils.errors import DataError
+
+TRAIN_FILE, VALID_FILE, TEST_FILE = "train.jsonl", "valid.jsonl", "test.jsonl"
+_PIECE = 1 << 20
+# A line with fewer brackets than this surely nests no deeper than `parse_json` allows.
+_FEW_BRACKETS = 90
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class _Line(msgspec.Struct, gc=False):
+    messages: list[_Message]
+
+
+class _PlainMessage(_Message, gc=False, forbid_unknown_fields=True):
+    """A message without further fields, which is all that most files have."""
+
+
+class _PlainLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    messages: list[_PlainMessage]
+
+
+class _CheckedLine(msgspec.Struct, gc=False):
+    """A line whose other fields are known to be harmless."""
+
+    messages: list[_PlainMessage]
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+_decode_plain = msgspec.json.Decoder(_PlainLine).decode
+_decode_checked = msgspec.json.Decoder(_CheckedLine).decode
+_REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class ChatIndex:
+    """The places of those conversations in a chat file that hold an answer to a prompt, in the order of the file.
+
+    Args:
+        path: the file. It must not change as long as it is in use.
+
+    Attributes:
+        path: the file.
+        sizes: bytes of each conversation's line, uint32, shape [conversations].
+        unanswered: how many more conversations the file has: those from which nothing can be learned.
+
+    Raises:
+        DataError: the file is missing or empty, or a line of it cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unanswered = 0
+        offsets, sizes, numbers = array("q"), array("I"), array("I")
+        with open_data_file(path) as file:
+            for offset, number, lines in _pieces(file):
+                kept, unanswered = _answered(lines, path, number)
+                self.unanswered += unanswered
+                lengths = np.array([len(line) for line in lines], np.int64)
+                begins = offset + np.cumsum(lengths + 1) - lengths - 1  # a newline is no part of its line
+                offsets.frombytes(begins[kept].tobytes())
+                sizes.frombytes(lengths[kept].astype(np.uint32).tobytes())
+                numbers.frombytes((number + kept).astype(np.uint32).tobytes())
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+        if not offsets and not self.unanswered:
+            raise DataError(f'{path}: holds no conversation; write one {{"messages": […]}} a line.')
+        self.sizes: NDArray[np.uint32] = np.frombuffer(sizes, np.uint32)
+        self._offsets: NDArray[np.int64] = np.frombuffer(offsets, np.int64)
+        self._numbers: NDArray[np.uint32] = np.frombuffer(numbers, np.uint32)
+        self._version = self._stat()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def conversations(self, rows: Sequence[int]) -> list[Conversation]:
+        """Return the conversations at these places of the index.
+
+        Raises:
+            DataError: the file has been changed.
+        """
+        if self._stat() != self._version:
+            raise DataError(f"{self.path}: was changed while it was in use; start again with the data as they are now.")
+        places = np.asarray(rows, np.int64)
+        sizes, offsets, numbers = (known[places].tolist() for known in (self.sizes, self._offsets, self._numbers))
+        path = str(self.path)  # once: it takes as long as to decode a line
+        return list(map(self._conversation, sizes, offsets, numbers, repeat(path)))
+
+    def _conversation(self, size: int, offset: int, number: int, path: str) -> Conversation:
+        raw = os.pread(self._file, size, offset)
+        try:
+            plain = _decode_checked(raw).messages
+        except _REFUSALS:
+            return parse_conversation(raw, self.path, number)
+        messages = [{"role": message.role, "content": message.content} for message in plain]
+        return Conversation(tuple(messages), f"{path}:{number}")
+
+    def _stat(self) -> tuple[int, int]:
+        stat = os.fstat(self._file)
+        return stat.st_size, stat.st_mtime_ns
+
+
+def _pieces(file: BinaryIO) -> Iterator[tuple[int, int, list[bytes]]]:
+    """Yield a file in pieces of about a megabyte: (offset, number of the first line, the lines)."""
+    offset, number = 0, 1
+    while piece := file.read(_PIECE):
+        piece += file.readline()
+        lines = piece.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        yield offset, number, lines
+        offset += len(piece)
+        number += len(lines)
+
+
+def _answered(lines: list[bytes], path: Path, first: int) -> tuple[NDArray[np.int64], int]:
+    """Return (which lines hold an answer, how many hold none); raises DataError for a line that cannot be used."""
+    others: list[int] = []
+    unanswered = 0
+    for i, raw in enumerate(lines):
+        try:
+            messages = _decode_plain(raw).messages
+            if messages[-1].role == "assistant" and len(messages) > 1:
+                continue
+        except (*_REFUSALS, IndexError):
+            pass
+        answered = _has_answer(raw, path, first + i)
+        if not answered:
+            others.append(i)
+            unanswered += answered is False
+    return np.delete(np.arange(len(lines)), others), unanswered
+
+
+def _has_answer(raw: bytes, path: Path, number: int) -> bool | None:
+    """Return whether a message of the assistant follows another one; None for a blank line."""
+    if not raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
+        return None
+    try:
+        messages = _decode(raw).messages
+        # Fields that are skipped are checked for their syntax, but neither for UTF-8 nor for depth.
+        if messages and (raw.isascii() or raw.decode()) and raw.count(b"[") + raw.count(b"{") < _FEW_BRACKETS:
+            return any(message.role == "assistant" for message in messages[1:])
+    except _REFUSALS:
+        pass
+    return bool(parse_conversation(raw, path, number).last_assistant())

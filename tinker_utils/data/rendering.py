@@ -1,0 +1,114 @@
+"""Conversation → tokens and weights, by the tokenizer's own chat template.
+
+The completion is what the template adds to the prompt: the text of the messages before the trained one, as the template
+would prompt for an answer, must be the beginning of the text that includes the answer. So the model is trained on
+exactly what it has to write after exactly what it will be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinker_utils.batching import Example
+from tinker_utils.data.chat import Conversation, Message
+from tinker_utils.data.loss_mask import tokens_and_mask
+from tinker_utils.data.template import Tokenizer, apply_template, texts_and_spans
+
+# How many conversations are handed to the tokenizer at once: enough for its threads, little enough for memory.
+_ENCODE_TOGETHER = 1024
+
+
+class Encoded(NamedTuple):
+    """A conversation in full length: token ids, int32, shape [n], and which of them are completion, bool, shape [n]."""
+
+    tokens: NDArray[np.int32]
+    completion: NDArray[np.bool_]
+
+    def example(self, max_seq_length: int) -> Example | None:
+        """Return the example of the first `max_seq_length` tokens; None where no completion token is left in it."""
+        weights = self.completion[1:max_seq_length].astype(np.float32)
+        return Example(self.tokens[:max_seq_length], weights) if weights.any() else None
+
+
+@dataclass(frozen=True)
+class RenderedSet:
+    """The usable examples of one file, and what became of the others."""
+
+    examples: tuple[Example, ...]
+    cut: int = 0
+    skipped: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Return tokens of one pass over the set."""
+        return sum(example.token_count for example in self.examples)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Return completion tokens of one pass over the set."""
+        return sum(example.completion_tokens for example in self.examples)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return tokens that the model reads of each example, shape [examples]."""
+        return np.fromiter((example.token_count for example in self.examples), np.int64, len(self.examples))
+
+    def describe(self, name: str, max_seq_length: int) -> str:
+        """Return one sentence for a person: how many examples and tokens, how many were cut and skipped."""
+        return (
+            f"{name}: {len(self.examples):,} examples, {self.tokens:,} tokens, {self.completion_tokens:,} of them "
+            f"completion tokens; {self.cut:,} cut to {max_seq_length:,} tokens, "
+            f"{self.skipped:,} skipped for having no answer to a prompt within that."
+        )
+
+
+def render(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, max_seq_length: int, train_on: str = "last_assistant"
+) -> RenderedSet:
+    """Render conversations, cut each to `max_seq_length` tokens, and skip those without a completion token.
+
+    Raises:
+        RenderingError: the template gives no prefix for a trained message, or refuses a conversation.
+    """
+    examples: list[Example] = []
+    cut = skipped = 0
+    for start in range(0, len(conversations), _ENCODE_TOGETHER):
+        for encoded in encode(conversations[start : start + _ENCODE_TOGETHER], tokenizer, train_on):
+            cut += encoded is not None and len(encoded.tokens) > max_seq_length
+            example = encoded and encoded.example(max_seq_length)
+            if example:
+                examples.append(example)
+            else:
+                skipped += 1
+    return RenderedSet(tuple(examples), cut, skipped)
+
+
+def encode(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, train_on: str = "last_assistant"
+) -> list[Encoded | None]:
+    """Encode conversations in full length, up to the last trained message; None for one without an answer to a prompt.
+
+    All texts go to the tokenizer in one call, so that it works on several at once: a few hundred conversations make
+    the most of it, and as many have to fit into memory.
+
+    Raises:
+        RenderingError: as `render`.
+    """
+    texts = texts_and_spans(conversations, tokenizer, train_on)
+    answers = iter(tokens_and_mask([text for text in texts if text], tokenizer))
+    return [Encoded(*next(answers)) if text else None for text in texts]
+
+
+def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens after which the model is to answer `messages`: what training used as the prompt."""
+    text = apply_template(tokenizer, messages, prompt=True)
+    return list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
+
+
+def prompts_of(conversations: Sequence[Conversation], tokenizer: Any) -> list[list[int]]:
+    """Return the prompt tokens of each conversation's last assistant message, which each of them must have."""
+    return [prompt_tokens(c.messages[: c.last_assistant()], tokenizer) for c in conversations]

@@ -1,0 +1,186 @@
+"""The data report, before a run is paid for: duplicates, lengths, and what a length limit cuts off.
+
+Two conversations count as the same when they differ only in letter case and white space: the model sees other tokens,
+but learns, or is tested on, the same answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinker_utils.basics.table import Table
+from tinker_utils.batching import Example
+from tinker_utils.data.chat import Conversation, Message
+
+Groups = tuple[tuple[Conversation, ...], ...]
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+_QUANTILE_NAMES = {0.0: "shortest", 0.5: "median", 1.0: "longest"}
+
+
+def prompt_key(conversation: Conversation) -> Hashable:
+    """Return what is the same for conversations with the same prompt: all that comes before the last assistant message.
+
+    A conversation that begins with that message has no prompt to share; all of it is looked at.
+    """
+    prompt = conversation.messages[: conversation.last_assistant()]
+    return tuple(_message_key(message) for message in prompt or conversation.messages)
+
+
+def conversation_key(conversation: Conversation) -> Hashable:
+    """Return what is the same for conversations that say the same from the first message to the last."""
+    return tuple(_message_key(message) for message in conversation.messages)
+
+
+def _message_key(message: Message) -> Hashable:
+    others = {name: value for name, value in message.items() if name not in ("role", "content")}
+    content = " ".join(message["content"].split()).casefold()
+    return message["role"], content, json.dumps(others, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Conversations that share a key: a prompt, or all that they say.
+
+    Attributes:
+        within_train: groups of two or more in the training set, in the order of their first members.
+        within_valid: the same for the validation set.
+        between: groups with members from both sets, those of the training set first.
+        shared_valid: how many validation conversations are in `between`.
+    """
+
+    within_train: Groups
+    within_valid: Groups
+    between: Groups
+    shared_valid: int
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many repeat an earlier one in train, how many in validation, and how many are in both."""
+        return _extra_copies(self.within_train), _extra_copies(self.within_valid), self.shared_valid
+
+
+def find_duplicates(
+    train: Sequence[Conversation],
+    valid: Sequence[Conversation] = (),
+    key: Callable[[Conversation], Hashable] = conversation_key,
+) -> Duplicates:
+    """Find conversations that are the same by `key`, within each set and between the two."""
+    by_key_train, by_key_valid = _by_key(train, key), _by_key(valid, key)
+    both = [shared for shared in by_key_train if shared in by_key_valid]
+    return Duplicates(
+        within_train=_repeated(by_key_train),
+        within_valid=_repeated(by_key_valid),
+        between=tuple((*by_key_train[shared], *by_key_valid[shared]) for shared in both),
+        shared_valid=sum(len(by_key_valid[shared]) for shared in both),
+    )
+
+
+def duplicate_table(train: Sequence[Conversation], valid: Sequence[Conversation] = ()) -> Table:
+    """Tabulate how many conversations are repeated, by their prompt alone and as a whole."""
+    prompts, wholes = (find_duplicates(train, valid, key).counts() for key in (prompt_key, conversation_key))
+    names = ("repeat an earlier one in train", "repeat an earlier one in valid", "in valid, and in train too")
+    totals = (len(train), len(valid), len(valid))
+    rows = zip(names, totals, prompts, wholes, strict=True)
+    return Table(
+        ("conversations", "of", "same prompt", "same throughout"),
+        tuple((name, *(f"{count:,}" for count in counts)) for name, *counts in rows),
+        "Duplicates within and between the training and the validation set",
+    )
+
+
+def _by_key(
+    conversations: Iterable[Conversation], key: Callable[[Conversation], Hashable]
+) -> dict[Hashable, list[Conversation]]:
+    groups: dict[Hashable, list[Conversation]] = {}
+    for conversation in conversations:
+        groups.setdefault(key(conversation), []).append(conversation)
+    return groups
+
+
+def _repeated(by_key: Mapping[Hashable, Sequence[Conversation]]) -> Groups:
+    return tuple(tuple(group) for group in by_key.values() if len(group) > 1)
+
+
+def _extra_copies(groups: Groups) -> int:
+    return sum(len(group) - 1 for group in groups)
+
+
+def length_quantiles(lengths: Sequence[int], quantiles: Sequence[float] = QUANTILES) -> list[int]:
+    """Return for each quantile q the least length that a share q of the lengths does not pass; none is interpolated.
+
+    Raises:
+        ValueError: there is no length.
+    """
+    if not len(lengths):
+        raise ValueError("there are no lengths to summarize; give at least one")
+    return [int(value) for value in np.quantile(lengths, quantiles, method="inverted_cdf")]
+
+
+def length_table(lengths: Mapping[str, Sequence[int]], quantiles: Sequence[float] = QUANTILES) -> Table:
+    """Tabulate quantiles of lengths in tokens, a row for each name; without any length a row holds dashes."""
+    names = [_QUANTILE_NAMES.get(quantile, f"{quantile:.0%}") for quantile in quantiles]
+    rows = []
+    for name, values in lengths.items():
+        found = [f"{value:,}" for value in length_quantiles(values, quantiles)] if len(values) else ["–"] * len(names)
+        rows.append((name, f"{len(values):,}", *found, f"{sum(values):,}"))
+    return Table(("tokens of", "examples", *names, "sum"), tuple(rows), "Lengths in tokens")
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """The effect of a limit on the length of examples; all counts but the examples' are of tokens.
+
+    Attributes:
+        max_seq_length: the limit, in tokens.
+        examples: how many there are.
+        cut: how many of them are longer than the limit.
+        lost_examples: how many have no completion token left, and so are not trained on.
+        tokens: tokens that the model reads of the examples that are left, what a service bills for one pass.
+        completion_tokens: tokens in the loss that are left.
+        lost_completion_tokens: tokens that would be in the loss without the limit.
+    """
+
+    max_seq_length: int
+    examples: int
+    cut: int
+    lost_examples: int
+    tokens: int
+    completion_tokens: int
+    lost_completion_tokens: int
+
+
+def truncation(examples: Sequence[Example], max_seq_length: int) -> Truncation:
+    """Count what is left of `examples`, rendered in full length, when each is cut to `max_seq_length` tokens.
+
+    Raises:
+        ValueError: the limit leaves no target; 2 is the least.
+    """
+    if max_seq_length < 2:
+        raise ValueError(f"max_seq_length must be 2 or more, got {max_seq_length}")
+    targets = max_seq_length - 1
+    kept = np.array([np.count_nonzero(example.weights[:targets]) for example in examples], dtype=np.int64)
+    read = np.array([min(example.token_count, targets) for example in examples], dtype=np.int64)
+    return Truncation(
+        max_seq_length=max_seq_length,
+        examples=len(examples),
+        cut=sum(len(example.tokens) > max_seq_length for example in examples),
+        lost_examples=int((kept == 0).sum()),
+        tokens=int(read[kept > 0].sum()),
+        completion_tokens=int(kept.sum()),
+        lost_completion_tokens=sum(example.completion_tokens for example in examples) - int(kept.sum()),
+    )
+
+
+def truncation_table(examples: Sequence[Example], limits: Iterable[int]) -> Table:
+    """Tabulate what each of several limits would do to `examples`, rendered in full length."""
+    rows = []
+    for limit in limits:
+        effect = truncation(examples, limit)
+        counts = (effect.cut, effect.lost_examples, effect.tokens, effect.lost_completion_tokens)
+        rows.append((f"{limit:,}", *(f"{count:,}" for count in counts)))
+    header = ("max_seq_length", "examples cut", "lost altogether", "tokens read", "answer tokens lost")
+    return Table(header, tuple(rows), "What a limit on the length cuts off")

@@ -1,0 +1,107 @@
+"""Conversations → texts, by the tokenizer's own chat template, and where in a text its completions are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tinker_utils.data.chat import Conversation, Message
+from tinker_utils.data.fixed_text import Direct, FixedTexts
+from tinker_utils.errors import RenderingError
+
+Span = tuple[int, int]
+_Turn = tuple[Conversation, int]  # and which of its messages is trained on
+_Texts = tuple[str, str]  # the prompt of a turn, and the same with its answer
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that rendering needs. One with the attribute `direct` is faster."""
+
+    is_fast: bool
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        """Encode texts."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """Render messages to text."""
+
+
+def direct(tokenizer: Tokenizer) -> Direct | None:
+    """Return a tokenizer's parts; None for one that does something of its own around them."""
+    return getattr(tokenizer, "direct", None)
+
+
+def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool = False) -> str:
+    """Render messages to text, with a prompt for an answer if that is asked for; RenderingError if it is refused."""
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+    except Exception as error:  # a template is a program of its own, and raises what it likes
+        raise RenderingError(
+            f"the chat template refused {len(messages)} messages ({type(error).__name__}: {error}); "
+            "correct the conversation, or use a model with another template."
+        ) from error
+
+
+def texts_and_spans(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, train_on: str
+) -> list[tuple[str, list[Span]] | None]:
+    """Return each conversation's text up to its last trained message, and the [start, end) of each completion in it."""
+    trained = [_trained(conversation, train_on) for conversation in conversations]
+    turns = [(c, i) for c, indices in zip(conversations, trained, strict=True) for i in indices]
+    rendered = iter(zip(turns, _texts(turns, tokenizer), strict=True))
+    return [_with_spans([next(rendered) for _ in indices], train_on) if indices else None for indices in trained]
+
+
+def _trained(conversation: Conversation, train_on: str) -> list[int]:
+    """Return which messages are trained on: none where there is no answer to a prompt."""
+    last = conversation.last_assistant() or 0
+    if train_on == "last_assistant":
+        return [last] if last else []
+    return [i for i in range(1, last + 1) if conversation.messages[i]["role"] == "assistant"]
+
+
+def _with_spans(turns: Sequence[tuple[_Turn, _Texts]], train_on: str) -> tuple[str, list[Span]]:
+    """Return the text of the last trained turn; each turn comes with its prompt and its answered prompt."""
+    text = turns[-1][1][1]
+    for (conversation, index), (prompt, answered) in turns:
+        if not (answered.startswith(prompt) and text.startswith(answered)):
+            several = train_on != "last_assistant"
+            advice = "set training.train_on to last_assistant" if several else "use a model whose template only appends"
+            raise RenderingError(
+                f"{conversation.source}: the chat template does not begin the text of message {index + 1} with that of "
+                f"the messages before it, so prompt and completion cannot be told apart; {advice}."
+            )
+    return text, [(len(prompt), len(answered)) for _, (prompt, answered) in turns]
+
+
+def _texts(turns: Sequence[_Turn], tokenizer: Tokenizer) -> list[_Texts]:
+    """Return the texts of each turn: of many alike from what the template was seen to do with the first of them."""
+    parts = direct(tokenizer)
+    if parts is None:
+        return _applied(turns, tokenizer)
+    fixed = FixedTexts(parts, lambda messages, prompt: apply_template(tokenizer, messages, prompt))
+    texts = [fixed.texts(conversation.messages[: index + 1]) for conversation, index in turns]
+    others = iter(_applied([turn for turn, known in zip(turns, texts, strict=True) if known is None], tokenizer))
+    return [known or next(others) for known in texts]
+
+
+def _applied(turns: Sequence[_Turn], tokenizer: Tokenizer) -> list[_Texts]:
+    answered = _apply_to_all(turns, tokenizer, prompt=False)
+    return list(zip(_apply_to_all(turns, tokenizer, prompt=True), answered, strict=True))
+
+
+def _apply_to_all(turns: Sequence[_Turn], tokenizer: Tokenizer, prompt: bool) -> list[str]:
+    """Return the text up to each turn, or with it: by one call, whose fixed costs are those of many templates."""
+    if not turns:
+        return []
+    chats = [list(conversation.messages[: index if prompt else index + 1]) for conversation, index in turns]
+    try:
+        return list(tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=prompt))
+    except Exception:  # one of them was refused: which?
+        texts = []
+        for (conversation, _), messages in zip(turns, chats, strict=True):
+            try:
+                texts.append(apply_template(tokenizer, messages, prompt))
+            except RenderingError as error:
+                raise RenderingError(f"{conversation.source}: {error}") from error
+        return texts

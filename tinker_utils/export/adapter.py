@@ -1,0 +1,52 @@
+"""A run's best checkpoint → an adapter that `peft.PeftModel.from_pretrained` loads."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tinker_utils.config.settings import load_config_from_yaml
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.result import TrainingResult
+from tinker_utils.service.client import Service, connect
+
+
+def export_adapter(
+    run: TrainingResult | Path | str, directory: Path | str | None = None, *, service: Service | None = None
+) -> Path:
+    """Write the best adapter of a run in PEFT's format.
+
+    Args:
+        run: what `fit` returned, or a run's directory.
+        directory: where to write; `adapter/` in the run's directory if None. Files of an earlier export are replaced.
+        service: an open connection to the service that trained the run; None opens one.
+
+    Returns:
+        The directory, with adapter_config.json and adapter_model.safetensors in it.
+
+    Raises:
+        RunDirectoryError: the run has no checkpoint yet.
+        ServiceError: the service does not have the checkpoint any more, or cannot export it.
+    """
+    files = RunDirectory(run.output_dir if isinstance(run, TrainingResult) else run)
+    target = files.adapter if directory is None else Path(directory)
+    checkpoint = (files.read_state() or {}).get("best_checkpoint")
+    if not checkpoint:
+        raise RunDirectoryError(f"{files.path}: holds no run with a checkpoint to export; train there first.")
+    if service is not None:
+        _download(service, checkpoint, target)
+    else:
+        with connect(load_config_from_yaml(files.config, "run"), files.local_store) as own:
+            _download(own, checkpoint, target)
+    return target
+
+
+def _download(service: Service, checkpoint: str, target: Path) -> None:
+    """Fetch into a directory of its own first, so that a failed export leaves an earlier one whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        files = service.download_adapter(checkpoint, Path(temporary))
+        target.mkdir(exist_ok=True)
+        for file in files:
+            file.replace(target / file.name)

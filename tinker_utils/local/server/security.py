@@ -1,0 +1,144 @@
+"""Who gets in: this machine's user, with the key, through this machine's own name, with a body of bounded size."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tinker_utils.local.protocol.errors import RequestError
+from tinker_utils.local.server.scheduler import JSON, PROTOBUF
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+DOWNLOAD_PREFIX = "/api/v1/downloads/"
+
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
+class Guard:
+    """ASGI middleware in front of everything.
+
+    The Host header is checked because a web page in the user's browser can be made to reach a loopback port under a
+    name of its own (DNS rebinding); the name is then not one of ours. A signed download carries its permission in its
+    address, which the endpoint itself checks.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str, port: int) -> None:
+        self._app = app
+        self._key = api_key.encode()
+        self._hosts = {f"{name}:{port}".encode() for name in _LOOPBACK_NAMES}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what may pass; answer the rest."""
+        if scope["type"] != "http":
+            return
+        headers = dict(scope["headers"])
+        fault = self._fault(scope, headers)
+        if fault is None:
+            await self._app(scope, _Bounded(receive), send)
+        else:
+            await _refuse(send, *fault)
+
+    def _fault(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        if headers.get(b"host", b"").lower() not in self._hosts:
+            return 403, "This service answers to 127.0.0.1 and localhost only, with its port."
+        signed = scope["path"].startswith(DOWNLOAD_PREFIX)
+        if not signed and not hmac.compare_digest(headers.get(b"x-api-key", b""), self._key):
+            return 401, "The header X-API-Key is missing or wrong: use the key that the service printed at its start."
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
+            return 413, _TOO_LARGE
+        if b"content-encoding" in headers:
+            return 415, "This service takes bodies without a Content-Encoding only."
+        return None
+
+
+_TOO_LARGE = f"The body is larger than the {MAX_BODY_BYTES} bytes that this service takes."
+
+
+class _Bounded:
+    """`receive`, counting: a body may come in chunks without a length given before."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._size = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > MAX_BODY_BYTES:
+            raise RequestError(_TOO_LARGE, 413)
+        return message
+
+
+async def _refuse(send: Send, status: int, detail: str) -> None:
+    body = json.dumps({"detail": detail}).encode()
+    headers: list[Any] = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 413:
+        # The rest of the body is not read, so nothing else can follow on this connection.
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Signer:
+    """Signs addresses that stay valid for a while, for as long as this server runs."""
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_bytes(32)
+
+    def sign(self, path: str, expires: int) -> str:
+        """Return the signature that lets whoever has it read `path` until `expires`, in unix seconds."""
+        return hmac.new(self._secret, f"{expires}\n{path}".encode(), hashlib.sha256).hexdigest()
+
+    def check(self, path: str, expires: str, signature: str, now: float) -> None:
+        """Raise a `RequestError` (403) unless the signature is ours and has not expired."""
+        valid = expires.isascii() and expires.isdigit() and len(expires) < 16
+        expected = self.sign(path, int(expires)) if valid else ""
+        if not valid or not hmac.compare_digest(expected.encode(), signature.encode()) or int(expires) < now:
+            raise RequestError("This download address is not valid or has expired: ask for a new one.", 403)
+
+
+MAX_HEAD_BYTES = 64 * 1024
+_MAX_MESSAGE_BYTES = MAX_BODY_BYTES + 1024 * 1024  # with what chunks and trailers add
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Refuses a head that does not end, and a message that is larger than any that is served."""
+
+    _in_head = True
+    _received = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what has arrived, and close the connection if that is too much for one request."""
+        super().data_received(data)
+        self._received += len(data)
+        limit = MAX_HEAD_BYTES if self._in_head else _MAX_MESSAGE_BYTES
+        if self._received > limit and not self.transport.is_closing():
+            self.send_400_response("The request is too large.")
+
+    def on_message_begin(self) -> None:
+        """Note that a request begins."""
+        self._in_head, self._received = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Note that a request's head is complete."""
+        self._in_head = False
+        super().on_headers_complete()
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body; a `RequestError` if it is of another type (415), or if the client went away."""
+    if request.headers.get("content-type", JSON).partition(";")[0].strip() not in (JSON, PROTOBUF):
+        raise RequestError(f"The body must be {JSON} or {PROTOBUF}.", 415)
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        raise RequestError("The client went away.") from error

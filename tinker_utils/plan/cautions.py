@@ -1,0 +1,55 @@
+"""Cautions about settings, for a person to read before a run starts: said alike by a form, a plan and a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tinker_utils.config.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
+from tinker_utils.config.settings import TrainingConfig
+
+_GROUPS = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
+
+
+def about_service(config: TrainingConfig) -> Iterator[str]:
+    """Yield what the service will not honour."""
+    if config.service == "local":
+        return
+    hosted = config.service == "tinker"
+    lora, service = config.lora, "the hosted service" if hosted else "a server other than the embedded one"
+    yield (
+        f"lora.alpha = {lora.alpha} and lora.dropout = {lora.dropout:g} are sent as metadata only: the protocol has no "
+        f"place for them, and {service} {'uses' if hosted else 'may use'} its own values."
+    )
+    for name, modules in _GROUPS.items():
+        chosen = set(lora.target_modules) & set(modules)
+        if chosen and chosen != set(modules):
+            yield (
+                f"lora.target_modules names {', '.join(sorted(chosen))} of the {name}'s modules: "
+                f"{service} {'trains' if hosted else 'may train'} all of them or none, so all will be trained."
+            )
+
+
+def about_evaluation(config: TrainingConfig, has_validation: bool, evaluations: int) -> Iterator[str]:
+    """Yield reasons why overfitting would go unseen, or would not end the run."""
+    if not has_validation:
+        yield "There is no valid.jsonl: nothing is evaluated, and nothing can stop the run early."
+    elif not evaluations:
+        yield "No evaluation is due before the run ends: lower training.eval_interval_steps."
+    elif not config.early_stopping_patience:
+        yield "Early stopping is off (training.early_stopping_patience is 0): overfitting will not end the run."
+
+
+def about_money(config: TrainingConfig, cost_usd: float | None) -> Iterator[str]:
+    """Yield whether the budget, if any, will be kept; `cost_usd` is that of all epochs, None without a price."""
+    budget = config.budget_usd
+    if budget is not None and cost_usd is None:
+        yield "training.budget_usd cannot be kept: no price of this model on this service is known."
+    elif budget is not None and cost_usd is not None and cost_usd > budget:
+        yield f"All epochs would cost ${cost_usd:.2f}; the run stops before it passes ${budget:.2f}."
+
+
+def about_lengths(cut: int, examples: int, max_seq_length: int, estimated: bool = False) -> Iterator[str]:
+    """Yield how many examples lose their end."""
+    if cut:
+        about = "About " if estimated else ""
+        yield f"{about}{cut:,} of {examples:,} examples are longer than {max_seq_length:,} tokens, and are cut."

@@ -1,0 +1,206 @@
+"""Plans a run before it starts: data rendered, steps counted, cost estimated, cautions listed."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from tinker_utils.basics.redaction import without_home
+from tinker_utils.batching import BatchPlan
+from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.data.chat import Conversation
+from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
+from tinker_utils.data.rendering import RenderedSet, prompts_of
+from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, render_all
+from tinker_utils.data.template import Tokenizer
+from tinker_utils.data.tokenizers import load_tokenizer
+from tinker_utils.errors import DataError
+from tinker_utils.plan.cautions import about_evaluation, about_money, about_service
+from tinker_utils.plan.cost import Prices, prices_for, token_cost
+from tinker_utils.plan.schedule import learning_rate, warmup_steps
+
+# Bytes of training data that are rendered before the first step, which takes some seconds. What is larger is rendered
+# while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
+# order and the number of steps are, so these keep their places and are skipped in their batches (see `StreamedSet`).
+_RENDERED_AT_ONCE = 8 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run before it starts.
+
+    `valid` is None where there is no validation file, and so no evaluation; `sampled` are the conversations of the
+    validation file whose prompts the model is to answer at each evaluation.
+    """
+
+    config: TrainingConfig
+    tokenizer: Tokenizer
+    train: RenderedSet | StreamedSet
+    valid: RenderedSet | None
+    batches: BatchPlan
+    prices: Prices | None
+    data_digest: str
+    sampled: tuple[Conversation, ...] = ()
+
+    @property
+    def total_steps(self) -> int:
+        """Return optimizer steps, if nothing stops the run early."""
+        return self.batches.total_steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Return steps over which the learning rate rises."""
+        return warmup_steps(self.total_steps, self.config.warmup_ratio)
+
+    @cached_property
+    def evaluations(self) -> int:
+        """Return how often the validation set is looked at, if nothing stops the run early."""
+        return sum(self.evaluates(step) for step in range(1, self.total_steps + 1))
+
+    @property
+    def expected_tokens(self) -> int:
+        """Return tokens trained on, if nothing stops the run early."""
+        return self.train.tokens * self.config.epochs
+
+    @cached_property
+    def _valid_tokens(self) -> int:
+        """Count the validation set's tokens once: a budget asks for the cost of every step."""
+        return self.valid.tokens if self.valid else 0
+
+    @cached_property
+    def sample_prompts(self) -> list[list[int]]:
+        """Return the prompts, as tokens, that the model is to answer at each evaluation."""
+        return prompts_of(self.sampled, self.tokenizer)
+
+    @property
+    def expected_cost_usd(self) -> float | None:
+        """Return dollars for all epochs and their evaluations: the most the run can cost; None without a price."""
+        evaluated = self.evaluations * self.valid.tokens if self.valid else 0
+        return self.cost_usd(self.expected_tokens, evaluated)
+
+    def cost_usd(self, trained: int, evaluated: int) -> float | None:
+        """Return dollars for so many tokens trained on and evaluated, samples included; None without a price."""
+        if self.prices is None:
+            return None
+        # Each evaluation reads the whole validation set, and asks for all samples.
+        evaluations = evaluated / self._valid_tokens if self._valid_tokens else 0.0
+        samples = self.prices.sampling(map(len, self.sample_prompts))
+        passes = token_cost(trained, self.prices.train) + token_cost(evaluated, self.prices.evaluate)
+        return passes + evaluations * samples
+
+    def evaluates(self, step: int) -> bool:
+        """Return whether an evaluation follows step `step`."""
+        every = self.config.eval_interval_steps
+        due = (every > 0 and step % every == 0) or (self.config.eval_at_epoch_end and self.batches.ends_epoch(step))
+        return self.valid is not None and due
+
+    def checkpoints(self, step: int) -> bool:
+        """Return whether a periodic checkpoint follows step `step`."""
+        every = self.config.checkpoint_interval_steps
+        return every > 0 and step % every == 0
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step `step`."""
+        config = self.config
+        return learning_rate(step, self.total_steps, config.learning_rate, self.warmup_steps, config.lr_schedule)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what a person should know before the run starts, one sentence each."""
+        return [
+            *about_service(self.config),
+            *about_evaluation(self.config, self.valid is not None, self.evaluations),
+            *about_money(self.config, self.expected_cost_usd),
+        ]
+
+    def summary(self) -> str:
+        """Return what will be trained, for how many steps and at most how many dollars, as a few lines of text."""
+        config, length = self.config, self.config.max_seq_length
+        cost = "unknown" if self.expected_cost_usd is None else f"${self.expected_cost_usd:.2f}"
+        lines = [
+            f"{without_home(config.model)} on {config.service}: LoRA rank {config.lora.rank}, "
+            f"alpha {config.lora.alpha}, dropout {config.lora.dropout:g}",
+            self.train.describe("train", length),
+            *([self.valid.describe("valid", length)] if self.valid else []),
+            f"steps: {self.total_steps:,} in {config.epochs} epochs of {self.batches.steps_per_epoch:,}, "
+            f"{self.warmup_steps:,} of them warm-up; {self.evaluations:,} evaluations",
+            f"at most {self.expected_tokens:,} tokens trained on; at most {cost}",
+        ]
+        return "\n".join(lines + [f"note: {warning}" for warning in self.warnings])
+
+
+def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
+    """Read and render the data of `config.data_dir`, and count what a run on it takes.
+
+    Raises:
+        DataError: a file is missing or has a line that cannot be used, or no example has a completion token.
+        RenderingError: the chat template cannot be used for training.
+        ServiceError: the tokenizer cannot be loaded.
+    """
+    directory = config.resolve(config.data_dir)
+    train_file, valid_file = directory / TRAIN_FILE, directory / VALID_FILE
+    with ThreadPoolExecutor(1) as thread:
+        digests = thread.map(_digest, (train_file, valid_file))
+        index = ChatIndex(train_file)
+        held_out = ChatIndex(valid_file) if valid_file.exists() else None
+        train_digest, valid_digest = digests
+    tokenizer = tokenizer or load_tokenizer(config)
+    file = _rendered(index, train_digest, tokenizer, config)
+    valid = None if held_out is None else _in_memory(_rendered(held_out, valid_digest, tokenizer, config))
+    if valid is None and config.early_stopping_patience:
+        raise DataError(
+            f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
+        )
+    prices = prices_for(config.service, config.model)
+    sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
+    digest = hashlib.sha256(train_digest + valid_digest).hexdigest()
+    train, batches = _planned(file, config)
+    return Plan(config, tokenizer, train, valid, batches, prices, digest, sampled)
+
+
+def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:
+    """Return the training examples and their batches: of a large file as they are needed, of any other at once."""
+    if file.chats.sizes.sum(dtype=np.int64) <= _RENDERED_AT_ONCE:
+        rendered = _in_memory(file)
+        return rendered, BatchPlan(rendered.examples, config.batch_size, config.seed, config.epochs)
+    batches = StreamedPlan(file, config.batch_size, config.seed, config.epochs)
+    batches.read_ahead(1)
+    streamed = StreamedSet.of(file)
+    if not streamed.tokens:
+        _refuse(file)
+    return streamed, batches
+
+
+def _rendered(index: ChatIndex, digest: bytes, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
+    return RenderedFile(index, digest.hex(), tokenizer, config.max_seq_length, config.train_on)
+
+
+def _in_memory(file: RenderedFile) -> RenderedSet:
+    rendered = render_all(file)
+    if not rendered.examples:
+        _refuse(file)
+    return rendered
+
+
+def _refuse(file: RenderedFile) -> NoReturn:
+    """Say that nothing can be learned from a file, as far as it was rendered."""
+    looked_at = file.chats.unanswered + file.counts().rows
+    raise DataError(
+        f"{file.chats.path}: none of {looked_at:,} conversations has an answer to a prompt within "
+        f"training.max_seq_length = {file.max_seq_length}; raise it, or add assistant messages."
+    )
+
+
+def _digest(file: Path) -> bytes:
+    """Return SHA-256 of a file's content; empty where there is none."""
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()
+    except (OSError, ValueError):
+        return b""

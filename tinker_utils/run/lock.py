@@ -1,0 +1,67 @@
+"""The lock file of a directory, which names its holder; the system lets go of it however the holder's process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+_HOST = " on "
+# How often, and after how many seconds, the lock is tried again: `is_free` takes it for a moment to find out.
+_TRIES, _PAUSE_SECONDS = 10, 0.02
+# What a file system says that has no locks, as those of some clusters and object stores.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+def take(descriptor: int) -> bool:
+    """Lock a file that is open; False if another process holds it.
+
+    Raises:
+        OSError: it cannot be locked; the number is one of `NO_LOCKS` where the file system is to blame.
+    """
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_PAUSE_SECONDS)
+        if _locked(descriptor, fcntl.LOCK_EX):
+            return True
+    return False
+
+
+def sign(descriptor: int) -> None:
+    """Write into a locked file who holds it."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()}{_HOST}{socket.gethostname()}".encode(), 0)
+
+
+def holder(descriptor: int) -> str:
+    """Return who signed it last, `process N on HOST`; "" if nobody did."""
+    return os.pread(descriptor, 200, 0).decode("utf-8", "replace")
+
+
+def is_free(path: Path) -> bool:
+    """Return whether it is certain that no process holds the lock.
+
+    One on another machine, which need not see this one's locks, leaves that open.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    try:
+        host = holder(descriptor).partition(_HOST)[2]
+        return host in ("", socket.gethostname()) and _locked(descriptor, fcntl.LOCK_SH)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return True
+    return False

@@ -1,0 +1,144 @@
+"""Logs a run while it trains: metrics.jsonl, train.log, and the status in run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TextIO
+
+from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run.directory import RunDirectory, State, writing
+from tinker_utils.run.metrics import MetricsWriter, encode_record
+from tinker_utils.run.rollback import mend_last_line, roll_back_metrics, roll_back_samples
+from tinker_utils.run.series import Record
+
+OnRecord = Callable[[Record], object]
+
+# What train.log shows of a record, in this order; the rest is in metrics.jsonl.
+_LOGGED = (
+    "step", "epoch", "train_loss", "val_loss", "val_loss_stderr", "val_diff_best",
+    "val_diff_best_stderr", "is_best", "learning_rate", "grad_norm",
+    "tokens_per_sec", "cost_usd", "best_step", "best_val_loss", "kind", "status", "path", "reason", "message",
+)  # fmt: skip
+
+
+class RunLogger:
+    """Writes a run's records and status; use as a context manager.
+
+    Args:
+        run: the directory to write to.
+        state: run.json as the run starts with it.
+        on_record: called with each record after it was written. What it raises ends no run: it is noted, and the
+            callback is not called again.
+
+    Every method that writes raises RunDirectoryError where the disk refuses it, or the directory is gone.
+    """
+
+    def __init__(self, run: RunDirectory, state: State, on_record: OnRecord | None = None) -> None:
+        self.state = state
+        self._last_step = 0
+        self._run = run
+        self._on_record = on_record
+        with writing(run.path):
+            mend_last_line(run.metrics)
+            self._metrics = MetricsWriter(run.metrics)
+            self._log: TextIO = run.log.open("a", encoding="utf-8")
+
+    def record(self, record_type: str, step: int, **fields: Any) -> Record:
+        """Append a record of that type to metrics.jsonl, and a line to train.log."""
+        record: Record = {"type": record_type, "timestamp": round(time.time(), 3), "step": step, **fields}
+        self._run.check_held()
+        with writing(self._run.path):
+            self._metrics.write(record)
+            self._last_step = step
+            self._log.write(_sentence(record) + "\n")
+            self._log.flush()
+        if self._on_record is not None:
+            self._call_back(self._on_record, record)
+        return record
+
+    def _call_back(self, on_record: OnRecord, record: Record) -> None:
+        try:
+            on_record(record)
+        except Exception as error:
+            self._on_record = None
+            self.record(
+                "notice", record["step"], kind="warning",
+                message=one_sentence(f"on_record raised {type(error).__name__} ({error}) and is not called any more."),
+            )  # fmt: skip
+
+    def roll_back(self, checkpoint: str | None, step: int) -> bool:
+        """Cut metrics.jsonl and samples.jsonl back to a checkpoint and its step, or to the start where that is None.
+
+        What came later belongs to steps that are run again. False if metrics.jsonl lacks the checkpoint's record.
+        """
+        with writing(self._run.path):
+            self._metrics.close()
+            try:
+                known = roll_back_metrics(self._run.metrics, checkpoint, step)
+            finally:
+                self._metrics = MetricsWriter(self._run.metrics)
+            roll_back_samples(self._run.samples, step)
+        return known
+
+    def samples(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Append the generations of one evaluation to samples.jsonl, in one write: a kill leaves all or none."""
+        now = round(time.time(), 3)
+        lines = "".join(encode_record({"step": step, "timestamp": now, **each}) + "\n" for each in samples)
+        with writing(self._run.samples), self._run.samples.open("ab", buffering=0) as file:
+            file.write(lines.encode("utf-8"))
+
+    def sync(self) -> None:
+        """Bring metrics.jsonl to the disk: before run.json names a checkpoint, its history must outlast a power cut."""
+        with writing(self._run.metrics):
+            self._metrics.sync()
+
+    def publish(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        self.state |= changes
+        self._run.write_state(self.state)
+
+    def activity(self, state: str, detail: str) -> None:
+        """Say in run.json what the run is doing now, in a word and in a sentence; nothing is written for no change."""
+        now = self.state.get("activity") or {}
+        if (now.get("state"), now.get("detail")) != (state, detail):
+            self.publish(activity={"state": state, "since": round(time.time(), 3), "detail": detail})
+
+    def end(self, status: str, reason: str, step: int, **fields: Any) -> None:
+        """Write the run's last record, and how it ended into run.json."""
+        self.record("end", step, status=status, reason=reason, **fields)
+        self.publish(status=status, reason=reason)
+        self.activity("ended", reason)
+
+    def abandon(self, status: str, reason: str) -> None:
+        """End a run that was broken off: at the last step recorded, and silent if the disk refuses even that."""
+        progress = self.state.get("progress") or {}
+        best = {name: progress.get(name) for name in ("best_step", "best_val_loss")}
+        # A ValueError: a rollback that the disk refused has left the file closed.
+        with contextlib.suppress(RunDirectoryError, ValueError):
+            self.end(status, reason, self._last_step, **best)
+
+    def close(self) -> None:
+        """Close the files."""
+        with contextlib.suppress(OSError):
+            self._metrics.close()
+        with contextlib.suppress(OSError):
+            self._log.close()
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _sentence(record: Record) -> str:
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["timestamp"]))
+    parts = [f"{name}={one_sentence(_short(record[name]))}" for name in _LOGGED if record.get(name) is not None]
+    return f"{moment} {record['type']:<10} {' '.join(parts)}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,239 @@
+"""The records of a run as series: its train series, its evaluations, its best point and its epochs.
+
+A train record that carries `train_loss_total` is in nats per completion token; one without it comes from a run whose
+losses were sums over a batch. The two units are kept apart, and never drawn or compared as one.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Record = dict[str, Any]
+FloatArray = NDArray[np.float64]
+LossUnit = Literal["nats/token", "nats/batch"]
+
+# Columns of a train record and their defaults where the field is absent.
+TRAIN_COLUMNS: dict[str, float] = {
+    "step": math.nan,
+    "epoch": 1.0,
+    "train_loss": math.nan,
+    "tokens_per_sec": 0.0,
+    "learning_rate": math.nan,
+    "tokens_seen": math.nan,
+    "cost_usd": math.nan,
+    "timestamp": math.nan,
+}
+# Any of these in a val record says that its loss is per completion token.
+_PER_TOKEN_VAL_FIELDS = ("val_loss_total", "completion_tokens", "val_loss_stderr", "perplexity")
+# How many unusable lines are remembered one by one; further ones are only counted, as a wrong file may hold millions.
+_REMEMBERED = 20
+
+
+@dataclass(frozen=True)
+class SkippedLine:
+    """A line that could not be used, and why; `line` counts from 1."""
+
+    line: int
+    reason: str
+
+
+class TrainSeries:
+    """Train records as columns, so that a million of them fit in memory; see `TRAIN_COLUMNS` for the names."""
+
+    def __init__(self) -> None:
+        self._columns = {name: array("d") for name in TRAIN_COLUMNS}
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record; a field that is absent or null takes its column's default."""
+        for name, default in TRAIN_COLUMNS.items():
+            value = as_float(record.get(name))
+            self._columns[name].append(default if value is None else value)
+
+    def extend(self, columns: Mapping[str, FloatArray]) -> None:
+        """Add many records as arrays of shape [records], `step` among them; an absent column takes its default."""
+        for name, default in TRAIN_COLUMNS.items():
+            values = columns[name] if name in columns else np.full(len(columns["step"]), default)
+            self._columns[name].frombytes(values.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._columns["step"])
+
+    def __getitem__(self, name: str) -> FloatArray:
+        """Return column `name` as a float64 array of shape [records]; NaN where there is no value."""
+        return np.array(self._columns[name], dtype=np.float64)
+
+    def last(self, name: str, records: int) -> FloatArray:
+        """Return the end of a column, of at most `records` records."""
+        return np.array(self._columns[name][-records:], dtype=np.float64)
+
+
+@dataclass(eq=False)
+class MetricsLog:
+    """A metrics file, as far as it was read."""
+
+    events: list[Record] = field(default_factory=list)
+    skipped: list[SkippedLine] = field(default_factory=list)  # the first ones, as examples
+    skipped_lines: int = 0
+    last_train: Record | None = None
+    current_unit: LossUnit | None = None  # of the latest train record
+    _series: dict[LossUnit, TrainSeries] = field(
+        default_factory=lambda: {"nats/token": TrainSeries(), "nats/batch": TrainSeries()}
+    )
+    # Evaluations and early stops with the unit of their losses; None until a train record tells.
+    _losses: list[tuple[Record, LossUnit | None]] = field(default_factory=list)
+
+    def add(self, record: object, line: int = 0) -> None:
+        """Take in one decoded line, or note why it cannot be used."""
+        problem = _problem(record)
+        if problem or not isinstance(record, dict):
+            self.skip(line, problem or "")
+        elif record["type"] == "train":
+            self.current_unit = loss_unit_of(record)
+            self._series[self.current_unit].append(record)
+            self.last_train = record
+        elif record["type"] in ("val", "early_stop"):
+            per_token = any(name in record for name in _PER_TOKEN_VAL_FIELDS)
+            unit: LossUnit | None = "nats/token" if per_token else self.current_unit
+            self._losses.append((record, unit))
+        else:
+            self.events.append(record)
+
+    def add_train_columns(self, columns: Mapping[str, FloatArray], last: Record) -> None:
+        """Take in many train records of one unit as arrays of shape [records]; `last` is the last of them, whole."""
+        self.current_unit = loss_unit_of(last)
+        self._series[self.current_unit].extend(columns)
+        self.last_train = last
+
+    def skip(self, line: int, reason: str) -> None:
+        """Note a line that cannot be used."""
+        self.skipped_lines += 1
+        if len(self.skipped) < _REMEMBERED:
+            self.skipped.append(SkippedLine(line, reason))
+
+    @property
+    def loss_unit(self) -> LossUnit:
+        """Return `nats/token`, unless every train record is sum-reduced."""
+        if len(self._series["nats/token"]) or not len(self._series["nats/batch"]):
+            return "nats/token"
+        return "nats/batch"
+
+    @property
+    def train(self) -> TrainSeries:
+        """Return the train records in `loss_unit`."""
+        return self._series[self.loss_unit]
+
+    @property
+    def val(self) -> list[Record]:
+        """Return the val records in `loss_unit`."""
+        return self._in_unit("val")
+
+    @property
+    def other_unit_records(self) -> int:
+        """Return how many train and val records are in the other unit, and so are not shown."""
+        vals = [record for record, _ in self._losses if record["type"] == "val"]
+        return sum(map(len, self._series.values())) - len(self.train) + len(vals) - len(self.val)
+
+    @property
+    def version(self) -> tuple[LossUnit, int]:
+        """Return a value that changes when `val`, `early_stop` and `best()` may have changed."""
+        return self.loss_unit, len(self._losses)
+
+    def events_of(self, kind: str) -> list[Record]:
+        """Return the records of one other type than train, val and early_stop, such as `notice` or `end`."""
+        return [event for event in self.events if event["type"] == kind]
+
+    @property
+    def early_stop(self) -> Record | None:
+        """Return the last early_stop record in `loss_unit`, or None."""
+        return next(reversed(self._in_unit("early_stop")), None)
+
+    def val_column(self, name: str) -> FloatArray:
+        """Return field `name` of the val records, shape [val records]; NaN where it is absent or null."""
+        values = (as_float(record.get(name)) for record in self.val)
+        return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+    def best(self) -> tuple[float | None, int | None]:
+        """Return (best validation loss, its step); an early_stop record wins over the computed minimum."""
+        losses, steps = self.val_column("val_loss"), self.val_column("step")
+        finite = np.isfinite(losses)
+        points = [(value, int(at)) for value, at in zip(losses[finite].tolist(), steps[finite].tolist(), strict=True)]
+        loss, step = min(points) if points else (None, None)
+        said = as_float(self.early_stop.get("best_val_loss")) if self.early_stop else None
+        if self.early_stop is None or said is None or not math.isfinite(said):
+            return loss, step
+        said_step = as_float(self.early_stop.get("best_step"))
+        if said_step is not None and math.isfinite(said_step):
+            return said, int(said_step)
+        # An older record does not say the step; its loss may have been rounded for people.
+        alike = [(abs(value - said), at) for value, at in points if math.isclose(value, said, rel_tol=1e-3)]
+        return said, min(alike)[1] if alike else step
+
+    def early_stop_step(self) -> int | None:
+        """Return the step at which the run stopped early, or None."""
+        step = as_float(self.early_stop.get("step")) if self.early_stop else None
+        return int(step) if step is not None and math.isfinite(step) else None
+
+    def epoch_starts(self) -> list[tuple[int, int]]:
+        """Return (epoch, its first recorded step) of each epoch after the first."""
+        epochs, steps = self.train["epoch"], self.train["step"]
+        later = np.flatnonzero(np.diff(np.maximum.accumulate(epochs)) > 0) + 1
+        return [(int(epochs[i]), int(steps[i])) for i in later.tolist()]
+
+    def epoch_boundaries(self) -> list[int]:
+        """Return the first recorded step of each epoch after the first."""
+        return [step for _, step in self.epoch_starts()]
+
+    def _in_unit(self, kind: str) -> list[Record]:
+        # Before any train record the unit is not known, and so is that of the run as a whole.
+        shown = (None, self.loss_unit)
+        return [record for record, unit in self._losses if unit in shown and record["type"] == kind]
+
+
+def loss_unit_of(train_record: Mapping[str, Any]) -> LossUnit:
+    """Return the unit of a train record's loss."""
+    return "nats/token" if "train_loss_total" in train_record else "nats/batch"
+
+
+def as_float(value: object) -> float | None:
+    """Return `value` as a float where it is a number that fits in one (not a truth value), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _is_finite(value: object) -> bool:
+    number = as_float(value)
+    return number is not None and math.isfinite(number)
+
+
+def _problem(record: object) -> str | None:
+    """Return why a decoded line is not a record, or None."""
+    if not isinstance(record, dict):
+        return f"is not a JSON object but {reprlib.repr(record)}"
+    kind = record.get("type")
+    if not isinstance(kind, str):
+        return "has no `type`"
+    if kind not in ("train", "val"):
+        return None
+    if not _is_finite(record.get("step")):
+        return f"is a {kind} record without a `step`"
+    loss = f"{kind}_loss"
+    if loss not in record:
+        return f"is a {kind} record without a `{loss}`"
+    if record[loss] is not None and as_float(record[loss]) is None:
+        return f"is a {kind} record whose `{loss}` is {reprlib.repr(record[loss])}"
+    epoch = record.get("epoch")
+    if epoch is not None and not _is_finite(epoch):
+        return f"is a {kind} record whose `epoch` is {reprlib.repr(epoch)}"
+    return None

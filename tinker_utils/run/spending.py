@@ -1,0 +1,62 @@
+"""Notes what a run sends to the service, and so pays for, whatever becomes of it: spending.jsonl, one line a request.
+
+run.json is replaced at saves, and goes back to a checkpoint when a killed run is resumed; money does not. So each step
+and each evaluation is written down before it is sent. A step that is run again is billed again, and counted again; one
+whose process was killed before it was sent is counted as well: at most the steps that are queued ahead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.run.directory import writing
+from tinker_utils.run.rollback import mend_last_line
+
+
+class Spending:
+    """Tokens trained on and evaluated since the run began; a context manager that closes the file.
+
+    Args:
+        file: where it is written down.
+        before: what run.json says of a run that an older version began, which has no such file.
+
+    Raises:
+        RunDirectoryError: the disk refuses it; `sent` raises it, too.
+    """
+
+    def __init__(self, file: Path, before: Mapping[str, Any] | None = None) -> None:
+        self._path = file
+        self.tokens = self.eval_tokens = 0
+        mend_last_line(file)
+        with writing(file):
+            content = file.read_bytes() if file.exists() else b""
+            self._file = file.open("ab", buffering=0)
+        for line in content.split(b"\n"):
+            self._add(line)
+        if not content and before:
+            self.sent(0, int(before.get("tokens", 0)), int(before.get("eval_tokens", 0)))
+
+    def sent(self, step: int, tokens: int, eval_tokens: int = 0) -> None:
+        """Note what is about to be sent: tokens of step `step` to train on, or to evaluate after it."""
+        line = json.dumps({"step": step, "tokens": tokens, "eval_tokens": eval_tokens}) + "\n"
+        with writing(self._path):
+            self._file.write(line.encode())
+        self.tokens += tokens
+        self.eval_tokens += eval_tokens
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _add(self, line: bytes) -> None:
+        try:
+            entry = parse_json(line)
+            tokens, eval_tokens = int(entry["tokens"]), int(entry["eval_tokens"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            return
+        self.tokens += tokens
+        self.eval_tokens += eval_tokens

@@ -1,0 +1,289 @@
+"""Follows a run directory from outside: what the run is doing, how far it is, and a sentence that says so.
+
+It reads what the loop writes and nothing else, so the run may train in this process, in another, or have ended.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run.directory import RunDirectory, State
+from tinker_utils.run.metrics import MetricsReader
+from tinker_utils.run.series import MetricsLog, Record, as_float
+
+ENDINGS = {
+    "completed": "Completed",
+    "early_stopped": "Stopped early",
+    "stopped": "Stopped",
+    "failed": "Failed",
+}
+_ONLY_METRICS = "Metrics without a run.json: nothing is known of the run itself."
+_GONE = "The process that trained here is gone: run it again, and it resumes from its latest checkpoint."
+_NOT_BEGUN = "Waiting for the run to begin."
+# Records over which the speed is taken that tells the time left.
+_RECENT = 50
+# A gap between two records that is longer than this many usual ones was a pause, or a run cut off and resumed.
+_PAUSE = 20
+# Seconds without a word after which a training process may be dead.
+_SILENCE = 120
+_LATEST_SAMPLES = 3
+_MAX_COUNT = 2**53  # counts beyond it are no counts
+_SAMPLES_TAIL = 1 << 17
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The status of a run; None where it is not known. Losses are in the log's `loss_unit`."""
+
+    name: str
+    sentence: str
+    live: bool = False  # it can be paused and stopped
+    ended: bool = False
+    gone: bool = False  # it has not ended, but the process that trained it has
+    stop_asked: bool = False
+    pause_asked: bool = False
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    seconds_left: float | None = None
+    tokens: int | None = None
+    expected_tokens: int | None = None
+    cost_usd: float | None = None
+    expected_cost_usd: float | None = None
+    tokens_per_sec: float | None = None
+    learning_rate: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_loss_margin: float | None = None  # half its 95% band
+    val_diff_best: float | None = None  # to the best evaluation before it
+    val_diff_best_margin: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    evals_without_improvement: int | None = None
+    patience: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def over(self) -> bool:
+        """Return whether nothing is added to the run any more, unless it is run again."""
+        return self.ended or self.gone
+
+
+class RunFollower:
+    """Reads a run as it grows.
+
+    Args:
+        run: the run directory; it need not exist yet.
+        metrics: its metrics file, if that has another name or place.
+        clock: seconds that nobody can set; tests pass their own.
+    """
+
+    def __init__(
+        self, run: RunDirectory, metrics: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.run = run
+        self.samples: list[Record] = []
+        self.evaluations = 0  # in the log's loss unit
+        self._noted: tuple[object, ...] = ()
+        self._best: tuple[float | None, int | None] = (None, None)
+        self._last_val: Record = {}
+        self._reader = MetricsReader(metrics or run.metrics)
+        self._state: State | None = None
+        self._gone = False
+        self._seen: dict[Path, tuple[int, int, int]] = {}
+        self._clock = clock
+        self._heard = -math.inf  # when something was written last, by that clock
+        self._problem: str | None = None
+
+    @property
+    def log(self) -> MetricsLog:
+        """Return the metrics as far as they were read."""
+        return self._reader.log
+
+    def poll(self) -> None:
+        """Read what is new. What cannot be read now is said in the status."""
+        self._problem = None
+        try:
+            self._read_state()
+            # One that ends lets go of the directory after it has said so.
+            self._gone = self._runs and self.run.is_free()
+            if self._gone:
+                self._read_state()
+                self._gone = self._runs
+            if self._changed(self.run.samples):
+                self.samples = _latest_samples(self.run.samples)
+            if self._changed(self._reader.path):
+                self._reader.poll()
+                self._note_evaluations()
+        except (OSError, RunDirectoryError) as error:
+            self._problem = str(error)
+
+    def _read_state(self) -> None:
+        if self._changed(self.run.state):
+            self._state = self.run.read_state()
+
+    @property
+    def _runs(self) -> bool:
+        """Return whether run.json says that the run goes on."""
+        return self._state is not None and str(self._state.get("status")) not in ENDINGS
+
+    def _note_evaluations(self) -> None:
+        version = (self.log, *self.log.version)  # the log is another one when the file was replaced
+        if version != self._noted:
+            vals = self.log.val
+            self._noted, self.evaluations, self._best = version, len(vals), self.log.best()
+            self._last_val = vals[-1] if vals else {}
+
+    def status(self) -> RunStatus:
+        """Return how the run stands."""
+        state = self._state or {}
+        plan, progress = _mapping(state, "plan"), _mapping(state, "progress")
+        train = self.log.last_train or {}
+        step = _whole(train.get("step")) or _whole(progress.get("step"))
+        total = _whole(plan.get("total_steps"))
+        # Metrics without run.json come from another tool, or from an older version: nobody adds to them.
+        ended = str(state.get("status")) in ENDINGS if self._state else self._has_metrics
+        return RunStatus(
+            name=self.run.path.resolve().name,
+            sentence=self._problem or self._sentence(),
+            live=self._runs and not self._gone,
+            ended=ended,
+            gone=self._gone,
+            stop_asked=self.run.stop_requested(),
+            pause_asked=self.run.pause_requested(),
+            step=step,
+            total_steps=total,
+            epoch=_whole(train.get("epoch")) or _whole(progress.get("epoch")),
+            epochs=_whole(plan.get("epochs")),
+            seconds_left=None if ended or self._gone else self._seconds_left(step, total),
+            tokens=_whole(train.get("tokens_seen")) or _whole(progress.get("tokens_seen")),
+            expected_tokens=_whole(plan.get("expected_tokens")),
+            cost_usd=_cost(train, progress),
+            expected_cost_usd=as_float(plan.get("expected_cost_usd")),
+            tokens_per_sec=as_float(train.get("tokens_per_sec")),
+            learning_rate=as_float(train.get("learning_rate")),
+            train_loss=as_float(train.get("train_loss")),
+            val_loss=as_float(self._last_val.get("val_loss")),
+            val_loss_margin=as_float(self._last_val.get("val_loss_margin")),
+            val_diff_best=as_float(self._last_val.get("val_diff_best")),
+            val_diff_best_margin=as_float(self._last_val.get("val_diff_best_margin")),
+            best_val_loss=self._best[0],
+            best_step=self._best[1],
+            evals_without_improvement=_whole(progress.get("evals_without_improvement")),
+            patience=_whole(plan.get("patience")),
+            warnings=tuple(str(n.get("message")) for n in self.log.events_of("notice") if n.get("kind") == "warning"),
+        )
+
+    @property
+    def _has_metrics(self) -> bool:
+        return len(self.log.train) > 0 or self.evaluations > 0
+
+    def _changed(self, path: Path) -> bool:
+        try:
+            stat = path.stat()
+            seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        except FileNotFoundError:
+            seen = (0, 0, 0)
+        changed = self._seen.get(path) != seen
+        self._seen[path] = seen
+        if changed:
+            # A file may be from the future, where the clock was set back since; what it may say of time ends here.
+            self._heard = max(self._heard, self._clock() - max(time.time() - seen[2] / 1e9, 0.0))
+        return changed
+
+    def _sentence(self) -> str:
+        if self._state is None:
+            return _ONLY_METRICS if self._has_metrics else _NOT_BEGUN
+        status = str(self._state.get("status"))
+        if status in ENDINGS:
+            return _sentence(ENDINGS[status], self._state.get("reason"))
+        if self._gone:
+            return _GONE
+        activity = _mapping(self._state, "activity")
+        doing = activity.get("state")
+        if doing == "stopping":
+            return _sentence("Stopping", activity.get("detail"))
+        if self.run.stop_requested():
+            return "Stop heard: finishing the steps in flight, then saving."
+        if self.run.pause_requested() != (doing == "paused"):
+            return "Resume heard." if doing == "paused" else "Pause heard: finishing the steps in flight."
+        if doing not in ("paused", "waiting") and self._clock() - self._heard > _SILENCE:
+            written = max(modified for _, _, modified in self._seen.values()) / 1e9
+            return f"No news since {_clock(written)}: if the process has died, run it again to resume."
+        if doing == "paused":
+            return f"Paused since {_clock(as_float(activity.get('since')) or time.time())}."
+        return _sentence("", activity.get("detail") or doing or "running")
+
+    def _seconds_left(self, step: int | None, total: int | None) -> float | None:
+        """Return seconds until the last planned step, at the speed of the latest records.
+
+        Pauses do not count, and neither do gaps in which the clock was set back, or far ahead.
+        """
+        moments, done = (self.log.train.last(name, _RECENT) for name in ("timestamp", "step"))
+        known = (np.abs(moments) < _MAX_COUNT) & (np.abs(done) < _MAX_COUNT)
+        gaps, steps = np.diff(moments[known]), np.diff(done[known])
+        usable = (steps > 0) & (gaps >= 0)
+        if step is None or total is None or not usable.any():
+            return None
+        # Of two gaps the lower is the usual one: the other may be a pause.
+        usable &= gaps <= _PAUSE * np.quantile(gaps[usable], 0.5, method="lower")
+        return float((total - step) * gaps[usable].sum() / steps[usable].sum())
+
+
+def _sentence(beginning: str, rest: object) -> str:
+    text = one_sentence(f"{beginning}: {rest}" if beginning and rest else beginning or str(rest))
+    return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
+
+
+def _clock(moment: float) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(moment))
+    except (ValueError, OverflowError, OSError):  # no time that a calendar has
+        return "some time"
+
+
+def _cost(train: Record, progress: Mapping[str, Any]) -> float | None:
+    """Return the dollars spent: a run that went back pays twice, and its records tell one history only."""
+    known = [cost for each in (train, progress) if (cost := as_float(each.get("cost_usd"))) is not None]
+    return max(known, default=None)
+
+
+def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = state.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _whole(value: object) -> int | None:
+    number = as_float(value)
+    return int(number) if number is not None and abs(number) < _MAX_COUNT else None
+
+
+def _latest_samples(path: Path) -> list[Record]:
+    """Return the last samples that were taken at one step, at most three; lines that cannot be read are skipped."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _SAMPLES_TAIL))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []
+    samples: list[Record] = []
+    for line in reversed(lines):
+        try:
+            sample = parse_json(line)
+        except ValueError:
+            continue
+        if not isinstance(sample, dict) or (samples and sample.get("step") != samples[0].get("step")):
+            break
+        samples.append(sample)
+    return samples[::-1][:_LATEST_SAMPLES]

@@ -1,0 +1,337 @@
+"""Configuration → an open connection to a training service, and the few calls that a run makes on it.
+
+All of it goes through the `tinker` SDK, whatever the address: the hosted service, a self-hosted server, or the
+embedded one, which `connect` starts on this machine and `Service.close` ends. `tinker` and `transformers` take seconds
+to import, so they are imported where they are first used.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib
+import os
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tinker_utils.basics.threads import in_background
+from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.errors import CheckpointGoneError, ServiceError
+from tinker_utils.run.checkpoints import model_of
+from tinker_utils.service.failures import service_errors
+from tinker_utils.service.model import Model, complete
+from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinker_utils.local.launcher import LocalService
+
+_PROBE_SECONDS = 10
+_ANSWER_SECONDS = 30
+# Seconds between two looks at whether the embedded server still runs, while it is waited for.
+_CHECK_SECONDS = 0.5
+_EXPORT_TTL_SECONDS = 3600
+_ASKING = "asking the service what it offers"
+
+
+class Service:
+    """An open connection. Its calls wait for the answer; those that train go through a `Model`."""
+
+    def __init__(
+        self,
+        open_client: Callable[[], tinker.ServiceClient],
+        rest: tinker.RestClient,
+        base_model: str,
+        address: str,
+        local: LocalService | None = None,
+    ) -> None:
+        self._open = open_client
+        self._client = open_client()
+        self._rest = rest
+        self._local = local
+        self._address = address
+        self.base_model = base_model
+        self.watch = ServiceWatch(address)
+
+    @property
+    def embedded_pid(self) -> int | None:
+        """Return the process of the embedded server that was started for this connection."""
+        return self._local.process.pid if self._local else None
+
+    def new_model(self, config: TrainingConfig) -> Model:
+        """Make a base model with a fresh adapter; alpha, dropout and modules are metadata, which `local` honours."""
+        lora = config.lora
+        with service_errors("creating the model"):
+            future = self._client.create_lora_training_client(
+                self.base_model,
+                rank=lora.rank,
+                seed=config.seed,
+                train_mlp=lora.train_mlp,
+                train_attn=lora.train_attn,
+                train_unembed=lora.train_unembed,
+                user_metadata=_lora_metadata(config),
+            )
+            return self._watched(future.result())
+
+    def restored_model(self, checkpoint: str, config: TrainingConfig) -> Model:
+        """Return the model of a checkpoint, with its optimizer."""
+        with service_errors(f"loading the checkpoint {checkpoint}"):
+            future = self._client.create_training_client_from_state_with_optimizer(
+                checkpoint, user_metadata=_lora_metadata(config)
+            )
+            try:
+                return self._watched(future.result())
+            except Exception as error:
+                if self._has(checkpoint):
+                    raise
+                raise CheckpointGoneError(f"The checkpoint {checkpoint} expired or was deleted.") from error
+
+    def _watched(self, client: tinker.TrainingClient) -> Model:
+        """Return the model, with its queue's state told to the watch: the SDK's own observer waits 15 minutes."""
+        client._queue_state_logger = self.watch  # type: ignore[assignment]  # the SDK has no public place for it
+        return Model(client)
+
+    def _has(self, checkpoint: str) -> bool:
+        """Return whether the service lists a checkpoint; an answer that does not come is raised, not taken for a no."""
+        return checkpoint in dict(self.checkpoints_of(model_of(checkpoint)))
+
+    def checkpoints_of(self, run_id: str) -> list[tuple[str, bool]]:
+        """Return the path of each checkpoint that a model has saved and that is left, and whether it will expire.
+
+        Args:
+            run_id: what the service calls the model; `Model.run_id`.
+        """
+        try:
+            listed = self._rest.list_checkpoints(run_id).result().checkpoints
+        except Exception as error:
+            if getattr(error, "status_code", None) == 404:
+                return []
+            raise
+        return [(each.tinker_path, each.expires_at is not None) for each in listed]
+
+    def wait_until_reachable(self) -> None:
+        """Block until the service answers, and not only to say that it cannot."""
+        while not is_at_work(self._address, _PROBE_SECONDS):
+            time.sleep(1.0)
+
+    def renew(self) -> None:
+        """Begin a new session: after a long outage the service may have ended the old one."""
+        old, self._client = self._client, self._open()
+        old.close("interrupted")
+
+    def check_alive(self) -> None:
+        """Notice that the embedded server has ended: the SDK would go on asking for its answer.
+
+        Raises:
+            ServiceError: it has; the message ends with what it said last.
+        """
+        if self._local is not None:
+            _check_alive(self._local)
+
+    def served_models(self) -> dict[str, int | None]:
+        """Ask as `ask_for_models` does, over this connection."""
+        self.check_alive()
+        with service_errors(_ASKING):
+            return _served_models(self._rest)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        checkpoint: str | None = None,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Return what a checkpoint, or the base model if there is none, writes after each prompt.
+
+        Args:
+            prompts: token ids, one list a prompt.
+            checkpoint: the `tinker://` path of a saved state or of sampler weights.
+
+        Returns:
+            Token ids of each completion, the end-of-turn token included where it was reached.
+        """
+        with service_errors("sampling"):
+            return complete(self._sampling_client(checkpoint), prompts, max_tokens, temperature, seed)
+
+    def _sampling_client(self, checkpoint: str | None) -> tinker.SamplingClient:
+        if checkpoint is None:
+            return self._client.create_sampling_client(base_model=self.base_model).result()
+        if "/sampler_weights/" in checkpoint:
+            return self._client.create_sampling_client(model_path=checkpoint).result()
+        trained = self._client.create_training_client_from_state(checkpoint).result()
+        return trained.save_weights_and_get_sampling_client().result()
+
+    def delete_checkpoint(self, checkpoint: str) -> Future[None]:
+        """Ask for a checkpoint's removal; the future raises if the service refuses it."""
+        return self._rest.delete_checkpoint_from_tinker_path(checkpoint).future()
+
+    def expire_checkpoint(self, checkpoint: str, ttl_seconds: int | None) -> Future[None]:
+        """Ask that a checkpoint expires so many seconds from now, or never; the future raises if that is refused."""
+        return self._rest.set_checkpoint_ttl_from_tinker_path(checkpoint, ttl_seconds).future()
+
+    def download_adapter(self, checkpoint: str, directory: Path) -> list[Path]:
+        """Write a checkpoint's adapter in PEFT's format, through the service's external weights.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ServiceError: the service refuses, or gives no adapter_config.json and adapter_model.safetensors.
+        """
+        with service_errors(f"exporting {checkpoint}"):
+            model = self._client.create_training_client_from_state(checkpoint).result()
+            # It is needed for the download only; should the process end in it, it expires by itself.
+            external = model.save_weights_external("adapter", ttl_seconds=_EXPORT_TTL_SECONDS).result().path
+            urls = self._rest.get_external_weights_urls(external).result().urls
+            files = [_download(url, name, directory) for name, url in urls.items()]
+            with contextlib.suppress(Exception):
+                self.delete_checkpoint(external).result()
+        names = {file.name for file in files}
+        if not {"adapter_config.json", "adapter_model.safetensors"} <= names:
+            raise ServiceError(
+                f"exporting {checkpoint}: the service gave {', '.join(sorted(names)) or 'no file'}, "
+                f"and not a PEFT adapter; look at what lies in {directory}."
+            )
+        return files
+
+    def close(self) -> None:
+        """End the session, and the embedded server if it was started for it. Safe to call twice."""
+        with contextlib.suppress(Exception):
+            # A service that does not answer must not hold up the end of a run: the SDK waits for a session that is
+            # being made before it closes, and that may never be.
+            in_background(lambda: self._client.close("success").result(), "closing").result(timeout=5)
+        if self._local is not None:
+            self._local.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(config: TrainingConfig, store: Path) -> Service:
+    """Open the service that `config.service` names.
+
+    Args:
+        config: says which service and which base model.
+        store: where the embedded server keeps its checkpoints, if it is the one.
+
+    Raises:
+        ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
+    """
+    with service_errors(f"connecting to {config.service}"):
+        if config.service == "local":
+            from tinker_utils.local.launcher import start_local_service
+
+            model = config.resolved().model
+            # Both take seconds; on two cores they take them at the same time.
+            local = start_local_service(model, store, meanwhile=lambda: importlib.import_module("tinker"))
+
+            address = {"base_url": local.base_url, "api_key": local.api_key}
+            # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
+            name = Path(model).name if Path(model).is_absolute() else model
+            return _open_local(lambda: _service(address, name, local.base_url, local), local)
+        from tinker.lib.base_url import resolve_base_url
+
+        address = _address(config)
+        return _service(address, config.model, address.get("base_url") or resolve_base_url())
+
+
+def _service(address: dict[str, Any], model: str, url: str, local: LocalService | None = None) -> Service:
+    import tinker
+
+    client = functools.partial(tinker.ServiceClient, **address)
+    return Service(client, tinker.RestClient(**address), model, url, local)
+
+
+def _open_local(opening: Callable[[], Service], local: LocalService) -> Service:
+    """Wait for a session to begin, but not with a server that has ended: the SDK would try for minutes."""
+    opened = in_background(opening, "the session")
+    try:
+        while not opened.done():
+            concurrent.futures.wait([opened], timeout=_CHECK_SECONDS)
+            if not opened.done():
+                _check_alive(local)
+        return opened.result()
+    except BaseException:
+        local.close()
+        raise
+
+
+def _check_alive(local: LocalService) -> None:
+    if local.process.poll() is not None:
+        last = next(iter(reversed(local.log_tail().splitlines())), "nothing")
+        raise ServiceError(
+            f"the embedded service ended with status {local.process.returncode} (it last said: {last}); "
+            "start the run again, and it goes on from its latest checkpoint."
+        )
+
+
+def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
+    """Return the models that a service other than `local` offers, each with its context length in tokens, if it tells.
+
+    Asking costs nothing and begins nothing: whether the service can be reached and accepts the key shows here.
+
+    Raises:
+        ServiceError: there is no key, the key is refused, or the service does not answer.
+    """
+    import tinker
+
+    with service_errors(_ASKING):
+        return _served_models(tinker.RestClient(**_address(config)))
+
+
+def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:
+    try:
+        offered = rest.get_server_capabilities().result(timeout=_ANSWER_SECONDS).supported_models
+    except TimeoutError as error:
+        raise ServiceError(
+            f"{_ASKING}: there was no answer within {_ANSWER_SECONDS} s; look at the service's status and try again."
+        ) from error
+    except Exception as error:
+        if getattr(error, "status_code", None) == 404:  # a server of one's own need not know the question
+            return {}
+        raise
+    return {model.model_name: model.max_context_length for model in offered if model.model_name}
+
+
+def _address(config: TrainingConfig) -> dict[str, Any]:
+    """Return where a remote service is, and its key, as the SDK's clients take them; the service answers there."""
+    if config.service == "tinker":
+        # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
+        return {}
+    _probe(config.service)
+    return {"base_url": config.service, "api_key": os.environ.get("TINKER_API_KEY")}
+
+
+def _probe(address: str) -> None:
+    """Ask a server for any answer at all: the SDK would try for minutes, without a word, if it is not there."""
+    problem = why_unreachable(address, _PROBE_SECONDS)
+    if problem is not None:
+        raise ServiceError(f"service: {address} does not answer ({problem}); start the server, or correct the URL.")
+
+
+def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
+    from tinker_utils.local.launcher import lora_user_metadata
+
+    return lora_user_metadata(config.lora.alpha, config.lora.dropout, config.lora.target_modules)
+
+
+def _download(url: str, name: str, directory: Path) -> Path:
+    target = directory / Path(name).name
+    directory.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(url, timeout=300) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    return target

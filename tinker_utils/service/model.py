@@ -1,0 +1,238 @@
+"""A model in training on a service: batches → requests, and answers → losses.
+
+Nothing here waits. A request is submitted, and its futures say when its `result` can be read.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinker_utils.basics.threads import in_background
+from tinker_utils.batching import Batch
+from tinker_utils.errors import ResultLostError, ServiceError
+from tinker_utils.loss import negative_log_likelihood
+
+if TYPE_CHECKING:
+    import tinker
+
+# The SDK gives up samples when none came for two hours; sooner than this, it was misled.
+_STUCK_SECONDS = 3600.0
+_CROSS_ENTROPY: Literal["cross_entropy"] = "cross_entropy"
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """The loss of a batch, as a pass over it gave it.
+
+    Attributes:
+        totals: negative log-likelihood of each example over its completion tokens, in nats; None where the service
+            returned no logprobs.
+        total: their sum, or the service's own sum where there are no logprobs.
+        reported: the service's own `loss:sum` in the same unit as `total`, None where it gives none.
+    """
+
+    totals: tuple[float, ...] | None
+    total: float
+    reported: float | None
+
+
+@dataclass(frozen=True)
+class SubmittedStep:
+    """An optimizer step in flight: forward_backward and optim_step, submitted together."""
+
+    batch: Batch
+    _passed: Future[Any]
+    _stepped: Future[Any]
+
+    @property
+    def futures(self) -> tuple[Future[Any], ...]:
+        """Return what has to be waited for before `result` answers at once."""
+        return (self._passed, self._stepped)
+
+    def result(self) -> tuple[BatchLoss, dict[str, float]]:
+        """Return the batch's loss, and the optimizer's own figures where the service gives them."""
+        loss = _batch_loss(self._passed.result(), self.batch, scale=self.batch.completion_tokens)
+        figures = dict(self._stepped.result().metrics or {})
+        # The protocol's JSON holds no NaN: the embedded service says in this way that the norm is none.
+        if figures.pop("grad_norm_nonfinite", 0.0):
+            figures["grad_norm"] = math.nan
+        return loss, figures
+
+
+@dataclass(frozen=True)
+class SubmittedEvaluation:
+    """Forward passes over a validation set in flight, all at the same weights."""
+
+    batches: tuple[Batch, ...]
+    futures: tuple[Future[Any], ...]
+
+    def result(self) -> list[BatchLoss]:
+        """Return the loss of each batch."""
+        return [_batch_loss(f.result(), batch, scale=1) for f, batch in zip(self.futures, self.batches, strict=True)]
+
+
+@dataclass(frozen=True)
+class SubmittedSave:
+    """A save in flight."""
+
+    futures: tuple[Future[Any], ...]
+
+    def result(self) -> str:
+        """Return the checkpoint's `tinker://` path."""
+        return str(self.futures[0].result().path)
+
+
+@dataclass(frozen=True)
+class SubmittedSamples:
+    """Completions in flight, written by the weights of one moment."""
+
+    futures: tuple[Future[list[list[int]]], ...]
+
+    def result(self) -> list[list[int]]:
+        """Return token ids of each completion."""
+        return self.futures[0].result()
+
+
+class Model:
+    """A model in training on a service. Requests run in the order of submission; none of these calls waits."""
+
+    def __init__(self, client: tinker.TrainingClient) -> None:
+        self._client = client
+
+    @property
+    def run_id(self) -> str:
+        """Return what the service calls this model; its checkpoints are `tinker://RUN_ID/…`."""
+        return str(self._client.model_id)
+
+    def submit_step(
+        self, batch: Batch, learning_rate: float, weight_decay: float, grad_clip_norm: float
+    ) -> SubmittedStep:
+        """Submit a step on the mean loss over the batch's completion tokens; nothing is sent of an empty batch."""
+        if not batch.data:
+            return SubmittedStep(batch, _nothing(), _nothing())
+        import tinker
+
+        passed = self._client.forward_backward(_datums(batch, batch.normalized_weights()), _CROSS_ENTROPY)
+        stepped = self._client.optim_step(
+            tinker.AdamParams(learning_rate=learning_rate, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
+        )
+        return SubmittedStep(batch, passed.future(), stepped.future())
+
+    def submit_evaluation(self, batches: Sequence[Batch]) -> SubmittedEvaluation:
+        """Submit forward passes at the weights that the requests submitted so far lead to, without gradients."""
+        futures = [
+            self._client.forward(_datums(batch, [example.weights for example in batch.data]), _CROSS_ENTROPY).future()
+            for batch in batches
+        ]
+        return SubmittedEvaluation(tuple(batches), tuple(futures))
+
+    def submit_save(self, name: str) -> SubmittedSave:
+        """Submit a save of weights and optimizer as the requests so far leave them; the checkpoint does not expire.
+
+        A checkpoint of the same name is replaced: it is what an attempt that was cut off left behind.
+        """
+        return SubmittedSave((self._client.save_state(name, overwrite=True).future(),))
+
+    def submit_samples(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> SubmittedSamples:
+        """Submit greedy completions at the weights that the requests submitted so far lead to."""
+        opening = self._client.save_weights_and_get_sampling_client()
+        # The SDK hands out a sampling client only once its weights are there: a thread waits for that.
+        return SubmittedSamples((in_background(lambda: complete(opening.result(), prompts, max_tokens), "samples"),))
+
+
+def complete(
+    client: tinker.SamplingClient,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Return the token ids that a client writes after each prompt, with the end-of-turn token where it was reached."""
+    import tinker
+
+    params = tinker.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    began = time.monotonic()
+    try:
+        return _complete(client, prompts, params)
+    except tinker.APIConnectionError:
+        if time.monotonic() - began > _STUCK_SECONDS:
+            raise
+        # To the SDK, a wall clock that was set ahead looks as if nothing had come for hours.
+        return _complete(client, prompts, params)
+
+
+def _complete(
+    client: tinker.SamplingClient, prompts: Sequence[Sequence[int]], params: tinker.SamplingParams
+) -> list[list[int]]:
+    import tinker
+
+    futures = [client.sample(tinker.ModelInput.from_ints(list(prompt)), 1, params).future() for prompt in prompts]
+    wait(futures)  # all of them: while one is in flight, the SDK does not see that there is progress again
+    return [list(future.result().sequences[0].tokens) for future in futures]
+
+
+def _datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker.Datum]:
+    import tinker
+
+    return [
+        tinker.Datum(
+            model_input=tinker.ModelInput.from_ints(example.input_tokens.tolist()),
+            loss_fn_inputs={
+                "target_tokens": tinker.TensorData.from_numpy(example.target_tokens.astype(np.int64)),
+                "weights": tinker.TensorData.from_numpy(weight),
+            },
+        )
+        for example, weight in zip(batch.data, weights, strict=True)
+    ]
+
+
+def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
+    """Return a response as a loss; `scale` turns the service's own sum, taken with the weights sent, into nats."""
+    try:
+        reported, totals = _reported_sum(output.metrics, scale), _totals(output.loss_fn_outputs, batch)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ResultLostError(
+            f"reading a loss: the service's answer cannot be read ({error}); look at the service's status and try "
+            "again; a run resumes where it was."
+        ) from error
+    if totals is not None:
+        return BatchLoss(totals, float(np.sum(totals)), reported)
+    if reported is None:
+        raise ServiceError(
+            "reading a loss: the service returned neither logprobs nor loss:sum, so there is nothing to train by; "
+            "use a server that returns one of them."
+        )
+    return BatchLoss(None, reported, reported)
+
+
+def _totals(outputs: Sequence[Mapping[str, Any]], batch: Batch) -> tuple[float, ...] | None:
+    """Return the negative log-likelihood of each example; None where the service returned no logprobs."""
+    logprobs = [each.get("logprobs") for each in outputs]
+    if len(logprobs) != len(batch.data) or any(each is None for each in logprobs):
+        return None
+    return tuple(
+        negative_log_likelihood(each.to_numpy(), example.weights)
+        for each, example in zip(logprobs, batch.data, strict=True)
+        if each is not None
+    )
+
+
+def _nothing() -> Future[Any]:
+    """Return the answer to a request that was not made."""
+    answer: Future[Any] = Future()
+    answer.set_result(SimpleNamespace(loss_fn_outputs=[], metrics={}))
+    return answer
+
+
+def _reported_sum(metrics: Mapping[str, float] | None, scale: float) -> float | None:
+    value = (metrics or {}).get("loss:sum")
+    return None if value is None else float(value) * scale

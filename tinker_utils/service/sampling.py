@@ -1,0 +1,53 @@
+"""Samples a model's answers to the prompts of a few conversations, beside the answers in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinker_utils.data.chat import Conversation
+from tinker_utils.data.rendering import prompts_of
+from tinker_utils.plan.cost import SAMPLED_TOKENS
+from tinker_utils.service.client import Service
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt's last message, what the model wrote, and the answer that the data has."""
+
+    prompt: str
+    completion: str
+    reference: str
+
+
+def sample_answers(
+    service: Service,
+    tokenizer: Any,
+    conversations: Sequence[Conversation],
+    checkpoint: str | None = None,
+    max_tokens: int = SAMPLED_TOKENS,
+) -> list[Sample]:
+    """Let a checkpoint, or the base model, answer the prompt of each conversation's last assistant message.
+
+    Greedy, so that the same weights write the same text. Conversations without an assistant message are skipped.
+
+    Raises:
+        ServiceError: the service refuses, or does not have the checkpoint.
+    """
+    answered = [conversation for conversation in conversations if conversation.last_assistant()]
+    completions = service.sample(prompts_of(answered, tokenizer), checkpoint, max_tokens=max_tokens)
+    return as_samples(answered, completions, tokenizer)
+
+
+def as_samples(
+    conversations: Sequence[Conversation], completions: Sequence[Sequence[int]], tokenizer: Any
+) -> list[Sample]:
+    """Return completions as text, beside the prompt and the answer that each conversation has."""
+    samples = []
+    for conversation, tokens in zip(conversations, completions, strict=True):
+        last = conversation.last_assistant() or 0
+        completion = tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+        messages = conversation.messages
+        samples.append(Sample(messages[last - 1]["content"], completion, messages[last]["content"]))
+    return samples

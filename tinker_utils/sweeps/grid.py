@@ -1,0 +1,136 @@
+"""A notebook over a grid of settings: each combination by papermill, into a run directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tinker_utils.basics.redaction import one_sentence, quoted, without_home
+from tinker_utils.errors import ConfigError, TinkerUtilsError
+from tinker_utils.run.directory import RunDirectory, write_atomically
+
+Outcome = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """One combination: its settings, its run directory (with the executed notebook in it), and what came of it."""
+
+    overrides: dict[str, Any]
+    output_dir: Path
+    outcome: Outcome
+    error: str | None = None
+
+
+def rerun(
+    notebook: Path | str,
+    grid: Mapping[str, Sequence[Any]],
+    output_dir: Path | str,
+    parameters: Mapping[str, Any] | None = None,
+) -> list[Rerun]:
+    """Execute a training notebook once for each combination of settings.
+
+    A combination whose run has ended is skipped if it was made with the same parameters, so that calling again after a
+    failure or an interruption does what is left; a run that was cut off is resumed. A failure is noted and does not
+    keep the others from running.
+
+    Args:
+        notebook: a notebook with the parameters `output_dir` and `overrides`, such as notebooks/02_train.ipynb.
+        grid: dotted setting → the values to try, such as `{"lora.rank": [16, 64], "training.seed": [0, 1, 2]}`.
+        output_dir: one directory a combination is made below it, named after the settings.
+        parameters: further parameters, such as `config_path` and `section`; overrides in them hold for every
+            combination.
+
+    Returns:
+        One entry a combination, in the grid's order.
+
+    Raises:
+        ConfigError: a setting of the grid has no list of values.
+        TinkerUtilsError: the notebook cannot be read.
+    """
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    notebook = Path(notebook).resolve()
+    if not notebook.is_file():
+        raise TinkerUtilsError(f"{notebook.name}: there is no such notebook; give the path of an .ipynb file.")
+    common = dict(parameters or {})
+    shared: dict[str, Any] = common.pop("overrides", None) or {}
+    combinations = list(_combinations(grid))
+    names = [_name(combination) for combination in combinations]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            "grid: two combinations would share a directory; use values that differ in letters or digits."
+        )
+    return [
+        _run(notebook, combination, Path(output_dir).resolve() / _name(combination), common, shared)
+        for combination in tqdm(combinations, unit="run")
+    ]
+
+
+def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for key, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ConfigError(
+                f"grid[{key!r}]: expected a list of values to try, received {quoted(values)}; write [a, b]."
+            )
+    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+
+
+def _name(combination: Mapping[str, Any]) -> str:
+    """Name a directory after the settings: `rank=64,seed=0`; the keys' last parts, where those are distinct."""
+    leaves = [key.rpartition(".")[2] for key in combination]
+    keys = leaves if len(set(leaves)) == len(leaves) else list(combination)
+    parts = (f"{key}={without_home(str(value))}" for key, value in zip(keys, combination.values(), strict=True))
+    return re.sub(r"[^\w.=,+-]", "_", ",".join(parts)) or "run"
+
+
+def _run(
+    notebook: Path, combination: dict[str, Any], directory: Path, parameters: dict[str, Any], shared: dict[str, Any]
+) -> Rerun:
+    import papermill  # type: ignore[import-untyped]
+    from papermill.exceptions import PapermillExecutionError  # type: ignore[import-untyped]
+
+    run, executed = RunDirectory(directory), directory / notebook.name
+    own = {"output_dir": str(directory), "overrides": {**shared, **combination}}
+    parameters = json.loads(without_home(json.dumps({**parameters, **own}, default=str)))
+    try:
+        ended = (run.read_state() or {}).get("status") in ("completed", "early_stopped")
+        if ended and _parameters_of(executed) == parameters:
+            return Rerun(combination, directory, "skipped")
+        run.create()
+        papermill.execute_notebook(
+            str(notebook),
+            str(executed),
+            parameters=parameters,
+            cwd=str(notebook.parent),
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        return Rerun(combination, directory, "failed", one_sentence(f"{error.ename}: {error.evalue}"))
+    except Exception as error:  # a kernel that died, for one: the other combinations are to run all the same
+        return Rerun(combination, directory, "failed", one_sentence(f"{type(error).__name__}: {error}"))
+    finally:
+        _forget_home(executed)
+    return Rerun(combination, directory, "done")
+
+
+def _forget_home(executed: Path) -> None:
+    """Replace the home directory in the paths that papermill notes: the notebook may be shown, or run elsewhere."""
+    with contextlib.suppress(OSError, ValueError):
+        text = executed.read_text(encoding="utf-8")
+        if text != without_home(text):
+            write_atomically(executed, without_home(text))
+
+
+def _parameters_of(executed: Path) -> Any:
+    """Return the parameters that papermill notes in a notebook that it executed; None where there are none."""
+    try:
+        return json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

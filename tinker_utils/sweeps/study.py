@@ -1,0 +1,221 @@
+"""Several settings × several seeds, trained side by side, and what the differences come to."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import math
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.early_stopping import EarlyStopping
+from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.metrics import read_metrics
+from tinker_utils.run.series import MetricsLog
+from tinker_utils.service.client import Service
+from tinker_utils.training.resuming import resume_points
+from tinker_utils.training.start import fit, open_service
+
+_Planned = tuple[int, str]  # a run's seed and variant
+
+
+@dataclass(frozen=True)
+class StudyEvaluation:
+    """One evaluation of a run: its loss in nats per completion token, and the tokens trained on until then."""
+
+    step: int
+    epoch: int
+    val_loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One variant at one seed, as its evaluations tell it; `may_stop` says whether early stopping was on."""
+
+    variant: str
+    seed: int
+    may_stop: bool
+    evaluations: tuple[StudyEvaluation, ...]
+
+    @property
+    def last(self) -> StudyEvaluation:
+        """Return the evaluation that the run ended with."""
+        return self.evaluations[-1]
+
+    @property
+    def best(self) -> StudyEvaluation:
+        """Return the evaluation of the lowest loss; one that has none is the best only where all are so."""
+        return min(self.evaluations, key=lambda evaluation: (math.isnan(evaluation.val_loss), evaluation.val_loss))
+
+    @property
+    def kept(self) -> StudyEvaluation:
+        """Return that of the weights handed over: the best of a run that may stop early, else the last."""
+        return self.best if self.may_stop else self.last
+
+    def replayed(
+        self, variant: str, *, epochs: int | None = None, patience: int = 0, threshold: float = 0.01
+    ) -> StudyRun:
+        """Return what the run would have been, had it ended after `epochs`, or by early stopping.
+
+        Neither touches what comes before the end, so this is the very run that those settings would have given, as
+        long as the learning rate does not depend on the planned length (constant, without a warm-up).
+        """
+        stopper = EarlyStopping(patience, threshold)
+        seen = []
+        for evaluation in self.evaluations:
+            if epochs is not None and evaluation.epoch > epochs:
+                break
+            seen.append(evaluation)
+            if stopper.update(evaluation.val_loss, evaluation.step).stop:
+                break
+        return StudyRun(variant, self.seed, patience > 0, tuple(seen))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its standard error, s / sqrt(n); the error is NaN for a single seed."""
+
+    mean: float
+    stderr: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Return the estimate from one value a seed."""
+        spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return cls(statistics.fmean(values), spread)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.stderr:.3f}"
+
+
+async def run_study(
+    variants: Mapping[str, TrainingConfig],
+    seeds: Sequence[int],
+    output_dir: Path | str,
+    *,
+    at_once: int = 1,
+    on_run: Callable[[StudyRun], object] | None = None,
+) -> list[StudyRun]:
+    """Train each variant at each seed, all on the service and the base model of the first.
+
+    Runs that have ended in `output_dir` are read instead of repeated, and one that was stopped is gone on with.
+
+    Args:
+        variants: name → configuration; its seed is replaced.
+        seeds: of order, initial adapter and dropout.
+        output_dir: each run is written to VARIANT/seed-N below it.
+        at_once: runs to train side by side, each over a connection of its own: as many as there are cores, for small
+            models on the embedded service. It may be another number when the study is run again.
+        on_run: called after each run.
+
+    Raises:
+        TinkerUtilsError: a run was stopped or failed. Those beside it are stopped, too, and everything is saved.
+    """
+    if at_once < 1:
+        raise TinkerUtilsError(f"at_once: {at_once} runs at a time train nothing; give at least 1.")
+    directory = Path(output_dir)
+    planned = [(seed, name) for seed in seeds for name in variants]
+    done: dict[_Planned, StudyRun] = {}
+    begun, new = _dealt(planned, variants, directory)
+    stores = dict.fromkeys([*begun, *(directory / f"checkpoints-{number}" for number in range(at_once))])
+    places = asyncio.Semaphore(at_once)
+
+    def taken(store: Path) -> Iterator[_Planned]:
+        while left := begun[store] or new:
+            yield left.popleft()
+
+    async def train(store: Path) -> None:
+        async with places:
+            runs = taken(store)
+            first = next(runs, None)
+            if first is None:
+                return
+            async with open_service(next(iter(variants.values())), store) as service:
+                for seed, name in itertools.chain([first], runs):
+                    done[seed, name] = await _trained(_directory(directory, name, seed), name, seed, variants, service)
+                    if on_run is not None:
+                        on_run(done[seed, name])
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for store in stores:
+                group.create_task(train(store))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [done[key] for key in planned]
+
+
+def _directory(study: Path, name: str, seed: int) -> RunDirectory:
+    return RunDirectory(study / name.replace("/", "-") / f"seed-{seed}")
+
+
+def _dealt(
+    planned: Sequence[_Planned], variants: Mapping[str, TrainingConfig], study: Path
+) -> tuple[defaultdict[Path, deque[_Planned]], deque[_Planned]]:
+    """Return the runs that go on where their checkpoints are, by that store, and those that may train anywhere."""
+    begun: defaultdict[Path, deque[_Planned]] = defaultdict(deque)
+    new: deque[_Planned] = deque()
+    stores = sorted(study.glob("checkpoints-*"))
+    for seed, name in planned:
+        goes_on = stores and variants[name].resume_from_checkpoint
+        store = _store_of(_directory(study, name, seed), stores) if goes_on else None
+        (new if store is None else begun[store]).append((seed, name))
+    return begun, new
+
+
+def _store_of(run: RunDirectory, stores: Sequence[Path]) -> Path | None:
+    """Return where the embedded service keeps the checkpoints of a run, the latest that are left; None if nowhere."""
+    from tinker_utils.local.launcher import holds_run
+
+    state = run.read_state()
+    paths = [point.path for point in resume_points(run, state) if point.path is not None] if state else []
+    return next((store for path in paths for store in stores if holds_run(store, path)), None)
+
+
+async def _trained(
+    run: RunDirectory, name: str, seed: int, variants: Mapping[str, TrainingConfig], service: Service
+) -> StudyRun:
+    config = dataclasses.replace(variants[name], seed=seed)
+    result = await fit(config, run.path, service=service)
+    if result.status == "stopped":
+        raise TinkerUtilsError(f"{run.path}: was stopped ({result.reason}); run the study again, and it goes on there.")
+    if result.status == "failed":
+        raise TinkerUtilsError(f"{run.path}: failed, so that the study has no result for it: {result.reason}")
+    return StudyRun(name, seed, config.early_stopping_patience > 0, evaluations_of(read_metrics(run.metrics)))
+
+
+def evaluations_of(log: MetricsLog) -> tuple[StudyEvaluation, ...]:
+    """Return a run's evaluations, each with the tokens of the train records up to it."""
+    steps, tokens = log.train["step"], [0, *log.train["tokens_seen"]]
+    return tuple(
+        StudyEvaluation(
+            int(record["step"]),
+            int(record["epoch"]),
+            math.nan if record["val_loss"] is None else float(record["val_loss"]),
+            int(tokens[np.searchsorted(steps, record["step"], side="right")]),
+        )
+        for record in log.val
+    )
+
+
+def estimate(runs: Sequence[StudyRun], variant: str, measure: Callable[[StudyRun], float]) -> Estimate:
+    """Return a measure's mean over the seeds of one variant."""
+    return Estimate.of([measure(run) for run in runs if run.variant == variant])
+
+
+def difference(runs: Sequence[StudyRun], variant: str, baseline: str, measure: Callable[[StudyRun], float]) -> Estimate:
+    """Return a measure's mean difference from the baseline, paired by seed: what the seeds share cancels out."""
+    of_seed: dict[str, dict[int, float]] = {variant: {}, baseline: {}}
+    for run in runs:
+        if run.variant in of_seed:
+            of_seed[run.variant][run.seed] = measure(run)
+    return Estimate.of([of_seed[variant][seed] - of_seed[baseline][seed] for seed in sorted(of_seed[variant])])

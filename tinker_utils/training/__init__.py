@@ -1,0 +1,22 @@
+"""The loop: begins or resumes a run, keeps steps in flight, records what comes back, stops in time and recovers.
+
+`start` has `fit`, `loop` what happens at each answer, `recorder` what is written of it.
+"""
+
+from typing import TYPE_CHECKING
+
+from tinker_utils.basics.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tinker_utils.training.check_report import Check as Check, PreflightReport as PreflightReport
+    from tinker_utils.training.checks import preflight as preflight
+    from tinker_utils.training.start import fit as fit, fit_blocking as fit_blocking
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "check_report": "Check PreflightReport",
+        "checks": "preflight",
+        "start": "fit fit_blocking",
+    },
+)

@@ -1,0 +1,146 @@
+"""Cleans up a run's checkpoints on the service: the best, the latest and the periodic ones stay, the others go.
+
+Only periodic checkpoints expire, if a time is set, and not while one is the best or the latest: a run that is killed,
+or paused over a weekend, finds what it needs. A killed run may leave checkpoints that no run.json names; each attempt
+notes under which name it saves, and the next one removes what is left there without a purpose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run.checkpoints import Checkpoint, Checkpoints, model_of
+from tinker_utils.run.directory import RunDirectory, State
+from tinker_utils.service.client import Service
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The checkpoints to keep of those saved under some names, a name for each attempt's model.
+
+    Attributes:
+        models: the names, the first part of a checkpoint's path.
+        lasting: paths that must not expire: the best and the latest.
+        passing: paths of periodic checkpoints, which may.
+    """
+
+    models: tuple[str, ...]
+    lasting: frozenset[str]
+    passing: frozenset[str] = frozenset()
+
+
+class CheckpointCleanup:
+    """Removes and lets expire; nothing waits for it until `settle`.
+
+    Args:
+        service: where the checkpoints are.
+        ttl_seconds: how long periodic checkpoints last once they are neither the best nor the latest; None for ever.
+        borrowed: names under which another run saves: nothing of theirs is touched.
+    """
+
+    def __init__(self, service: Service, ttl_seconds: int | None, borrowed: Iterable[str] = ()) -> None:
+        self._service = service
+        self._ttl_seconds = ttl_seconds
+        self._borrowed = frozenset(borrowed)
+        self._pending: set[Future[None]] = set()
+        self._failures = 0
+
+    def release(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Give up checkpoints that are neither the best nor the latest any more."""
+        for checkpoint in checkpoints:
+            if not checkpoint.periodic:
+                self.remove(checkpoint.path)
+            elif self._ttl_seconds and model_of(checkpoint.path) not in self._borrowed:
+                self._submit(self._service.expire_checkpoint(checkpoint.path, self._ttl_seconds))
+
+    def remove(self, path: str) -> None:
+        """Remove a checkpoint."""
+        if model_of(path) not in self._borrowed:
+            self._submit(self._service.delete_checkpoint(path))
+
+    def sweep(self, kept: Kept) -> tuple[str, ...]:
+        """Remove what earlier attempts left, and put right what expires; waits for the service's lists.
+
+        Returns:
+            The names that have to be looked at again next time: those under which something is, or was until now.
+        """
+        return tuple(model for model in kept.models if model not in self._borrowed and self._sweep(model, kept))
+
+    async def settle(self, timeout_s: float) -> int:
+        """Wait for what was asked of the service; how much of it failed, or was not answered in time."""
+        if pending := [asyncio.wrap_future(request) for request in list(self._pending)]:
+            done, _ = await asyncio.wait(pending, timeout=timeout_s)
+            for request in done:
+                request.exception()  # seen: it is counted, and asyncio need not print it
+        return self._failures + len(self._pending)
+
+    def _sweep(self, model: str, kept: Kept) -> bool:
+        try:
+            found = self._service.checkpoints_of(model)
+        except Exception:
+            # Tidying up is not worth a run: the name is kept for the next time.
+            return True
+        for path, expires in found:
+            if path in kept.lasting and expires:
+                self._submit(self._service.expire_checkpoint(path, None))
+            elif path in kept.passing and not expires and self._ttl_seconds:
+                self._submit(self._service.expire_checkpoint(path, self._ttl_seconds))
+            elif path not in kept.passing | kept.lasting:
+                self.remove(path)
+        return bool(found)
+
+    def _submit(self, request: Future[None]) -> None:
+        self._pending.add(request)
+        request.add_done_callback(self._done)
+
+    def _done(self, request: Future[None]) -> None:
+        self._failures += request.cancelled() or request.exception() is not None
+        self._pending.discard(request)
+
+
+def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
+    """Return what a run that goes on needs, given the points from which it can be resumed, the latest last.
+
+    Of earlier points their own checkpoints, which may expire, but not what was the best then: a better one came.
+    """
+    last = points[-1] if points else Checkpoints()
+    lasting = frozenset(each.path for each in (last.best, last.latest) if each)
+    resumable = [point.latest.path for point in points if point.latest]
+    passing = frozenset([*resumable, *(each.path for point in points for each in point.periodic)]) - lasting
+    return Kept(tuple(dict.fromkeys([*models, *map(model_of, sorted(lasting | passing))])), lasting, passing)
+
+
+def borrowed_models(run: RunDirectory, state: State, points: Sequence[Checkpoints]) -> list[str]:
+    """Return the names under which the run saves that this directory is a copy of: what it goes on from is not its own.
+
+    Args:
+        run: the directory.
+        state: run.json as it was found there.
+        points: the checkpoints that it names, for each point from which the run can be resumed, the latest last.
+    """
+    borrowed = state.get("borrowed_models") or []
+    if state.get("home") in (None, run.identity):
+        return list(borrowed)
+    return list(dict.fromkeys([*borrowed, *needed(state.get("models") or [], points).models]))
+
+
+def set_aside(run: RunDirectory) -> list[Kept]:
+    """Return what stays of the runs that were moved aside: of each its best checkpoint and its latest."""
+    kept = []
+    for previous in sorted((run.path / "previous").glob("*/run.json")):
+        with contextlib.suppress(RunDirectoryError, KeyError, TypeError, ValueError):
+            kept.append(_ended(RunDirectory(previous.parent).read_state() or {}))
+    return kept
+
+
+def _ended(state: State) -> Kept:
+    points = state["resume_points"]
+    named = [str(point["path"]) for point in points]
+    latest = max(points, key=lambda point: int(point["progress"]["step"]))["path"] if points else None
+    models = dict.fromkeys([*state.get("models", ()), *map(model_of, named)])
+    return Kept(tuple(models), frozenset(path for path in (state["best_checkpoint"], latest) if path))

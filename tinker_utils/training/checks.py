@@ -1,0 +1,229 @@
+"""Checks a run before anything is spent: data, tokenizer, service, settings, steps, cost, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.data.chat import iterate_conversations
+from tinker_utils.data.files import TEST_FILE, TRAIN_FILE, VALID_FILE
+from tinker_utils.data.report import conversation_key
+from tinker_utils.data.streaming import StreamedSet
+from tinker_utils.errors import ConfigError, DataError, RenderingError, ResumeError, RunDirectoryError, ServiceError
+from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service
+from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.service.client import Service, ask_for_models
+from tinker_utils.training.check_report import Check, PreflightReport, warn_or_pass
+from tinker_utils.training.resuming import changes_to_take_up, has_ended, resume_points
+
+# Characters of each file in which duplicates are looked for: less than a second's work, and most files as a whole.
+_LOOKED_THROUGH = 20_000_000
+# What the embedded service stands on, see `local` in pyproject.toml.
+_LOCAL_PACKAGES = ("torch", "transformers", "peft", "safetensors", "starlette", "uvicorn")
+# Bytes: of a record, in metrics and log; for picture and adapter of a small model; left on a disk that is nearly full.
+_RECORD_BYTES, _ROOM, _NEARLY_FULL = 600, 64 << 20, 1 << 30
+
+
+def preflight(
+    config: TrainingConfig,
+    output_dir: Path | str | None = None,
+    *,
+    preparation: Plan | None = None,
+    service: Service | None = None,
+) -> PreflightReport:
+    """Look at everything that a run needs, and write nothing.
+
+    Args:
+        config: what the run is to do.
+        output_dir: the run's directory; `config.output_dir` if None.
+        preparation: what `prepare(config)` gave, if it was called already.
+        service: an open connection, if there is one. Without it the embedded service is not started, only looked for;
+            any other is asked what it offers.
+    """
+    config = config.resolved()
+    run = RunDirectory(output_dir or config.output_dir)
+    checks: list[Check] = []
+    plan = preparation
+    try:
+        plan = plan or prepare(config)
+    except DataError as error:
+        checks.append(Check.failed("data", error))
+    except (RenderingError, ServiceError) as error:
+        checks.append(Check.failed("tokenizer", error))
+    if plan is not None:
+        checks += _of_preparation(plan)
+        checks += _of_run(run, plan)
+    return PreflightReport((*checks, *check_start(config, run, plan, service)))
+
+
+def check_start(
+    config: TrainingConfig,
+    run: RunDirectory,
+    plan: Plan | None,
+    service: Service | None,
+    same_data: bool = False,
+) -> list[Check]:
+    """Check what `fit` looks at once its data are prepared; with `same_data`, a run that goes on did so before."""
+    checks: list[Check] = []
+    if plan is not None:
+        checks += [] if same_data else _of_duplicates(config)
+        checks += _of_lengths(plan)
+    checks += warn_or_pass("settings", about_service(config), "The service honours all of them.")
+    checks += _of_service(config, plan, service)
+    if plan is not None:
+        checks += _of_evaluation(plan)
+        checks += _of_cost(plan)
+    return [*checks, _of_disk(run, plan)]
+
+
+def _of_preparation(plan: Plan) -> Iterator[Check]:
+    held_out = f", {len(plan.valid.examples):,} for validation" if plan.valid else ""
+    yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
+    yield Check("tokenizer", "ok", "It loads, and the chat template tells prompts from answers.")
+    steps, epochs = plan.total_steps, plan.config.epochs
+    yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {plan.evaluations:,} evaluations.")
+
+
+def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
+    try:
+        state = run.read_state()
+        if state is None:
+            yield Check("directory", "ok", "A new run begins in it.")
+        elif not plan.config.resume_from_checkpoint:
+            yield Check("directory", "warn", "A new run begins in it; the one that is there is moved aside.")
+        else:
+            changes_to_take_up(run, state, plan)
+            point = resume_points(run, state)[0]
+            ended = has_ended(state, point, plan)
+            goes_on = f"The run in it goes on after step {point.progress.step:,}."
+            yield Check("directory", "ok", "The run in it has ended; nothing is left to do." if ended else goes_on)
+    except (ResumeError, RunDirectoryError) as error:
+        yield Check.failed("directory", error)
+
+
+def _of_duplicates(config: TrainingConfig) -> list[Check]:
+    """Look for conversations that stand twice, above all those that the model is trained and then tested on."""
+    directory = config.resolve(config.data_dir)
+    sentences: list[str] = []
+    train = _LookedThrough.of(directory / TRAIN_FILE)  # was read before, so it can be
+    try:
+        known = set(train.keys)
+        if repeated := len(train.keys) - len(known):
+            sentences.append(f"{repeated:,} of {train} repeat an earlier one.")
+        for file in (directory / VALID_FILE, directory / TEST_FILE):
+            held_out = _LookedThrough.of(file) if file.exists() else None
+            if held_out and (shared := sum(key in known for key in held_out.keys)):
+                sentences.append(
+                    f"{shared:,} of {held_out} are among {train}, too: "
+                    "how well the model does on them says nothing of what it has not seen."
+                )
+    except DataError as error:  # of test.jsonl: no run needs it, and the others were read before
+        sentences.append(str(error))
+    return warn_or_pass("duplicates", sentences, f"None within {train}, nor between them and what is held out.")
+
+
+class _LookedThrough(NamedTuple):
+    """A hash of what each conversation of a file says, as far as duplicates are looked for in it."""
+
+    name: str
+    keys: list[int]
+    whole: bool
+
+    @classmethod
+    def of(cls, file: Path) -> _LookedThrough:
+        keys: list[int] = []
+        characters = 0
+        for conversation in iterate_conversations(file):
+            characters += sum(len(message["content"]) for message in conversation.messages)
+            if characters > _LOOKED_THROUGH:
+                return cls(file.name, keys, whole=False)
+            keys.append(hash(conversation_key(conversation)))
+        return cls(file.name, keys, whole=True)
+
+    def __str__(self) -> str:
+        first = "" if self.whole else "the first "
+        return f"{first}{len(self.keys):,} conversations in {self.name}"
+
+
+def _of_lengths(plan: Plan) -> list[Check]:
+    limit, train = plan.config.max_seq_length, plan.train
+    estimated = isinstance(train, StreamedSet) and not train.exact
+    sentences = list(about_lengths(train.cut, len(train.lengths()), limit, estimated))
+    if train.skipped:
+        about = "about " if estimated else ""
+        sentences.append(
+            f"{about}{train.skipped:,} training examples are skipped: "
+            f"they have no answer to a prompt within {limit:,} tokens."
+        )
+    return warn_or_pass("lengths", sentences, f"No example is longer than {limit:,} tokens, and each has an answer.")
+
+
+def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | None) -> list[Check]:
+    if config.service == "local" and service is None:
+        missing = [name for name in _LOCAL_PACKAGES if find_spec(name) is None]
+        if missing:
+            advice = f"{', '.join(missing)} are not installed; install tinker-utils[local]."
+            return [Check.failed("service", ServiceError(f"service: local needs packages: {advice}"))]
+        return [Check("service", "ok", "The embedded service is installed, and starts with the run.")]
+    try:
+        models = service.served_models() if service else ask_for_models(config)
+    except ServiceError as error:
+        return [Check.failed("service", error)]
+    sentences = []
+    if models and config.model not in models:
+        sentences.append(f"The service does not name {config.model} among the {len(models):,} models that it offers.")
+    context = models.get(config.model)
+    longest = 0 if plan is None else int(plan.train.lengths().max(initial=0)) + 1
+    if context is not None and longest > context:
+        sentences.append(f"The longest example has {longest:,} tokens, and the model takes {context:,}.")
+    return warn_or_pass("service", sentences, "It answers and accepts the key.")
+
+
+def _of_evaluation(plan: Plan) -> list[Check]:
+    notices = about_evaluation(plan.config, plan.valid is not None, plan.evaluations)
+    return warn_or_pass("evaluation", notices, "It is frequent enough to end the run in time.")
+
+
+def _of_cost(plan: Plan) -> list[Check]:
+    config, cost = plan.config, plan.expected_cost_usd
+    if cost is None and config.service == "tinker" and config.budget_usd is not None:
+        advice = "take the budget out, or add the model to prices.yaml"
+        error = ConfigError(
+            f"training.budget_usd: cannot be kept, because no price of {config.model} is known; {advice}."
+        )
+        return [Check.failed("cost", error)]
+    if config.service == "local":
+        return [Check("cost", "ok", "Nothing: the embedded service is free.")]
+    known = "No price of this model on this service is known." if cost is None else f"At most ${cost:.2f}."
+    return warn_or_pass("cost", about_money(config, cost), known)
+
+
+def _of_disk(run: RunDirectory, plan: Plan | None) -> Check:
+    there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        error = RunDirectoryError(f"{there}: cannot be written; choose another output directory.")
+        return Check.failed("disk", error)
+    needed, free = _ROOM + _RECORD_BYTES * _records(plan), shutil.disk_usage(there).free
+    if free < needed:
+        error = RunDirectoryError(
+            f"{there}: {free / 1e6:,.0f} MB are free where the run needs {needed / 1e6:,.0f} MB; make room, "
+            "or choose another output directory."
+        )
+        return Check.failed("disk", error)
+    nearly_full = [f"Only {free / 1e6:,.0f} MB are free on the disk of the run."] if free < _NEARLY_FULL else []
+    return warn_or_pass("disk", nearly_full, "There is room for what the run writes.")[0]
+
+
+def _records(plan: Plan | None) -> int:
+    """Count the records of metrics.jsonl, at most; each stands in train.log, too."""
+    if plan is None:
+        return 0
+    config, steps = plan.config, plan.total_steps
+    saves = steps // config.checkpoint_interval_steps if config.checkpoint_interval_steps else 0
+    return steps // config.log_interval_steps + 2 * plan.evaluations + saves

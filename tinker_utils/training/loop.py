@@ -1,0 +1,320 @@
+"""The training loop: batches queued ahead, evaluations and saves in line, stopped in time.
+
+Requests of one model run in the order of their submission. So an evaluation submitted after a step sees exactly that
+step's weights, and a save submitted after the evaluation holds them, while the next steps already wait in the service's
+queue. Answers are taken in the same order; what was still in flight when an evaluation ended the run is discarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+
+from tinker_utils.basics.threads import in_background
+from tinker_utils.errors import RunDirectoryError, ServiceError
+from tinker_utils.plan.plan import Plan
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.logger import RunLogger
+from tinker_utils.run.result import Status, TrainingResult
+from tinker_utils.run.spending import Spending
+from tinker_utils.service.client import Service
+from tinker_utils.service.model import Model, SubmittedEvaluation, SubmittedSave, SubmittedStep
+from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed
+from tinker_utils.training.generations import Generations
+from tinker_utils.training.interrupts import Interrupts
+from tinker_utils.training.queue import RequestQueue, SkippedStep, Submission, Work
+from tinker_utils.training.recorder import Recorder
+from tinker_utils.training.waiting import AnswerTimes, Waiting
+
+# The most steps in flight at once. The embedded service is a loopback away, where one step waiting behind the one
+# that runs is enough, and a stop takes effect sooner.
+_MAX_STEPS, _MAX_STEPS_LOCAL = 8, 2
+_PAUSE_POLL_SECONDS = 0.2
+# Batches skipped in a row, after which the run stops all the same.
+_MAX_SKIPPED_IN_A_ROW = 3
+_NOT_FINITE = (
+    "the loss or the gradient of step {step} is not a finite number: lower training.learning_rate, set "
+    "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
+)
+_NO_NUMBER = (
+    "the evaluation after step {step} gives no number, so the weights are spoiled: lower training.learning_rate, set "
+    "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
+)
+_TIDY_SECONDS = 30
+# What an embedded server that was killed takes to be seen as ended, after its connections have broken.
+_ENDING_SECONDS = 0.5
+
+
+class SpoiledStepError(Exception):
+    """A step's loss or gradient was not a finite number, and the weights since are not to be used."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"step {step}")
+        self.step = step
+
+
+class TrainingLoop:
+    """One run's loop, from where the recorder stand to its end. `run` is all there is to call, once.
+
+    Args:
+        run: the directory, for its control files.
+        plan: what to train on and when to look and save.
+        logger: where to say what is going on.
+        recorder: where the answers go.
+        service: for noticing that it has ended.
+        model: the model, in the state that belongs to the recorder.
+        cleanup: where checkpoints go that are needed no more.
+        spending: where what is sent is written down.
+        skipped: steps whose batches are not trained on.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        plan: Plan,
+        logger: RunLogger,
+        recorder: Recorder,
+        service: Service,
+        model: Model,
+        cleanup: CheckpointCleanup,
+        spending: Spending,
+        skipped: frozenset[int] = frozenset(),
+    ) -> None:
+        self._run = run
+        self._plan = plan
+        self._config = plan.config
+        self._logger = logger
+        self._recorder = recorder
+        self._skipped = skipped
+
+        self._samples = Generations(plan, logger, model)
+        self._waiting = Waiting(logger, service, self._config.service_timeout_s, self._interrupt)
+        self._answer_times = AnswerTimes()
+
+        self._queue = RequestQueue(_MAX_STEPS_LOCAL if self._config.service == "local" else _MAX_STEPS)
+        self._submission = Submission(
+            plan, model, self._queue, self._samples, recorder.progress.step, spending, skipped
+        )
+        self._service = service
+        self._cleanup = cleanup
+        # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
+        self._ending: tuple[Status, str] | None = None
+        self._last_step: int | None = None
+        self._paused = self._interrupted = False
+        self._interrupts = Interrupts()
+
+    async def run(self) -> TrainingResult:
+        """Train to the end, whatever ends it.
+
+        Raises:
+            ServiceError: the service gave up on a request, or answered what cannot be used.
+            SpoiledStepError: a loss or gradient was not finite, and its batch may be skipped.
+        """
+        try:
+            with self._interrupts:
+                return await self._train()
+        except BaseException:
+            self._abandon()
+            raise
+
+    async def _train(self) -> TrainingResult:
+        if self._recorder.stopper.exhausted:
+            self._end_early()
+        while True:
+            self._heed_requests()
+            self._submit_ahead()
+            if work := self._queue.first:
+                await self._take(work)
+            elif self._paused:
+                await self._wait_while_paused()
+            else:
+                return await self._finish()
+
+    @property
+    def ending(self) -> bool:
+        """Return whether no further step is to be submitted, because of a wish or of what was learned."""
+        return self._ending is not None
+
+    def _submit_ahead(self) -> None:
+        if not self._paused and self._ending is None and (reason := self._submission.fill()):
+            self._ending = ("stopped", reason)
+        if (self._ending is not None or self._submission.complete) and self._last_step is None:
+            self._submission.save_last()
+
+    # Taking answers
+
+    async def _take(self, work: Work) -> None:
+        """Wait for an answer and act on it."""
+        self._logger.activity(*self._doing(work))
+        answers = [asyncio.wrap_future(future) for future in work.request.futures]
+        overdue_after = self._answer_times.overdue_after(work.tokens)
+        seconds = await self._waiting.until(answers, work.step, work.what, overdue_after)
+        self._queue.answered()
+        if isinstance(work.request, SubmittedStep):
+            self._answer_times.took(seconds, work.tokens)
+        else:
+            self._recorder.rested(seconds)
+        if self._last_step is not None and work.step > self._last_step:
+            self._discard(work)
+        elif isinstance(work.request, SubmittedStep):
+            self._trained(work.step, work.request)
+        elif isinstance(work.request, SkippedStep):
+            self._recorder.skipped(work.step)
+        elif isinstance(work.request, SubmittedEvaluation):
+            self._evaluated(work.step, work.request)
+        else:
+            await self._samples_written(work.step)
+            self._has_saved(work.step, work.request.result())
+        self._samples.record(self._last_step)
+
+    def _doing(self, work: Work) -> tuple[str, str]:
+        if self._ending is not None:
+            return "stopping", f"finishing what is in flight: {self._ending[1]}"
+        if isinstance(work.request, SubmittedEvaluation):
+            return "evaluating", f"evaluating after step {work.step}"
+        return "training", "training"
+
+    def _trained(self, step: int, request: SubmittedStep) -> None:
+        loss, figures = request.result()
+        finite = math.isfinite(loss.total) and all(math.isfinite(value) for value in figures.values())
+        if not finite and self._may_skip(step):
+            self._recorder.discarded(request.batch.tokens)
+            raise SpoiledStepError(step)
+        due = step % self._config.log_interval_steps == 0 or step == self._plan.total_steps
+        self._recorder.trained(step, request.batch, loss, figures, log=due or not finite)
+        if not finite:
+            # The step's own evaluation and save, already in flight, are of spoiled weights and must not count.
+            self._cut(step - 1, "failed", _NOT_FINITE.format(step=step))
+
+    def _may_skip(self, step: int) -> bool:
+        """Return whether a batch may be skipped; after several in a row, it is not the batches that are at fault."""
+        too_many = self._skipped.issuperset(range(step - _MAX_SKIPPED_IN_A_ROW, step))
+        return self._config.on_nonfinite == "skip" and not self.ending and not too_many
+
+    def _evaluated(self, step: int, request: SubmittedEvaluation) -> None:
+        losses = request.result()
+        # NaN comes of spoiled weights, also where no step has shown it: the save behind it must not count. Infinity
+        # may be one token that the model holds for impossible.
+        spoiled = any(math.isnan(loss.total) for loss in losses)
+        if spoiled and self._may_skip(step):
+            raise SpoiledStepError(step)
+        decision = self._recorder.evaluated(step, request.batches, losses)
+        if spoiled:
+            self._cut(step - 1, "failed", _NO_NUMBER.format(step=step))
+        elif decision.stop:
+            self._end_early()
+
+    def _has_saved(self, step: int, path: str) -> None:
+        self._cleanup.release(self._recorder.saved(step, path))
+
+    async def _samples_written(self, step: int) -> None:
+        """Wait for samples of earlier weights: they cannot be asked for again once a resume would pass them."""
+        try:
+            for _ in range(_TIDY_SECONDS):
+                if await self._samples.drain(self._last_step, 1 - _ENDING_SECONDS, until=step):
+                    break
+                # Where they do not come because the service has ended, the resumed run asks for them again.
+                await asyncio.sleep(_ENDING_SECONDS)
+                self._service.check_alive()
+        except asyncio.CancelledError:
+            self._interrupt()
+
+    def _abandon(self) -> None:
+        """Cancel what is in flight, the last first; it counts as spent all the same."""
+        self._queue.cancel_all()
+        with contextlib.suppress(RunDirectoryError):
+            self._recorder.publish()
+
+    def _discard(self, work: Work) -> None:
+        """Count what was trained beyond the run's last step, and keep nothing of it."""
+        if isinstance(work.request, SubmittedStep):
+            self._recorder.discarded(work.tokens)
+        elif isinstance(work.request, SubmittedSave):
+            self._cleanup.remove(work.request.result())
+
+    # Pausing, stopping, ending
+
+    def _heed_requests(self) -> None:
+        if self._run.stop_requested():
+            self._stop("a stop was asked for")
+        more = self._ending is None and not self._submission.complete
+        paused = more and self._run.pause_requested()
+        if paused != self._paused:
+            self._paused = paused
+            kind, message = ("paused", "finishing the steps in flight") if paused else ("resumed", "training goes on")
+            self._logger.record("notice", self._recorder.progress.step, kind=kind, message=message)
+
+    async def _wait_while_paused(self) -> None:
+        """Wait a moment for a pause to end; the time does not count in tokens per second."""
+        self._logger.activity("paused", f"paused after step {self._recorder.progress.step}")
+        began = time.monotonic()
+        try:
+            await asyncio.sleep(_PAUSE_POLL_SECONDS)
+        except asyncio.CancelledError:
+            self._interrupt()
+        self._recorder.rested(time.monotonic() - began)
+
+    def _interrupt(self) -> None:
+        """Ask for a stop at the first interrupt; let the second go through."""
+        task = asyncio.current_task()
+        if self._interrupted or task is None:
+            raise asyncio.CancelledError
+        task.uncancel()
+        self._interrupted = True
+        self._interrupts.rearm()
+        self._stop("it was interrupted")
+
+    def _stop(self, reason: str) -> None:
+        if self._ending is None:
+            self._ending = ("stopped", reason)
+            message = f"{reason}: finishing the steps in flight, then saving"
+            self._logger.record("notice", self._recorder.progress.step, kind="stopping", message=message)
+            self._logger.activity("stopping", message)  # which must not wait for the service's next answer
+
+    def _end_early(self) -> None:
+        stopper = self._recorder.stopper
+        reason = (
+            f"{stopper.evals_without_improvement} evaluations without an improvement of more than "
+            f"{stopper.threshold:g} nats per token; the best was {stopper.best:.4f} after step {stopper.best_step}"
+        )
+        self._cut(self._recorder.progress.step, "early_stopped", reason)
+
+    def _cut(self, step: int, status: Status, reason: str) -> None:
+        """End the run at `step`; what was submitted beyond it will be discarded. Only the first cut counts."""
+        if self._last_step is None:
+            self._ending, self._last_step = (status, reason), step
+
+    async def _finish(self) -> TrainingResult:
+        recorder = self._recorder
+        status, reason = self._ending or ("completed", "all epochs are done")
+        recorder.record_window()
+        if status == "early_stopped":
+            recorder.record_early_stop()
+        await self._tidy()
+        recorder.publish()
+        best = {"best_step": recorder.stopper.best_step, "best_val_loss": recorder.best}
+        self._logger.end(status, reason, recorder.progress.step, **best)
+        return TrainingResult.from_state(self._run, self._logger.state)
+
+    async def _tidy(self) -> None:
+        """Wait a little for samples, and for what was asked of checkpoints; an interrupt skips it."""
+        try:
+            await self._samples.drain(self._last_step, _TIDY_SECONDS)
+            with contextlib.suppress(ServiceError):
+                self._service.check_alive()
+                await self._sweep()
+            left = await self._cleanup.settle(_TIDY_SECONDS)
+        except asyncio.CancelledError:
+            self._interrupt()
+            return
+        if left:
+            message = f"{left} superseded checkpoints could not be removed from the service, or not be let expire"
+            self._logger.record("notice", self._recorder.progress.step, kind="warning", message=message)
+
+    async def _sweep(self) -> None:
+        """Look at the checkpoints once more at the end: what a killed attempt had queued may have been saved since."""
+        kept = needed(self._logger.state.get("models", []), self._recorder.named)
+        looking = asyncio.wrap_future(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
+        await asyncio.wait([looking], timeout=_TIDY_SECONDS)

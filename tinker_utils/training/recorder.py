@@ -1,0 +1,247 @@
+"""Records a run's answers: counters, train and val records, the best checkpoint, the point to resume from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from typing import Any
+
+from tinker_utils.batching import Batch
+from tinker_utils.early_stopping import Decision
+from tinker_utils.loss import disagreement
+from tinker_utils.plan.plan import Plan
+from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
+from tinker_utils.run.evaluations import Evaluation, PastEvaluations
+from tinker_utils.run.logger import RunLogger
+from tinker_utils.run.spending import Spending
+from tinker_utils.service.model import BatchLoss
+from tinker_utils.training.resuming import ResumePoint
+
+# A service's own sum of losses may differ from ours by rounding; by more, it weights the tokens in another way.
+_TOLERATED_DISAGREEMENT = 1e-3
+# Checkpoints that a run can be resumed from, should the latest ones have expired: run.json holds the state at each.
+_POINTS_KEPT = 8
+
+
+class Recorder:
+    """Keeps a run's recorder from a resume point on, and writes them to its logger.
+
+    Args:
+        plan: the run as planned.
+        logger: where to write.
+        point: where the run goes on.
+        points: the points that it could be resumed from so far, `point` among them.
+        past: the evaluations that later ones are compared with.
+        spending: what was sent to the service. Unlike the progress, it never goes back to a checkpoint.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        logger: RunLogger,
+        point: ResumePoint,
+        points: Sequence[ResumePoint],
+        past: PastEvaluations,
+        spending: Spending,
+    ) -> None:
+        self.progress = deepcopy(point.progress)
+        self.stopper = point.stopper(plan.config)
+        self._past = past
+        self._spending = spending
+        self._plan = plan
+        self._logger = logger
+        self._points = list(points)
+        self._checkpoints = point.checkpoints.copy()
+        self._warned: set[str] = set()  # what was said once
+        self._window_began = time.monotonic() - self.progress.window_seconds
+
+    def trained(self, step: int, batch: Batch, loss: BatchLoss, figures: dict[str, float], log: bool) -> None:
+        """Count a step; with `log`, write a train record of the steps since the last one.
+
+        `figures` are the optimizer's own, and go into the record.
+        """
+        progress = self.progress
+        progress.step = step
+        progress.tokens += batch.tokens
+        progress.completion_tokens += batch.completion_tokens
+        progress.window_nll += loss.total
+        progress.window_tokens += batch.tokens
+        progress.window_completion_tokens += batch.completion_tokens
+        self._cross_check(step, loss)
+        if log:
+            self.record_window(figures)
+
+    def skipped(self, step: int) -> None:
+        """Pass over a step whose batch is not trained on; it is counted, and its window is logged as if it were."""
+        self.progress.step = step
+        self.progress.left_out_steps += 1
+        config = self._plan.config
+        if step % config.log_interval_steps == 0 or step == self._plan.total_steps:
+            self.record_window()
+
+    def _cross_check(self, step: int, loss: BatchLoss) -> None:
+        """Say, once, that the service's own sum is not ours: it weights tokens in another way than is documented."""
+        apart = 0.0 if loss.reported is None else disagreement(loss.total, loss.reported)
+        # A sum that is NaN beside logprobs that are not is no less apart.
+        if math.isfinite(loss.total) and not apart <= _TOLERATED_DISAGREEMENT:
+            self._warn_once(
+                "loss:sum", step,
+                f"the service's loss:sum is {loss.reported:.6g} nats where its logprobs give {loss.total:.6g}; "
+                "the logprobs are used, but its gradients may be scaled in another way, too.",
+            )  # fmt: skip
+
+    def _warn_once(self, about: str, step: int, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            self._logger.record("notice", step, kind="warning", message=message)
+
+    def record_window(self, figures: dict[str, float] | None = None) -> None:
+        """Write a train record of the steps since the last one, if there are any."""
+        progress, now = self.progress, time.monotonic()
+        if not progress.window_completion_tokens:
+            return
+        own = {
+            "epoch": self._plan.batches.epoch_of(progress.step),
+            "train_loss": progress.window_nll / progress.window_completion_tokens,
+            "train_loss_total": progress.window_nll,
+            "tokens_per_sec": round(progress.window_tokens / max(now - self._window_began, 1e-9), 1),
+            "tokens": progress.window_tokens,
+            "completion_tokens": progress.window_completion_tokens,
+            "tokens_seen": progress.tokens,
+            "learning_rate": self._plan.learning_rate(progress.step),
+            "cost_usd": self._plan.cost_usd(progress.tokens, progress.eval_tokens),
+        }
+        extra = {key.partition(":")[0]: value for key, value in (figures or {}).items()}
+        self._logger.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
+        progress.window_nll, progress.window_tokens, progress.window_completion_tokens = 0.0, 0, 0
+        self._window_began = now
+
+    def rested(self, seconds: float) -> None:
+        """Leave a pause out of the tokens per second."""
+        self._window_began += seconds
+
+    def evaluated(self, step: int, batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Decision:
+        """Write a val record, and say what the evaluation means."""
+        evaluation = _evaluation(batches, losses)
+        pooled = evaluation.pooled
+        tokens = sum(batch.tokens for batch in batches)
+        self.progress.eval_tokens += tokens
+        for loss in losses:
+            self._cross_check(step, loss)
+        best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
+        decision = self._decide(step, evaluation)
+        self._logger.record(
+            "val",
+            step,
+            epoch=self._plan.batches.epoch_of(step),
+            val_loss=pooled.loss,
+            val_batches=len(batches),
+            val_loss_total=pooled.total,
+            completion_tokens=pooled.completion_tokens,
+            val_loss_stderr=pooled.stderr,
+            val_loss_margin=pooled.margin,
+            perplexity=pooled.perplexity,
+            val_diff_best=None if best is None or pooled.loss is None else pooled.loss - best,
+            val_diff_best_stderr=difference and difference.stderr,
+            val_diff_best_margin=difference and difference.margin,
+            is_best=decision.is_best,
+        )
+        return decision
+
+    def _decide(self, step: int, evaluation: Evaluation) -> Decision:
+        """Return whether the evaluation is the best and an improvement; if so, later ones are compared with it."""
+        stopper = self.stopper
+        difference = self._past.difference(stopper.anchor_step, evaluation)
+        error = None if difference is None else difference.stderr
+        if stopper.significance and math.isfinite(stopper.anchor) and error is None:
+            self._warn_once(
+                "significance", step,
+                "training.early_stopping_significance cannot be kept to, because the losses of single examples are not "
+                "known; training.early_stopping_threshold alone decides.",
+            )  # fmt: skip
+        decision = stopper.update(evaluation.pooled.loss, step, error)
+        if decision.is_best or decision.improved:
+            self._past.keep(step, evaluation)
+        return decision
+
+    def saved(self, step: int, path: str) -> list[Checkpoint]:
+        """Make a checkpoint the point to resume from; returns those that are neither best nor latest any more."""
+        checkpoint = Checkpoint(step, path, periodic=self._plan.checkpoints(step))
+        is_best = self.stopper.best_step == step
+        superseded = self._checkpoints.add(checkpoint, is_best)
+        kind = "best" if is_best else "periodic" if checkpoint.periodic else "latest"
+        self._logger.record("checkpoint", step, path=path, kind=kind)
+        self.progress.window_seconds = time.monotonic() - self._window_began
+        point = ResumePoint(
+            path,
+            deepcopy(self.progress),
+            self.stopper.state_dict(),
+            self._checkpoints.copy(),
+        )
+        kept = {each.path for each in self._checkpoints.kept}
+        self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
+        periodic = [asdict(each) for each in self._checkpoints.periodic]
+        self._logger.sync()
+        self.publish(resume_points=[each.to_dict() for each in self._points], periodic_checkpoints=periodic)
+        # Only now: until then run.json names points that may need the others.
+        self._past.keep_only({step for each in self._points for step in each.compared_steps})
+        return superseded
+
+    def discarded(self, tokens: int) -> None:
+        """Count a step of so many tokens that was trained beyond the run's last one."""
+        self.progress.discarded_steps += 1
+        self.progress.discarded_tokens += tokens
+
+    def record_early_stop(self) -> None:
+        """Write the record of a run that stopped for want of improvement."""
+        self._logger.record(
+            "early_stop",
+            self.progress.step,
+            best_val_loss=self.best,
+            evals_without_improvement=self.stopper.evals_without_improvement,
+            best_step=self.stopper.best_step,
+        )
+
+    @property
+    def best(self) -> float | None:
+        """Return the lowest validation loss so far, in nats per completion token."""
+        return self.stopper.best if self.stopper.best_step is not None else None
+
+    @property
+    def result_path(self) -> str | None:
+        """Return the checkpoint that the run would end with now."""
+        result = self._checkpoints.result
+        return result.path if result else None
+
+    @property
+    def named(self) -> list[Checkpoints]:
+        """Return the checkpoints that run.json names, for each point that the run can be resumed from."""
+        return [point.checkpoints for point in self._points]
+
+    def publish(self, **changes: Any) -> None:
+        """Bring run.json up to the counters of now."""
+        progress = self.progress
+        spent = {"tokens": self._spending.tokens, "eval_tokens": self._spending.eval_tokens}
+        view = {
+            "step": progress.step,
+            "epoch": self._plan.batches.epoch_of(max(progress.step, 1)),
+            "tokens_seen": progress.tokens,
+            "completion_tokens_seen": progress.completion_tokens,
+            "discarded_steps": progress.discarded_steps,
+            "discarded_tokens": progress.discarded_tokens,
+            "left_out_steps": progress.left_out_steps,
+            "cost_usd": self._plan.cost_usd(spent["tokens"], spent["eval_tokens"]),
+            "best_step": self.stopper.best_step,
+            "best_val_loss": self.best,
+            "evals_without_improvement": self.stopper.evals_without_improvement,
+        }
+        self._logger.publish(progress=view, best_checkpoint=self.result_path, spent=spent, **changes)
+
+
+def _evaluation(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Evaluation:
+    weights = tuple(example.completion_tokens for batch in batches for example in batch.data)
+    totals = tuple(total for loss in losses for total in loss.totals or ())
+    return Evaluation(sum(loss.total for loss in losses), totals if len(totals) == len(weights) else None, weights)

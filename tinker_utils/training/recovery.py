@@ -1,0 +1,179 @@
+"""Trains from the latest checkpoint that is left, and goes back to it when a run cannot go on from where it is.
+
+That is so when the service has lost a result for good, for then nobody knows what the weights are; and when a loss was
+not finite and its batch is to be skipped, for then the weights are spoiled. The model is made anew from the
+checkpoint, and what was trained since is trained again: never twice on the same weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from tinker_utils.errors import CheckpointGoneError, ResultLostError, ResumeError, ServiceGoneError
+from tinker_utils.plan.plan import Plan
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.evaluations import PastEvaluations
+from tinker_utils.run.logger import RunLogger
+from tinker_utils.run.result import TrainingResult
+from tinker_utils.run.spending import Spending
+from tinker_utils.service.client import Service
+from tinker_utils.service.model import Model
+from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed, set_aside
+from tinker_utils.training.loop import SpoiledStepError, TrainingLoop
+from tinker_utils.training.recorder import Recorder
+from tinker_utils.training.resuming import ResumePoint, resume_points
+from tinker_utils.training.waiting import Waiting
+
+# How often to go back to one and the same checkpoint for a lost result: what happens again and again will not go away.
+_MAX_RETURNS = 3
+
+
+class Recovery:
+    """A run's attempts to reach its end; `train` is all there is to call, once.
+
+    Args:
+        run: the directory.
+        plan: what to train on.
+        logger: where to say what is going on; its state holds the resume points.
+        service: where to train.
+        spending: where what is sent is written down.
+    """
+
+    def __init__(self, run: RunDirectory, plan: Plan, logger: RunLogger, service: Service, spending: Spending) -> None:
+        self._run = run
+        self._plan = plan
+        self._logger = logger
+        self._service = service
+        self._spending = spending
+        # A copied directory has its own copy of the embedded store, but not of what a service elsewhere keeps.
+        borrowed = () if plan.config.service == "local" else logger.state.get("borrowed_models", ())
+        self._cleanup = CheckpointCleanup(service, plan.config.checkpoint_ttl_seconds, borrowed)
+        self._waiting = Waiting(logger, service, plan.config.service_timeout_s, _abort)
+        self._skipped = frozenset(logger.state.get("left_out_steps") or ())
+        self._returned_to: str | None = None
+        self._returns = 0
+        self._returning_since = 0.0
+
+    async def train(self, points: Sequence[ResumePoint], notices: Sequence[tuple[str, str]]) -> TrainingResult:
+        """Train to the end.
+
+        Args:
+            points: where the run can go on, the latest first; the last one is its start.
+            notices: what to say first: kinds of notices, and their messages.
+
+        Raises:
+            ServiceError: the service gave up on a request; or it lost results again and again.
+            ResumeError: none of the run's checkpoints is left.
+        """
+        while True:
+            loop: TrainingLoop | None = None
+            try:
+                loop = await self._loop(points, notices)
+                return await loop.run()
+            except ResultLostError as lost:
+                if loop is None and not self._returns:
+                    raise  # nothing has been trained yet, and whoever began it is there to hear
+                points = self._go_back()
+                if self._in_vain(lost) or (loop is not None and loop.ending):
+                    raise
+                notices = [("warning", f"{lost} The run went back to step {points[0].progress.step} by itself.")]
+                if isinstance(lost, ServiceGoneError):
+                    await self._reconnect(points[0].progress.step)
+            except SpoiledStepError as spoiled:
+                points = self._go_back()
+                notices = [("warning", self._skip(spoiled.step, points[0].progress.step))]
+
+    async def _loop(self, points: Sequence[ResumePoint], notices: Sequence[tuple[str, str]]) -> TrainingLoop:
+        """Make the loop from the latest point that is left on; the logger then tells one history up to there."""
+        logger, latest = self._logger, points[0].progress.step
+        model, point, cautions = await self._waiting.call(
+            lambda: _model(self._service, self._plan, points), latest, "the model to be ready"
+        )
+        step = point.progress.step
+        left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
+        await self._waiting.call(lambda: self._sweep(left, model.run_id), step, "the lists of checkpoints")
+        past = PastEvaluations(self._run.evaluations)
+        recorder = Recorder(self._plan, logger, point, left, past, self._spending)
+        # More may have been sent since the last save than run.json says, and the records that told of it go.
+        recorder.publish()
+        if not logger.roll_back(point.path, step):
+            cautions.append(
+                f"{self._run.metrics} has no record of the checkpoint after step {step}, from which the "
+                "run goes on: what the file says of the steps before may be incomplete."
+            )
+        for kind, message in [*notices, *(("warning", caution) for caution in cautions)]:
+            logger.record("notice", step, kind=kind, message=message)
+        if point.path is not None:
+            logger.record("resume", step, path=point.path)
+        return TrainingLoop(
+            self._run, self._plan, logger, recorder, self._service, model,
+            self._cleanup, self._spending, self._skipped,
+        )  # fmt: skip
+
+    def _sweep(self, points: Sequence[ResumePoint], model: str) -> None:
+        """Remove checkpoints that earlier attempts left, and note under which name this one will save."""
+        before = self._logger.state.get("models", [])
+        left = self._cleanup.sweep(needed(before, [point.checkpoints for point in points]))
+        # The attempt just before may still be at work on the service: its name is looked at once more.
+        self._logger.publish(models=list(dict.fromkeys([*left, *before[-1:], model])))
+        if self._plan.config.service == "local":
+            # The store is the directory's own. A service elsewhere keeps what runs moved aside have saved there.
+            for kept in set_aside(self._run):
+                self._cleanup.sweep(kept)
+
+    def _go_back(self) -> list[ResumePoint]:
+        points = resume_points(self._run, self._logger.state)
+        if not self._returns or self._returned_to != points[0].path:
+            self._returned_to, self._returns, self._returning_since = points[0].path, 0, time.monotonic()
+        self._returns += 1
+        return points
+
+    def _in_vain(self, lost: ResultLostError) -> bool:
+        """Return whether to go back to the same checkpoint no more: too often, or an outage that lasts too long."""
+        if not isinstance(lost, ServiceGoneError):
+            return self._returns > _MAX_RETURNS
+        longest = self._plan.config.service_timeout_s
+        return longest is not None and time.monotonic() - self._returning_since > longest
+
+    def _skip(self, step: int, back_to: int) -> str:
+        """Note that a step's batch is not to be trained on, also should the run be killed now."""
+        self._skipped |= {step}
+        self._logger.publish(left_out_steps=sorted(self._skipped))
+        return (
+            f"the loss or the gradient of step {step} was not a finite number: its batch is skipped, and the run "
+            f"went back to step {back_to} for weights that are sound."
+        )
+
+    async def _reconnect(self, step: int) -> None:
+        await self._waiting.call(self._service.wait_until_reachable, step, "the service")
+        self._service.renew()
+
+
+def _abort() -> None:
+    """Cancel: there is nothing to finish before a model is ready."""
+    raise asyncio.CancelledError
+
+
+def _model(service: Service, plan: Plan, points: Sequence[ResumePoint]) -> tuple[Model, ResumePoint, list[str]]:
+    """Return the model of the latest checkpoint that is left, or a new one; where it stands; what to say of it.
+
+    Only a checkpoint that the service says it does not have is skipped: any other failure may pass, and must not
+    cost the run what it has trained.
+    """
+    cautions: list[str] = []
+    *saved, start = points
+    for point in saved:
+        try:
+            model = service.restored_model(str(point.path), plan.config)
+        except CheckpointGoneError as error:
+            cautions.append(f"{error} The run goes on from the checkpoint before it.")
+            continue
+        return model, point.without_lost_best(points[0].checkpoints) if cautions else point, cautions
+    if cautions:
+        raise ResumeError(
+            "none of the run's checkpoints is left on the service; choose another output directory, "
+            "or set training.resume_from_checkpoint: false to start anew."
+        )
+    return service.new_model(plan.config), start, cautions

@@ -1,0 +1,188 @@
+"""`fit`: begins a run or goes on with one, trains it on a service, and says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+from tinker_utils.basics.redaction import one_sentence, without_home
+from tinker_utils.config.changes import setting_changes
+from tinker_utils.config.settings import TrainingConfig, dump_config
+from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
+from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.run.directory import RunDirectory, State, write_atomically
+from tinker_utils.run.logger import OnRecord, RunLogger
+from tinker_utils.run.result import TrainingResult
+from tinker_utils.run.spending import Spending
+from tinker_utils.service.client import Service, connect
+from tinker_utils.training.check_report import PreflightReport
+from tinker_utils.training.checkpoint_cleanup import borrowed_models
+from tinker_utils.training.checks import check_start
+from tinker_utils.training.recovery import Recovery
+from tinker_utils.training.resuming import (
+    FORMAT,
+    ResumePoint,
+    changes_to_take_up,
+    has_ended,
+    resume_points,
+    stretched_schedule,
+    with_fresh_patience,
+)
+
+
+async def fit(
+    config: TrainingConfig,
+    output_dir: Path | str | None = None,
+    *,
+    service: Service | None = None,
+    preparation: Plan | None = None,
+    on_record: OnRecord | None = None,
+) -> TrainingResult:
+    """Train, from a notebook cell or any coroutine.
+
+    A run that was cut off in `output_dir` goes on where it was; one that has ended there returns its result, unless
+    the settings now ask for more. Interrupting (the kernel's button, Ctrl-C, or a STOP file in the directory) finishes
+    the steps in flight, saves and returns; interrupting twice aborts at once, and the run can still be resumed.
+
+    Args:
+        config: what to do.
+        output_dir: the run's directory; `config.output_dir` if None.
+        service: an open connection to use, which stays open; None opens one for this run.
+        preparation: what `prepare(config)` gave, if it was called already.
+        on_record: called with each record of metrics.jsonl.
+
+    Raises:
+        ConfigError, DataError, RenderingError: the run cannot begin; nothing was spent, and nothing was written.
+        ResumeError: the run in `output_dir` cannot go on with these settings or data.
+        RunDirectoryError: the directory is in use, damaged or not writable.
+        ServiceError: the service cannot be reached, or refused a request; the run resumes from its latest checkpoint.
+
+    `preflight` tells beforehand what the run's warnings will be, and what would keep it from beginning.
+    """
+    config = config.resolved()
+    run = RunDirectory(output_dir or config.output_dir)
+    with run.claimed():
+        run.clear_requests()
+        plan = await asyncio.to_thread(prepare, config) if preparation is None else preparation
+        if changed := setting_changes(plan.config, config):
+            raise ConfigError(
+                f"preparation: was made of other settings ({'; '.join(map(str, changed))}); prepare(config) again."
+            )
+        before = run.read_state() if config.resume_from_checkpoint else None
+        changes = changes_to_take_up(run, before, plan) if before else []
+        points = resume_points(run, before) if before else [ResumePoint()]
+        if before and has_ended(before, points[0], plan):
+            return TrainingResult.from_state(run, before)
+        report = await asyncio.to_thread(_checked, run, plan, service, same_data=before is not None)
+        if before is None:
+            run.archive()
+        write_atomically(run.config, dump_config(config))
+        points[0] = with_fresh_patience(points[0], before or {}, plan)
+        state = _first_state(run, plan, points, before or {})
+        cautions = report.warnings + stretched_schedule(before or {}, plan)
+        notices = [("warning", sentence) for sentence in cautions]
+        if changes:
+            notices.append(("changed", f"the run goes on with {', '.join(map(str, changes))}"))
+        with RunLogger(run, state, on_record) as logger:
+            return await _train(run, plan, logger, points, notices, service)
+
+
+def fit_blocking(
+    config: TrainingConfig,
+    output_dir: Path | str | None = None,
+    *,
+    service: Service | None = None,
+    preparation: Plan | None = None,
+    on_record: OnRecord | None = None,
+) -> TrainingResult:
+    """Train as `fit` does, and block until the run has ended: for scripts.
+
+    Raises:
+        TinkerUtilsError: an event loop is running already, as in a notebook; use `await fit(…)` there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(fit(config, output_dir, service=service, preparation=preparation, on_record=on_record))
+    raise TinkerUtilsError("fit_blocking was called where an event loop runs, as in a notebook; use `await fit(…)`.")
+
+
+def _checked(run: RunDirectory, plan: Plan, service: Service | None, same_data: bool) -> PreflightReport:
+    """Look at what can be known before anything is spent or written; raises what forbids the run to start."""
+    report = PreflightReport(tuple(check_start(plan.config, run, plan, service, same_data)))
+    report.raise_for_failures()
+    return report
+
+
+def _first_state(run: RunDirectory, plan: Plan, points: list[ResumePoint], before: State) -> State:
+    config = plan.config
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "reason": None,
+        "activity": None,
+        "plan": {
+            "model": without_home(config.model),
+            "service": config.service,
+            "epochs": config.epochs,
+            "total_steps": plan.total_steps,
+            "steps_per_epoch": plan.batches.steps_per_epoch,
+            "warmup_steps": plan.warmup_steps,
+            "patience": config.early_stopping_patience,
+            "expected_tokens": plan.expected_tokens,
+            "expected_cost_usd": plan.expected_cost_usd,
+        },
+        "progress": before.get("progress"),
+        "best_checkpoint": before.get("best_checkpoint"),
+        "spent": before.get("spent"),
+        "data_digest": plan.data_digest,
+        "resume_points": [point.to_dict() for point in reversed(points) if point.path is not None],
+        "periodic_checkpoints": before.get("periodic_checkpoints", []),
+        "left_out_steps": before.get("left_out_steps", []),
+        "models": before.get("models", []),
+        "home": run.identity,
+        "borrowed_models": borrowed_models(run, before, [point.checkpoints for point in reversed(points)]),
+    }
+
+
+async def _train(
+    run: RunDirectory,
+    plan: Plan,
+    logger: RunLogger,
+    points: list[ResumePoint],
+    notices: list[tuple[str, str]],
+    service: Service | None,
+) -> TrainingResult:
+    """Open the service, restore or create the model, and loop; run.json says how it ended, also when it failed."""
+    try:
+        logger.activity("starting", f"connecting to {plan.config.service}")
+        async with open_service(plan.config, run.local_store, service) as connection:
+            with closing(Spending(run.spending, logger.state.get("spent"))) as spending:
+                return await Recovery(run, plan, logger, connection, spending).train(points, notices)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        logger.abandon("stopped", "aborted; it resumes from its latest checkpoint")
+        raise
+    except Exception as error:
+        known = isinstance(error, TinkerUtilsError)
+        logger.abandon("failed", str(error) if known else one_sentence(f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        with contextlib.suppress(RunDirectoryError):
+            run.clear_requests()
+
+
+@asynccontextmanager
+async def open_service(config: TrainingConfig, store: Path, service: Service | None = None) -> AsyncIterator[Service]:
+    """Give the service, or what `connect` opens, which is closed again even if opening it is interrupted."""
+    if service is not None:
+        yield service
+        return
+    opening = asyncio.ensure_future(asyncio.to_thread(connect, config, store))
+    try:
+        yield await asyncio.shield(opening)
+    finally:
+        connection = await opening
+        await asyncio.to_thread(connection.close)

@@ -1,0 +1,222 @@
+"""A run's status, picture and samples as HTML for a notebook, in the colours of its theme.
+
+Everything that comes from data, models or files is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from tinker_utils.run.series import LossUnit, Record
+from tinker_utils.run.status import RunStatus
+from tinker_utils.style.curves import UNIT_WORDS, png
+from tinker_utils.style.palette import GRID, INK, PALE_INK, WHITE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = r"""<style>
+.tinker-run { color: var(--tinker-ink); font-family: var(--jp-ui-font-family, sans-serif); font-size: 13px;
+  line-height: 1.4; max-width: 960px;
+  --tinker-ink: var(--jp-content-font-color1, var(--vscode-editor-foreground, #262626));
+  --tinker-pale-ink: var(--jp-content-font-color2, var(--vscode-descriptionForeground, #595959));
+  --tinker-ground: var(--jp-layout-color0, var(--vscode-editor-background, #ffffff));
+  --tinker-raised: var(--jp-layout-color2, var(--vscode-editorWidget-background, #eeeeee));
+  --tinker-line: var(--jp-border-color2, var(--vscode-editorWidget-border, #e0e0e0));
+  --tinker-grid: color-mix(in srgb, var(--tinker-ink) 12%, transparent); }
+.tinker-run .head { display: flex; gap: 2px 10px; align-items: baseline; flex-wrap: wrap; margin: 2px 0 8px; }
+.tinker-run .name { font-weight: 600; font-size: 15px; }
+.tinker-run .bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--tinker-line); }
+.tinker-run .bar > div { height: 100%; background: #0072B2; }
+.tinker-run .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 8px 12px;
+  margin: 10px 0 4px; }
+.tinker-run .figures > div { border-left: 2px solid var(--tinker-line); padding-left: 8px; }
+.tinker-run .figures span { display: block; color: var(--tinker-pale-ink); font-size: 11px; }
+.tinker-run .figures b { font-weight: 400; font-size: 16px; font-variant-numeric: tabular-nums; }
+.tinker-run small { color: var(--tinker-pale-ink); font-size: 11px; line-height: 1.25; display: block; }
+.tinker-run small i { font-style: normal; white-space: nowrap; opacity: 0.75; }
+.tinker-run .warning { border-left: 3px solid #E69F00; padding-left: 8px; margin: 6px 0; }
+.tinker-run svg { display: block; width: 100%; height: auto; }
+.tinker-run svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.tinker-run summary { cursor: pointer; font-weight: 600; padding: 2px 0; }
+.tinker-run .sample { display: grid; grid-template-columns: 72px 1fr; gap: 2px 8px; margin: 6px 0; padding: 6px 8px;
+  background: var(--tinker-raised); border-radius: 3px; }
+.tinker-run .sample > span { color: var(--tinker-pale-ink); font-size: 11px; }
+.tinker-run pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 12em; overflow-y: auto; margin: 0;
+  font-family: var(--jp-code-font-family, monospace); font-size: 12px; color: inherit; background: none; }
+/* The icons say nothing to a screen reader: a button's name is its word. */
+.tinker-controls .fa-pause::before { content: "\f04c" / ""; }
+.tinker-controls .fa-play::before { content: "\f04b" / ""; }
+.tinker-controls .fa-stop::before { content: "\f04d" / ""; }
+/* The still picture, displayed below, is for those who open the notebook without its kernel. */
+.jp-OutputArea-child:has(.tinker-run) ~ .jp-OutputArea-child:has(.jp-needs-light-background) { display: none; }
+</style>"""
+# Displayed beside a widget. In a notebook that is opened without its kernel, JupyterLab puts an error message in the
+# place of each widget; a reader is told what to do instead.
+LOST_WIDGET = """<div class="tinker-lost"><style>
+.jp-OutputArea-child:has(.tinker-lost) { display: none; }
+.jp-OutputArea:has(.tinker-lost) > .jp-OutputArea-child > .jupyter-widgets:not(:has(*)) { font-size: 0; }
+.jp-OutputArea:has(.tinker-lost) > .jp-OutputArea-child > .jupyter-widgets:not(:has(*))::after {
+  content: "Run this cell to use it."; font-size: 13px; color: var(--jp-content-font-color2, #595959); }
+</style></div>"""
+# The colours of paper and ink in a picture, and what stands for them in a notebook's theme.
+_THEME = {
+    WHITE: "var(--tinker-ground)",
+    INK: "var(--tinker-ink)",
+    PALE_INK: "var(--tinker-pale-ink)",
+    GRID: "var(--tinker-grid)",
+}
+_THEMED = re.compile("|".join(_THEME), re.IGNORECASE)
+# What an SVG file has before its drawing; its style would hold for the whole page.
+_PREAMBLE = re.compile(r"^.*?(<svg[^>]*>).*?</defs>", re.DOTALL)
+_MAX_PIPS = 12
+_MAX_WARNINGS = 3
+# Coordinates from 10 on, in 1/72 inch, need one decimal.
+_DECIMALS = re.compile(r"(\d\d\.\d)\d+")
+
+
+def status_html(status: RunStatus, unit: LossUnit) -> str:
+    """Name, sentence, progress bar and figures of a run."""
+    figures = figures_html(_figures(status, unit))
+    warnings = warnings_html(status.warnings[-_MAX_WARNINGS:])
+    return (
+        f'<section class="tinker-run" aria-label="Run {escape(status.name)}">'
+        f'<div class="head"><span class="name">{escape(status.name)}</span>'
+        f'<span role="status" aria-live="polite">{escape(status.sentence)}</span></div>'
+        f"{_progress_bar(status)}{figures}{warnings}</section>"
+    )
+
+
+def figures_html(figures: Iterable[tuple[str, str, str]]) -> str:
+    """Return a row of figures, each given as (label, value, detail); these stand in the HTML as they are."""
+    blocks = (f"<div><span>{label}</span><b>{value}</b><span>{detail}</span></div>" for label, value, detail in figures)
+    return f'<div class="figures">{"".join(blocks)}</div>'
+
+
+def warnings_html(sentences: Iterable[str]) -> str:
+    """Return sentences that stand out, escaped."""
+    return "".join(f'<div class="warning">{escape(sentence)}</div>' for sentence in sentences)
+
+
+def picture_html(svg: str, description: str) -> str:
+    """Return a picture in the theme's colours, with its alternative text."""
+    drawing = _PREAMBLE.sub(r"\1", svg, count=1)
+    drawing = _DECIMALS.sub(r"\1", _THEMED.sub(lambda colour: _THEME[colour[0].upper()], drawing))
+    return f'<div class="tinker-run" role="img" aria-label="{escape(description)}">{drawing}</div>'
+
+
+def samples_html(samples: Sequence[Record]) -> str:
+    """Return the latest generations, folded away until they are wanted."""
+    if not samples:
+        return ""
+    blocks = "".join(_sample(sample) for sample in samples)
+    step = escape(str(samples[0].get("step", "?")))
+    return f'<details class="tinker-run"><summary>Samples after step {step}</summary>{blocks}</details>'
+
+
+def _sample(sample: Record) -> str:
+    rows = (
+        f"<span>{label}</span><pre>{escape(str(sample[name]))}</pre>"
+        for name, label in (("prompt", "prompt"), ("completion", "model"), ("reference", "wanted"))
+        if sample.get(name) is not None
+    )
+    return f'<div class="sample">{"".join(rows)}</div>'
+
+
+def _progress_bar(status: RunStatus) -> str:
+    if not status.total_steps:
+        return ""
+    percent = 100 * min((status.step or 0) / status.total_steps, 1)
+    return (
+        f'<div class="bar" role="progressbar" aria-label="steps" aria-valuemin="0" aria-valuemax="{status.total_steps}"'
+        f' aria-valuenow="{status.step or 0}"><div style="width:{percent:.2f}%"></div></div>'
+    )
+
+
+def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]]:
+    """Return (label, value, detail) of what is known, safe to stand in HTML: figures and our own words only."""
+    epoch = f"epoch {_of(status.epoch, status.epochs)}" if status.epoch else ""
+    yield "step", _of(status.step, status.total_steps), epoch
+    if status.seconds_left is not None:
+        yield "time left", duration(status.seconds_left), "if nothing stops it early" if status.patience else ""
+    yield "train loss", _number(status.train_loss), UNIT_WORDS[unit]
+    margin = "" if status.val_loss_margin is None else f" ± {status.val_loss_margin:.2g}"
+    yield "validation loss", _number(status.val_loss) + margin, _best(status)
+    if status.patience:
+        used = min(status.evals_without_improvement or 0, status.patience)
+        pips = "●" * used + "○" * (status.patience - used) if status.patience <= _MAX_PIPS else ""
+        yield "without improvement", f"{used} of {status.patience}", f'<i aria-hidden="true">{pips}</i>'
+    yield "tokens", short(status.tokens), f"of {short(status.expected_tokens)}" if status.expected_tokens else ""
+    if status.cost_usd is not None:
+        expected = status.expected_cost_usd
+        yield "cost", dollars(status.cost_usd), "" if expected is None else f"of at most {dollars(expected)}"
+    yield "tokens per second", short(status.tokens_per_sec), ""
+    yield "learning rate", "–" if status.learning_rate is None else f"{status.learning_rate:.3g}", ""
+
+
+def _best(status: RunStatus) -> str:
+    """Return the best evaluation, and by how much it beats the latest, or the best before where it is the latest."""
+    if status.best_val_loss is None:
+        return ""
+    at = "" if status.best_step is None else f" at step {status.best_step:,}"
+    difference, margin = status.val_diff_best, status.val_diff_best_margin
+    if difference is None or margin is None:
+        return f"best {status.best_val_loss:.4g}{at}"
+    than = " than before" if difference < 0 else ""
+    return f"best {status.best_val_loss:.4g}{at}, better by {abs(difference):.2g} ± {margin:.2g}{than}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: `45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+def dollars(amount: float) -> str:
+    """Return dollars and cents; more places for amounts below a cent."""
+    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
+
+
+def _of(value: int | None, total: int | None) -> str:
+    so_far = "–" if value is None else f"{value:,}"
+    return so_far if total is None else f"{so_far} of {total:,}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def short(value: float | None) -> str:
+    """Return a count with three figures: `1,234`, `56.7 k`, `8.9 M`."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            unit = 1e3 if letter == "k" else size
+            return f"{value / unit:.3g} {letter}"
+    return f"{value:,.0f}"
+
+
+def show_picture(drawing: Figure, alternative_text: str) -> None:
+    """Display a figure as a still picture that stays in the saved notebook, with its alternative text."""
+    from IPython.display import display
+
+    display(  # type: ignore[no-untyped-call]
+        {"text/plain": "<picture>", "image/png": base64.b64encode(png(drawing)).decode("ascii")},
+        metadata={"image/png": {"alt": alternative_text}},
+        raw=True,
+    )
+
+
+def show_widget(widget: Any) -> None:
+    """Display a widget, and what takes its place where the notebook is opened without its kernel."""
+    from IPython.display import display
+
+    display(widget._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
+    display({"text/plain": "", "text/html": LOST_WIDGET}, raw=True)  # type: ignore[no-untyped-call]
