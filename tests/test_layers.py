@@ -145,6 +145,15 @@ def test_docstrings_of_functions_open_with_a_verb():
     assert found == []
 
 
+def test_a_class_has_a_name_of_its_own():
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(dotted(path))
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 def loaded_by(code: str) -> set[str]:
     program = f"{code}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,4 +1,7 @@
-"""The examples of a chat file, rendered in blocks when they are needed, and never twice: what is known is on disk."""
+"""The examples of a chat file, rendered in blocks when they are needed, and never twice: what is known is on disk.
+
+Of a large file, tokens and lengths are estimated from the examples that were rendered first.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transformers tokenizer's parts, for rendering many conversations at once (see `fixed_text`, `byte_places`)."""
+"""Loads a model's tokenizer, and gives its parts, for rendering many conversations at once."""
 
 from __future__ import annotations
 

@@ -19,6 +19,10 @@ from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.series import TRAIN_COLUMNS, FloatArray, MetricsLog, Record
 
+# A file is read in pieces of about this many bytes.
+_PIECE = 1 << 19
+# Weights below this one change no average: a float64 has 16 decimal places.
+_NEGLIGIBLE = 1e-20
 _REQUIRED = {"step": float, "train_loss": float}
 _TOTAL = "train_loss_total"
 _REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -37,7 +41,10 @@ class TrainRecords:
 
 
 class TrainDecoder:
-    """Decodes the columns called `names`, and always `step`."""
+    """Decodes the columns called `names`, and always `step`: `msgspec` reads the wanted numbers and skips the rest.
+
+    A line that it does not accept (another type, a gap, a torn or foreign line) is left to whoever asks, as it is.
+    """
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = [name for name in TRAIN_COLUMNS if name in {*names, "step"}]
@@ -79,12 +86,6 @@ def _column(rows: Sequence[Any], name: str) -> FloatArray:
     values = np.fromiter(map(operator.attrgetter(name), rows), np.float64, len(rows))
     values[np.isnan(values)] = TRAIN_COLUMNS[name]  # None became NaN, which is no JSON
     return values
-
-
-# A file is read in pieces of about this many bytes.
-_PIECE = 1 << 19
-# Weights below this one change no average: a float64 has 16 decimal places.
-_NEGLIGIBLE = 1e-20
 
 
 def encode_record(record: Mapping[str, Any]) -> str:

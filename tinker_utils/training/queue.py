@@ -15,6 +15,10 @@ from tinker_utils.service.model import Model, SubmittedEvaluation, SubmittedSave
 from tinker_utils.training.generations import Generations
 from tinker_utils.training.queue_depth import QueueDepth
 
+# Examples in one request of an evaluation: few requests, as each takes a round trip before the next can be sent; and
+# each far below the protocol's 1,024 examples.
+_EVALUATED_TOGETHER = 256
+
 
 @dataclass(frozen=True)
 class SkippedStep:
@@ -47,7 +51,7 @@ class Work:
 
 
 class RequestQueue:
-    """First in, first out.
+    """The requests in flight, in the order of their submission, and how many of them may be steps.
 
     Args:
         max_steps: the most steps to keep in flight; how many there are depends on what the link needs.
@@ -86,11 +90,6 @@ class RequestQueue:
             for future in work.request.futures:
                 future.cancel()
         return works
-
-
-# Examples in one request of an evaluation: few requests, as each takes a round trip before the next can be sent; and
-# each far below the protocol's 1,024 examples.
-_EVALUATED_TOGETHER = 256
 
 
 class Submission:

@@ -17,11 +17,19 @@ from tinker_utils.run.logger import RunLogger
 from tinker_utils.service.client import Service
 from tinker_utils.service.failures import service_error
 
+# How often to look whether anything is known of trouble, and after how many seconds it is worth telling: what the SDK
+# bridges at its first attempt is no news.
+_LOOK_SECONDS = 0.5
+_TROUBLE_AFTER = 2.0
+_PROBE_EVERY = 3.0
+# Steps whose times are remembered.
 _REMEMBERED = 9
 # No answer is called overdue before this many seconds, nor before it took this many times as long as usual: a cycle of
 # the hosted service alone takes ten seconds, and nobody wants to be told of each.
 MIN_SECONDS = 4.0
 _TIMES_THE_USUAL = 3.0
+
+T = TypeVar("T")
 
 
 class AnswerTimes:
@@ -44,16 +52,6 @@ class AnswerTimes:
         usual_seconds = median(seconds for seconds, _ in self._steps)
         usual_tokens = median(tokens for _, tokens in self._steps)
         return max(MIN_SECONDS, _TIMES_THE_USUAL * usual_seconds * max(1.0, tokens / max(usual_tokens, 1)))
-
-
-# How often to look whether anything is known of trouble, and after how many seconds it is worth telling: what the SDK
-# bridges at its first attempt is no news.
-_LOOK_SECONDS = 0.5
-_TROUBLE_AFTER = 2.0
-_PROBE_EVERY = 3.0
-
-
-T = TypeVar("T")
 
 
 @dataclass

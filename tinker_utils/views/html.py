@@ -1,6 +1,7 @@
 """A run's status, picture and samples as HTML for a notebook, in the colours of its theme.
 
-Everything that comes from data, models or files is escaped.
+Everything that comes from data, models or files is escaped. `show_picture` and `show_widget` put into a saved notebook
+what stays there: a still picture with its alternative text, and a word where a widget was.
 """
 
 from __future__ import annotations

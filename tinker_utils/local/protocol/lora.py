@@ -1,4 +1,9 @@
-"""The LoRA adapter that a client asks for: its settings, resolved against the base model's linear modules."""
+"""The LoRA adapter that a client asks for: its settings, resolved against the base model's linear modules.
+
+Tinker's protocol carries rank, seed and three switches. Alpha, dropout and a list of modules travel as three entries
+of the training client's `user_metadata`: the embedded service honours them, a hosted one merely records them. Both
+sides import the keys from here, so this module imports neither torch nor tinker.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from typing import Any, Literal, Self
 
 from tinker_utils.local.protocol.errors import RequestError
 
+Group = Literal["attn", "mlp", "unembed"]
+MAX_RANK = 1024
 ALPHA_KEY = "lora_alpha"
 DROPOUT_KEY = "lora_dropout"
 TARGET_MODULES_KEY = "lora_target_modules"
@@ -102,10 +109,6 @@ def _module_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
             f"such as 'q_proj,v_proj', but it is {text[:200]!r}."
         )
     return names
-
-
-Group = Literal["attn", "mlp", "unembed"]
-MAX_RANK = 1024
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Sampling sessions: weights that clients draw from, and what they draw."""
+"""Sampling sessions: weights that clients draw from, and what they draw.
+
+Requests that wait for the same sampler are drawn together: whichever comes first takes the others along.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,9 @@ MAX_PROMPT_TOKENS = 16_384
 
 QUIET_S, SETTLE_LIMIT_S = 0.01, 0.2
 """Drawing begins when no request has come for so long, or when it has waited so long in all."""
+
+SNAPSHOTS_KEPT = 32
+"""Unnamed weights a session: a loop that samples from each step's weights must not fill the disk."""
 
 Draw = Callable[[Sequence[SampleQuery]], list[SampleOutput]]
 
@@ -90,10 +96,6 @@ class Gathering:
                 queries[number] = other
                 rows += other.count
         return queries
-
-
-SNAPSHOTS_KEPT = 32
-"""Unnamed weights a session: a loop that samples from each step's weights must not fill the disk."""
 
 
 class Samplers:

@@ -16,8 +16,11 @@ from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.server.scheduler import JSON, PROTOBUF
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_HEAD_BYTES = 64 * 1024
+_MAX_MESSAGE_BYTES = MAX_BODY_BYTES + 1024 * 1024  # with what chunks and trailers add
 DOWNLOAD_PREFIX = "/api/v1/downloads/"
 
+_TOO_LARGE = f"The body is larger than the {MAX_BODY_BYTES} bytes that this service takes."
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -57,9 +60,6 @@ class Guard:
         if b"content-encoding" in headers:
             return 415, "This service takes bodies without a Content-Encoding only."
         return None
-
-
-_TOO_LARGE = f"The body is larger than the {MAX_BODY_BYTES} bytes that this service takes."
 
 
 class _Bounded:
@@ -105,12 +105,11 @@ class Signer:
             raise RequestError("This download address is not valid or has expired: ask for a new one.", 403)
 
 
-MAX_HEAD_BYTES = 64 * 1024
-_MAX_MESSAGE_BYTES = MAX_BODY_BYTES + 1024 * 1024  # with what chunks and trailers add
-
-
 class BoundedProtocol(HttpToolsProtocol):
-    """Refuses a head that does not end, and a message that is larger than any that is served."""
+    """Bounds the HTTP parser, which collects a request's head in memory before anybody has asked for a key.
+
+    It refuses a head that does not end, and a message that is larger than any that is served.
+    """
 
     _in_head = True
     _received = 0

@@ -29,29 +29,16 @@ from tinker_utils.local.server.scheduler import Worker
 from tinker_utils.local.server.security import BoundedProtocol, Guard
 from tinker_utils.local.store.store import Store
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_MAX_KEPT = 32 << 20  # the most that every glibc takes
-_KEPT = 512 << 20
-
-
-def keep_freed() -> None:
-    """Let what one step frees serve the next, up to 512 MiB, where malloc is glibc's.
-
-    It gives large pieces back at once otherwise, and the next step gets them anew, page by page: that takes several
-    hundredths of a step's time. Larger pieces still come from the system and go back to it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MAX_KEPT)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
-
-
 KEY_VARIABLE = "TINKER_UTILS_LOCAL_KEY"
 """Environment variable that gives the server a key, so that clients stay valid when it is started again."""
 
 _SWEEP_S = 60.0
 
 logger = logging.getLogger(__name__)
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MAX_KEPT = 32 << 20  # the most that every glibc takes
+_KEPT = 512 << 20
 
 
 def run_server(
@@ -155,3 +142,15 @@ async def _sweep(handlers: Handlers) -> None:
         for session in handlers.sessions.idle():
             handlers.finish(session, "The session ended, because its client sent nothing for too long.")
         await asyncio.to_thread(handlers.store.prune)
+
+
+def keep_freed() -> None:
+    """Let what one step frees serve the next, up to 512 MiB, where malloc is glibc's.
+
+    It gives large pieces back at once otherwise, and the next step gets them anew, page by page: that takes several
+    hundredths of a step's time. Larger pieces still come from the system and go back to it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAX_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
