@@ -1,9 +1,8 @@
-"""Rendering beside the tokenizer's own batch encoding; and how a chat file of a gigabyte starts, and starts again."""
+"""Rendering beside the tokenizer's own batch encoding; many short chats prepared, and a gigabyte started."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from measure import alternate, medians, say, table
 
@@ -19,7 +17,7 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import ChatIndex
 from tinker_utils.data.rendering import encode
 from tinker_utils.data.template import Tokenizer
-from tinker_utils.data.tokenizers import DirectTokenizer, load_tokenizer
+from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.plan.plan import prepare
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train.jsonl"
@@ -32,6 +30,7 @@ SHAPES = {
 }
 ROUNDS, TOGETHER = 5, 500
 LARGE_BYTES, VALID_ROWS = 10**9, 200
+SHORT_CHATS = 20_000
 STEPS = 500
 
 
@@ -46,11 +45,11 @@ def main() -> None:
     print(
         "\nThe tokenizer encodes the rendered texts by one call for each five hundred. Rendering starts at the file"
         " and ends at tokens and weights: it reads, parses, applies the chat template to prompts and answers, and"
-        " encodes. It can take less time than the tokenizer, which keeps the place of each token in the text.\n"
+        " encodes.\n"
     )
-    first, second = large()
-    header = ("a chat file of 1 GB", "first run", "second run")
-    print(table(header, [(name, first[name], second[name]) for name in first]))
+    print(table(("short chats", "prepared, s", "wanted"), [(f"{SHORT_CHATS:,}", short_chats(), "at most 6")]))
+    print("\nFrom `prepare` on a file of one-line questions and answers to all examples in memory.\n")
+    print(table(("a chat file of 1 GB", ""), list(large().items())))
     print(
         "\nThe start is from `prepare` to the first batch, once everything is imported and the tokenizer loaded: each"
         " line checked, order and number of steps fixed. Memory is the process's resident peak (VmHWM) over"
@@ -99,8 +98,18 @@ def timed(work) -> float:  # noqa: ANN001
     return time.perf_counter() - began
 
 
-def large() -> tuple[dict[str, float], dict[str, float]]:
-    """Return what two runs on a file of a gigabyte take to start, each in a process of its own."""
+def short_chats() -> float:
+    """Return seconds in which many short chats are prepared, the tokenizer loaded."""
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "train.jsonl").write_bytes(b"".join(lines(12, 8, SHORT_CHATS)))
+        (Path(place) / "valid.jsonl").write_bytes(b"".join(lines(12, 8, VALID_ROWS, seed=1)))
+        config = TrainingConfig(service="local", model="tiny", data_dir=Path(place))
+        tokenizer = load_tokenizer(config)
+        return timed(lambda: prepare(config, tokenizer))
+
+
+def large() -> dict[str, float]:
+    """Return what a run on a file of a gigabyte takes to start, in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "data"
         directory.mkdir()
@@ -109,11 +118,9 @@ def large() -> tuple[dict[str, float], dict[str, float]]:
             while file.tell() < LARGE_BYTES:
                 file.writelines(lines(150, 50, 10_000, seed=file.tell()))
         (directory / "valid.jsonl").write_bytes(b"".join(lines(150, 50, VALID_ROWS, seed=1)))
-        environment = os.environ | {"TINKER_UTILS_CACHE": f"{place}/cache"}
-        command = [sys.executable, __file__, str(directory)]
-        runs = [subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True) for _ in range(2)]
-    first, second = (json.loads(run.stdout) for run in runs)
-    return first, second
+        run = subprocess.run([sys.executable, __file__, str(directory)], stdout=subprocess.PIPE, check=True)
+    started: dict[str, float] = json.loads(run.stdout)
+    return started
 
 
 def start(directory: Path) -> dict[str, float]:
@@ -122,7 +129,7 @@ def start(directory: Path) -> dict[str, float]:
     import tinker  # noqa: F401  (a trainer has it in memory)
 
     config = TrainingConfig(service="local", model="tiny", data_dir=directory, max_seq_length=512)
-    tokenizer = Counting(load_tokenizer(config))
+    tokenizer = load_tokenizer(config)
     imported, began = time.perf_counter() - began, time.perf_counter()
     plan = prepare(config, tokenizer)
     plan.batches.batch(1)
@@ -134,48 +141,8 @@ def start(directory: Path) -> dict[str, float]:
         "imports and tokenizer, s": imported,
         "start, s": started,
         f"batches of {STEPS} steps, s": time.perf_counter() - began,
-        "texts tokenized": tokenizer.texts,
         "peak of memory, MB": peak_megabytes(),
     }
-
-
-class CountingBackend:
-    """A Rust tokenizer that counts the texts it is given without being asked for places."""
-
-    def __init__(self, backend: Any) -> None:
-        self.texts = 0
-        self._backend = backend
-
-    def encode_batch_fast(self, texts: list[str], **options: object) -> object:
-        """Encode texts."""
-        self.texts += len(texts)
-        return self._backend.encode_batch_fast(texts, **options)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._backend, name)
-
-
-class Counting:
-    """A tokenizer that counts the texts it is given."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.backend_tokenizer = CountingBackend(tokenizer.backend_tokenizer)
-        self.direct = DirectTokenizer(self)
-        self._called_with = 0
-        self._tokenizer = tokenizer
-
-    @property
-    def texts(self) -> int:
-        """Return how many texts it was given, in whichever way."""
-        return self._called_with + self.backend_tokenizer.texts
-
-    def __call__(self, text: list[str], **options: object) -> object:
-        """Encode texts."""
-        self._called_with += len(text)
-        return self._tokenizer(text, **options)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._tokenizer, name)
 
 
 def lines(prompt_words: int, answer_words: int, rows: int, seed: int = 0) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.loss_mask import ByteOffsets, is_byte_level, tokens_and_mask
 from tinker_utils.data.rendering import encode
-from tinker_utils.data.tokenizers import DirectTokenizer, load_tokenizer
+from tinker_utils.data.tokenizers import load_tokenizer
 
 
 def backend() -> Tokenizer:
@@ -58,9 +58,7 @@ PARTS = st.integers(1, 3).flatmap(lambda spans: st.lists(TEXTS, min_size=2 * spa
 
 
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=KINDS[kind])
-    tokenizer.direct = DirectTokenizer(tokenizer)
-    return tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind])
 
 
 class Plain:

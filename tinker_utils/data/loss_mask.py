@@ -12,8 +12,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from tinker_utils.data.fixed_text import Direct
-from tinker_utils.data.template import Span, Tokenizer, direct
+from tinker_utils.data.template import Span, Tokenizer
+from tinker_utils.data.tokenizers import rust_tokenizer
+
+# A tokenizer is looked at once.
+_byte_offsets: WeakKeyDictionary[Tokenizer, ByteOffsets] = WeakKeyDictionary()
 
 MaskedTokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # token ids, and which of them lie in a span
 _SPLITTERS = {"Sequence", "Split", "Digits", "ByteLevel"}
@@ -23,24 +26,24 @@ def tokens_and_mask(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenize
     """Return tokens of each text and which of them lie in a span."""
     if not texts:
         return []
-    places = _places(tokenizer)
-    known = places.encode(texts) if places else [None] * len(texts)
+    offsets = _offsets(tokenizer)
+    known = offsets.encode(texts) if offsets else [None] * len(texts)
     others = [text for text, tokens in zip(texts, known, strict=True) if tokens is None]
     encoded = _encode(others, tokenizer)
     return [next(encoded) if tokens is None else tokens for tokens in known]
 
 
-def _places(tokenizer: Tokenizer) -> ByteOffsets | None:
+def _offsets(tokenizer: Tokenizer) -> ByteOffsets | None:
     """Return a tokenizer's byte offsets, looked at once; None where bytes do not say where its tokens are."""
-    parts = direct(tokenizer)
-    if parts is None or (backend := parts.backend) is None:
+    backend = rust_tokenizer(tokenizer)
+    if backend is None:
         return None
-    places = _byte_offsets.get(parts)
-    if places is None or places.size != backend.get_vocab_size():
+    offsets = _byte_offsets.get(tokenizer)
+    if offsets is None or offsets.size != backend.get_vocab_size():
         if not is_byte_level(backend):
             return None
-        places = _byte_offsets[parts] = ByteOffsets(backend)
-    return places
+        offsets = _byte_offsets[tokenizer] = ByteOffsets(backend)
+    return offsets
 
 
 def _encode(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> Iterator[MaskedTokens]:
@@ -202,7 +205,3 @@ def _parts(component: Any) -> Iterator[dict[str, Any]]:
         part = waiting.pop()
         waiting += [*part.get("pretokenizers", ()), *part.get("processors", ())]
         yield part
-
-
-# A tokenizer is looked at once.
-_byte_offsets: WeakKeyDictionary[Direct, ByteOffsets] = WeakKeyDictionary()

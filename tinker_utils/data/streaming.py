@@ -1,45 +1,40 @@
-"""The examples of a chat file, rendered in blocks when they are needed, and never twice: what is known is on disk.
+"""The examples of a chat file, rendered in blocks when they are needed: no file is held in memory as a whole.
 
 Of a large file, tokens and lengths are estimated from the examples that were rendered first.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.batching import Batch, BatchPlan, Example, epoch_order
 from tinker_utils.data.files import ChatIndex
-from tinker_utils.data.rendering import Encoded, RenderedSet, encode
+from tinker_utils.data.rendering import RenderedSet, encode
 from tinker_utils.data.template import Tokenizer
-from tinker_utils.data.token_cache import TokenCache, Words
 
 # Rows rendered together, and the bytes that they may take: enough to keep the tokenizer's threads busy, little enough
 # for memory, of which the tokenizer takes a hundred times as much. Where somebody waits for a block, it is smaller.
 BLOCK, _BLOCK_BYTES = 1024, 1 << 19
 _AWAITED_BYTES = 1 << 17
-_COMPLETION = np.uint32(1 << 31)
-_FORMAT = 1  # of what is kept: another one is another cache
+_BLOCKS_HELD = 8
 
 Rows = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the rows rendered so far.
+    """The rows rendered so far.
 
     Attributes:
         rows: how many.
-        bytes: their share in the bytes of all rows, in [0, 1].
+        share: their share in the bytes of all rows, in [0, 1].
         tokens: tokens that the model reads of them.
         completion_tokens: tokens in the loss.
         cut: how many were cut.
@@ -59,7 +54,6 @@ class RenderedFile(Sequence[Example | None]):
 
     Args:
         chats: the file.
-        digest: SHA-256 of its content.
         tokenizer: renders it.
         max_seq_length: tokens that an example is cut to.
         train_on: which answers count.
@@ -69,14 +63,15 @@ class RenderedFile(Sequence[Example | None]):
         DataError: the file has been changed.
     """
 
-    def __init__(self, chats: ChatIndex, digest: str, tokenizer: Tokenizer, max_seq_length: int, train_on: str) -> None:
+    def __init__(self, chats: ChatIndex, tokenizer: Tokenizer, max_seq_length: int, train_on: str) -> None:
         self.chats = chats
         self.max_seq_length = max_seq_length
         self._tokenizer = tokenizer
         self._train_on = train_on
-        self._cache = TokenCache(len(chats), _key(digest, tokenizer, max_seq_length, train_on))
-        # Where the disk takes no more, the latest blocks are all that is not rendered again.
-        self._held: deque[dict[int, Words]] = deque(maxlen=8)
+        # Of each row that was rendered once: its tokens, cut or not, at least 1, and its completion tokens.
+        self._lengths = np.zeros(len(chats), np.uint32)
+        self._completion_tokens = np.zeros(len(chats), np.uint32)
+        self._held: deque[dict[int, Example | None]] = deque(maxlen=_BLOCKS_HELD)
         self._threads: ThreadPoolExecutor | None = None
         self._ahead: Future[None] | None = None
 
@@ -91,103 +86,70 @@ class RenderedFile(Sequence[Example | None]):
         if isinstance(row, slice):
             return [self[each] for each in range(len(self))[row]]
         row = range(len(self))[row]
-        words = self._words(row)
-        if words is None:
-            self._render([row])
-            words = self._words(row)
-        assert words is not None
-        return _example(words, self.max_seq_length)
+        if self._missing([row]):
+            self._hold([row])
+        return next(block[row] for block in tuple(self._held) if row in block)
 
     def __iter__(self) -> Iterator[Example | None]:
-        for start in range(0, len(self), BLOCK):
-            missing = self._missing(np.arange(start, min(start + BLOCK, len(self)), dtype=np.int32))
-            while block := self._block(missing, _BLOCK_BYTES):
-                self._render(block)
-                missing = missing[len(block) :]
-            yield from (self[row] for row in range(start, min(start + BLOCK, len(self))))
+        rows = list(range(len(self)))
+        while rows:
+            block = self._block(rows[:BLOCK], _BLOCK_BYTES)
+            yield from self._render(block)
+            rows = rows[len(block) :]
 
     def read_ahead(self, rows: Rows, upcoming: Rows) -> None:
         """Have `rows` rendered, and begin with what is missing of those that are `upcoming`, in a thread."""
-        if self._missing(rows) and self._ahead is not None:
+        wanted, later = rows.tolist(), upcoming.tolist()
+        if self._ahead is not None and (self._ahead.done() or self._missing(wanted)):
             self._ahead.result()
-        if missing := self._missing(rows):
-            self._render(missing + self._block(self._missing(upcoming), _AWAITED_BYTES))
-        if self._cache.refused or (self._ahead is not None and not self._ahead.done()):
-            return
-        if self._ahead is not None:
-            self._ahead.result()
-        if later := self._block(self._missing(upcoming), _BLOCK_BYTES):
+            self._ahead = None
+        if missing := self._missing(wanted):
+            self._hold(missing + self._block(self._missing(later), _AWAITED_BYTES))
+        if self._ahead is None and (block := self._block(self._missing(later), _BLOCK_BYTES)):
             self._threads = self._threads or ThreadPoolExecutor(1, thread_name_prefix="render")
-            self._ahead = self._threads.submit(self._render, later)
+            self._ahead = self._threads.submit(self._hold, block)
 
     def counts(self) -> Counts:
-        """Return what is known of the rows rendered so far, in this run or before."""
-        lengths, completion = self._cache.lengths, self._cache.completion_tokens
-        known = lengths > 0
-        usable = completion > 0
+        """Return what is known of the rows rendered so far."""
+        known, usable = self._lengths > 0, self._completion_tokens > 0
         share = float(self.chats.sizes[known].sum(dtype=np.int64) / self.chats.sizes.sum(dtype=np.int64))
         return Counts(
             rows=int(known.sum()),
             share=share,
-            tokens=int((np.minimum(lengths[usable], self.max_seq_length).astype(np.int64) - 1).sum()),
-            completion_tokens=int(completion.sum(dtype=np.int64)),
-            cut=int((lengths > self.max_seq_length).sum()),
+            tokens=int((np.minimum(self._lengths[usable], self.max_seq_length).astype(np.int64) - 1).sum()),
+            completion_tokens=int(self._completion_tokens.sum(dtype=np.int64)),
+            cut=int((self._lengths > self.max_seq_length).sum()),
             cut_off=int((known & ~usable).sum()),
         )
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the tokens that the model reads of each row, shape [rows], counted or estimated from its size."""
-        lengths = np.minimum(self._cache.lengths, self.max_seq_length).astype(np.int64) - 1
+        lengths = np.minimum(self._lengths, self.max_seq_length).astype(np.int64) - 1
         known = lengths >= 0
         per_byte = lengths[known].sum() / max(1, self.chats.sizes[known].sum(dtype=np.int64))
         estimated = np.minimum(self.chats.sizes * per_byte, self.max_seq_length - 1).astype(np.int64)
         return np.where(known, lengths, estimated)
 
-    def _missing(self, rows: Rows) -> list[int]:
-        absent = self._cache.missing(rows).tolist()
-        return [row for row in absent if not any(row in held for held in self._held)] if self._held else absent
+    def _missing(self, rows: Sequence[int]) -> list[int]:
+        return [row for row in rows if not any(row in block for block in tuple(self._held))]
 
     def _block(self, rows: list[int], max_bytes: int) -> list[int]:
         """Return as many of `rows` from their start as fit into so many bytes; one at least."""
         fitting = int(np.searchsorted(self.chats.sizes[rows[:BLOCK]].cumsum(dtype=np.int64), max_bytes))
         return rows[: max(1, fitting)]
 
-    def _words(self, row: int) -> Words | None:
-        return next((held[row] for held in self._held if row in held), self._cache.get(row))
+    def _hold(self, rows: list[int]) -> None:
+        self._held.append(dict(zip(rows, self._render(rows), strict=True)))
 
-    def _render(self, rows: list[int]) -> None:
-        if not rows:
-            return
+    def _render(self, rows: list[int]) -> list[Example | None]:
+        examples: list[Example | None] = []
         encoded = encode(self.chats.conversations(rows), self._tokenizer, self._train_on)
-        words = [_packed(each, self.max_seq_length) for each in encoded]
-        completion = [int((each[1 : self.max_seq_length] >= _COMPLETION).sum()) for each in words]
-        if not self._cache.put(rows, words, completion):
-            self._held.append(dict(zip(rows, words, strict=True)))
-
-
-def _packed(encoded: Encoded | None, max_seq_length: int) -> Words:
-    """Return an encoded conversation in words: one more than fit, if there are, so that it is seen to have been cut."""
-    if encoded is None or not len(encoded.tokens):
-        return np.zeros(1, np.uint32)
-    words = encoded.tokens[: max_seq_length + 1].astype(np.uint32)
-    words[encoded.completion[: max_seq_length + 1]] |= _COMPLETION
-    return words
-
-
-def _example(words: Words, max_seq_length: int) -> Example | None:
-    completion = words >= _COMPLETION
-    return Encoded((words & ~_COMPLETION).astype(np.int32), completion).example(max_seq_length)
-
-
-def _key(digest: str, tokenizer: Tokenizer, max_seq_length: int, train_on: str) -> str | None:
-    """Return what names the rendering of a file; None where a tokenizer cannot be told from others."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers")]
-    own = [getattr(tokenizer, name, None) for name in ("chat_template", "special_tokens_map")]
-    parts = [_FORMAT, digest, max_seq_length, train_on, versions, own, backend.to_str()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        for row, each in zip(rows, encoded, strict=True):
+            example = each and each.example(self.max_seq_length)
+            self._lengths[row] = max(1, len(each.tokens)) if each else 1
+            self._completion_tokens[row] = example.completion_tokens if example else 0
+            examples.append(example)
+        return examples
 
 
 @dataclass(frozen=True, eq=False)

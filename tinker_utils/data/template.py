@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tinker_utils.data.chat import Conversation, Message
-from tinker_utils.data.fixed_text import Direct, FixedTexts
 from tinker_utils.errors import RenderingError
 
 Span = tuple[int, int]
@@ -15,7 +14,7 @@ _Texts = tuple[str, str]  # the prompt of a turn, and the same with its answer
 
 
 class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that rendering needs. One with the attribute `direct` is faster."""
+    """The part of a transformers tokenizer that rendering needs."""
 
     is_fast: bool
 
@@ -24,11 +23,6 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """Render messages to text."""
-
-
-def direct(tokenizer: Tokenizer) -> Direct | None:
-    """Return a tokenizer's parts; None for one that does something of its own around them."""
-    return getattr(tokenizer, "direct", None)
 
 
 def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool = False) -> str:
@@ -75,17 +69,6 @@ def _with_spans(turns: Sequence[tuple[_Turn, _Texts]], train_on: str) -> tuple[s
 
 
 def _texts(turns: Sequence[_Turn], tokenizer: Tokenizer) -> list[_Texts]:
-    """Return the texts of each turn: of many alike from what the template was seen to do with the first of them."""
-    parts = direct(tokenizer)
-    if parts is None:
-        return _applied(turns, tokenizer)
-    fixed = FixedTexts(parts, lambda messages, prompt: apply_template(tokenizer, messages, prompt))
-    texts = [fixed.texts(conversation.messages[: index + 1]) for conversation, index in turns]
-    others = iter(_applied([turn for turn, known in zip(turns, texts, strict=True) if known is None], tokenizer))
-    return [known or next(others) for known in texts]
-
-
-def _applied(turns: Sequence[_Turn], tokenizer: Tokenizer) -> list[_Texts]:
     answered = _apply_to_all(turns, tokenizer, prompt=False)
     return list(zip(_apply_to_all(turns, tokenizer, prompt=True), answered, strict=True))
 

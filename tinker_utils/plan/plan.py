@@ -151,8 +151,8 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
         held_out = ChatIndex(valid_file) if valid_file.exists() else None
         train_digest, valid_digest = digests
     tokenizer = tokenizer or load_tokenizer(config)
-    file = _rendered(index, train_digest, tokenizer, config)
-    valid = None if held_out is None else _in_memory(_rendered(held_out, valid_digest, tokenizer, config))
+    file = _rendered(index, tokenizer, config)
+    valid = None if held_out is None else _in_memory(_rendered(held_out, tokenizer, config))
     if valid is None and config.early_stopping_patience:
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
@@ -177,8 +177,8 @@ def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | 
     return streamed, batches
 
 
-def _rendered(index: ChatIndex, digest: bytes, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
-    return RenderedFile(index, digest.hex(), tokenizer, config.max_seq_length, config.train_on)
+def _rendered(index: ChatIndex, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
+    return RenderedFile(index, tokenizer, config.max_seq_length, config.train_on)
 
 
 def _in_memory(file: RenderedFile) -> RenderedSet:
