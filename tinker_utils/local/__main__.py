@@ -17,7 +17,7 @@ from tinker_utils.local.store.store import Store
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until ended. Prints one line of JSON, with base_url and api_key, to stdout; everything else to stderr."""
+    """Serve until ended. Print one line of JSON, with base_url and api_key, to stdout; everything else to stderr."""
     options = _parser().parse_args(arguments)
     # stdout carries that one line only: whatever a library prints goes to stderr.
     line = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")

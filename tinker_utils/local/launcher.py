@@ -1,6 +1,6 @@
-"""Starts the embedded service as a process of its own, and ends it: the one module that others import from this wing.
+"""Starts the embedded service as a process of its own, and ends it: all that other rooms import of this one is here.
 
-It hands on what a client has to know of the service, too, and imports neither torch nor tinker.
+So it hands on what a client has to know of the service, too, and it imports neither torch nor tinker.
 """
 
 from __future__ import annotations

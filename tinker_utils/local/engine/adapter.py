@@ -82,7 +82,7 @@ class Adapter:
         self.gradient_fault = None
 
     def step(self, params: AdamParams) -> float:
-        """Take a step of AdamW with the accumulated gradient, which is cleared; returns its norm before clipping."""
+        """Take a step of AdamW with the accumulated gradient, clear it, and return its norm before clipping."""
         self.prepare_gradient()
         assert self._gradient is not None
         norm = torch.linalg.vector_norm(self._gradient)

@@ -24,14 +24,14 @@ class Segment(NamedTuple):
 
 
 class SavedAttention(Protocol):
-    """One span's forward pass."""
+    """One segment's forward pass."""
 
     @property
     def out(self) -> Tensor:
         """Return the weighted values [rows, heads, length, d]."""
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradients of q, k and v, shaped like them, for that of `out`; only once."""
+        """Return the gradients of q, k and v, shaped like them, for that of `out`; call it only once."""
 
 
 def segments(lengths: Sequence[int]) -> list[Segment]:
@@ -54,20 +54,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Sequence[Segment]) -> tuple[Te
     Returns:
         [N, heads · d], and what `attend_backward` needs.
     """
-    saved = [_forward(*(_heads_first(each, span) for each in (q, k, v))) for span in rows]
+    saved = [_forward(*(_heads_first(each, segment) for each in (q, k, v))) for segment in rows]
     return torch.cat([_rows(each.out) for each in saved]), saved
 
 
 def attend_backward(gradient: Tensor, rows: Sequence[Segment], saved: Sequence[SavedAttention]) -> Iterator[Tensor]:
     """Yield the gradients of q, k and v, for the gradient [N, heads · d] of what `attend` returned."""
     shaped = gradient.view(len(gradient), -1, saved[0].out.shape[-1])
-    parts = [each.backward(_heads_first(shaped, span)) for span, each in zip(rows, saved, strict=True)]
+    parts = [each.backward(_heads_first(shaped, segment)) for segment, each in zip(rows, saved, strict=True)]
     for column in zip(*parts, strict=True):
         yield torch.cat([part.transpose(1, 2).flatten(0, 1) for part in column])
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> SavedAttention:
-    """Return one span: q [rows, heads, length, d], k and v [rows, groups, length, d]."""
+    """Compute one segment: q [rows, heads, length, d], k and v [rows, groups, length, d]."""
     if q.device.type != "cpu":
         return _Graph.of(q, k, v)
     if q.dtype == torch.float32 and _MIN_IN_BLOCKS <= q.shape[2] <= MAX_IN_BLOCKS:
@@ -172,9 +172,9 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
     return x.reshape(rows * groups, -1, width)
 
 
-def _heads_first(x: Tensor, span: Segment) -> Tensor:
+def _heads_first(x: Tensor, segment: Segment) -> Tensor:
     """Return [rows, heads, length, d], a view of x [N, heads, d]."""
-    start, rows, length = span
+    start, rows, length = segment
     return x[start : start + rows * length].view(rows, length, *x.shape[1:]).transpose(1, 2)
 
 

@@ -98,7 +98,7 @@ class Engine:
             self._remove(adapter)
 
     def forward_backward(self, model_id: str, request: Any) -> LossOutput:
-        """Compute the loss of a parsed ForwardBackwardRequest; its gradient is added to what has accumulated.
+        """Compute the loss of a parsed ForwardBackwardRequest, and add its gradient to what has accumulated.
 
         A call that fails spoils the gradient: the next optimizer step fails rather than step with a part of it.
         """
@@ -151,15 +151,15 @@ class Engine:
         with self._activated(None if weights is None else self._sampler(weights)):
             return sample(self.base, queries)
 
-    def _evaluate(self, adapter: Adapter, batch: LossRequest) -> LossOutput:
-        loss, options = choose(batch)
-        check_loss(batch, loss, self.base.vocabulary, self.base.max_length)
+    def _evaluate(self, adapter: Adapter, request: LossRequest) -> LossOutput:
+        loss, options = choose(request)
+        check_loss(request, loss, self.base.vocabulary, self.base.max_length)
         with self._activated(adapter):
-            return compute(self._network(adapter), batch.data, loss, options, backward=False)
+            return compute(self._network(adapter), request.data, loss, options, backward=False)
 
-    def _differentiate(self, adapter: Adapter, batch: LossRequest) -> LossOutput:
-        loss, options = choose(batch)
-        check_loss(batch, loss, self.base.vocabulary, self.base.max_length)
+    def _differentiate(self, adapter: Adapter, request: LossRequest) -> LossOutput:
+        loss, options = choose(request)
+        check_loss(request, loss, self.base.vocabulary, self.base.max_length)
         done = adapter.progress.forward_backwards
         seed = _seed(adapter.spec.seed, "dropout", done)
         dropout = adapter.spec.dropout
@@ -168,7 +168,7 @@ class Engine:
             adapter.train(True)
             try:
                 masks = Masks(seed, dropout, self.base.device) if dropout else None
-                output = compute(self._network(adapter, masks), batch.data, loss, options, backward=True)
+                output = compute(self._network(adapter, masks), request.data, loss, options, backward=True)
             finally:
                 adapter.train(False)
         adapter.progress = dataclasses.replace(adapter.progress, forward_backwards=done + 1)
@@ -265,7 +265,7 @@ def _lora_config(spec: LoraSpec) -> peft.LoraConfig:
 
 
 def _seed(seed: int, purpose: str, count: int) -> int:
-    """Seed torch as a function of these three alone; returns that seed, from 0 to 2⁶³ - 1."""
+    """Seed torch with a function of these three alone, and return that seed, from 0 to 2⁶³ - 1."""
     digest = hashlib.blake2b(f"{seed}:{purpose}:{count}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little") >> 1
     torch.manual_seed(number)

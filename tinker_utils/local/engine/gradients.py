@@ -37,7 +37,7 @@ class Pass(Protocol):
 
 
 class Decoder(Protocol):
-    """From rows of tokens to hidden states.
+    """Computes hidden states from rows of tokens.
 
     Attributes:
         packed: whether rows lie one behind the other; otherwise they are padded to the longest.
@@ -48,7 +48,7 @@ class Decoder(Protocol):
     micro_batch_tokens: int
 
     def run(self, rows: Sequence[Array], lora: Lora, backward: bool) -> Pass:
-        """Return a forward pass; with `backward`, what its gradient needs is kept."""
+        """Run a forward pass; with `backward`, keep what its gradient needs."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Network:
 def compute(
     network: Network, data: Sequence[Datum], loss: Loss, options: Mapping[str, float], backward: bool
 ) -> LossOutput:
-    """Return loss and log-probabilities of a batch; with `backward`, its gradient is added to the adapter's.
+    """Compute loss and log-probabilities of a batch; with `backward`, add its gradient to the adapter's.
 
     The loss is summed in float64, in the order of the data, so that it does not depend on how they were split.
     """
@@ -108,7 +108,7 @@ def micro_batches(sizes: Sequence[tuple[int, int]], budget: int, packed: bool) -
 def _micro_batch(
     network: Network, rows: Sequence[Datum], loss: Loss, options: Mapping[str, float], backward: bool
 ) -> tuple[Array, Array]:
-    """Return log-probabilities and loss terms of all positions of some rows, each [positions, K]."""
+    """Compute log-probabilities and loss terms of all positions of some rows, each [positions, K]."""
     columns = {name: torch.from_numpy(_stack(rows, name)).to(network.device) for name in (TARGETS, *loss.inputs)}
     done = network.decoder.run([row.tokens for row in rows], network.lora, backward)
     scored = _Scored(network.head, done.hidden.detach(), columns, loss, options)
@@ -137,7 +137,7 @@ class _Scored:
         self._head, self._hidden, self._columns, self._loss, self._options = head, hidden, columns, loss, options
 
     def differentiate(self, positions: Tensor) -> Tensor:
-        """Fill in some positions [n]; returns the loss's gradient by their hidden states [n, H]."""
+        """Fill in some positions [n], and return the loss's gradient by their hidden states [n, H]."""
         gradients = []
         for part in torch.split(positions, self._head.positions):
             inputs = {name: column[part] for name, column in self._columns.items()}
@@ -171,7 +171,7 @@ def _scaled(rows: Sequence[Datum], loss: Loss) -> Array:
 
 
 def _wanted(rows: Sequence[Datum], loss: Loss) -> Array:
-    """Return bool [N]: the positions whose log-probabilities are to be told.
+    """Return bool [N]: the positions whose log-probabilities are asked for.
 
     A row that weighs nothing is there for its log-probabilities: so the SDK asks for those of a custom loss.
     """

@@ -29,7 +29,7 @@ SLICE_ELEMENTS = 1 << 25
 
 
 class Head(Protocol):
-    """From hidden states [n, H] and targets [n, K] to log-probabilities [n, K] in float32, and their gradient.
+    """Computes float32 log-probabilities [n, K] of targets [n, K] from hidden states [n, H], and their gradient.
 
     Attributes:
         positions: the largest n of one call.
@@ -38,10 +38,10 @@ class Head(Protocol):
     positions: int
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Compute log-probabilities without a gradient."""
+        """Return the log-probabilities, without a gradient."""
 
     def differentiate(self, hidden: Tensor, targets: Tensor, slope: Slope) -> tuple[Tensor, Tensor]:
-        """Compute the loss and its gradient by the hidden states [n, H]; an adapter's gradients add up."""
+        """Return log-probabilities and the loss's gradient by `hidden` [n, H]; add to an adapter's own gradients."""
 
 
 class FrozenHead:
@@ -70,7 +70,7 @@ class FrozenHead:
         return torch.stack(columns, 1).float()
 
     def _normalizer(self, hidden: Tensor, with_mean: bool) -> tuple[Tensor, Tensor]:
-        """Return log Σ exp(logits) [n, 1], and the expected row of W under the model, [n, H], if asked for.
+        """Compute log Σ exp(logits) [n, 1], and the expected row of W under the model, [n, H], if asked for.
 
         Exponents are shifted by the largest logit of the first block. That is enough unless a later logit exceeds it by
         more than exp can hold; then the largest of all is looked up first.
@@ -89,7 +89,7 @@ class FrozenHead:
     def _sums(
         self, hidden: Tensor, shift: Tensor, with_mean: bool, buffer: Tensor, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return Σ exp(logit - shift) [n, 1] and Σ exp(logit - shift) W [n, H]; `first`: the first block's logits."""
+        """Compute Σ exp(logit - shift) [n, 1] and Σ exp(logit - shift) W [n, H]; `first`: the first block's logits."""
         total = torch.zeros_like(shift)
         mean = torch.zeros(len(hidden), hidden.shape[1] if with_mean else 0, dtype=torch.float32, device=hidden.device)
         for block in torch.split(self.weight, BLOCK_VOCABULARY):
@@ -105,7 +105,7 @@ class FrozenHead:
         return total, mean
 
     def _logits(self, hidden: Tensor, block: Tensor, buffer: Tensor) -> Tensor:
-        """Return logits [n, block]; what the buffer held is lost."""
+        """Compute logits [n, block]; what the buffer held is lost."""
         if block.dtype != torch.float32:
             return (hidden @ block.t()).float()
         return torch.mm(hidden, block.t(), out=buffer[: len(hidden) * len(block)].view(len(hidden), len(block)))

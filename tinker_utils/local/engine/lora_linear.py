@@ -39,7 +39,7 @@ class Lora:
 
     @property
     def gain(self) -> float:
-        """Return the factor of both factors' product: the scale, and what makes up for dropped elements."""
+        """Return what both factors' product is multiplied by: the scale, and what makes up for dropped elements."""
         return self.scale * (self.masks.gain if self.masks else 1.0)
 
 
@@ -52,7 +52,7 @@ class SavedInputs:
     u: list[Tensor]
 
     def rows(self, index: Tensor) -> Self:
-        """Return the same for some rows only."""
+        """Return the part of some rows."""
         bits = [None if each is None else each[index] for each in self.bits]
         return type(self)(self.x[index], bits, [each[index] for each in self.u])
 
@@ -91,11 +91,11 @@ class Projection:
         return y, saved
 
     def backward(self, dy: Tensor, saved: SavedInputs, lora: Lora) -> Tensor:
-        """Return dx [N, in] for dy [N, out]; the factors' gradients are added to what has accumulated."""
+        """Return dx [N, in] for dy [N, out], and add the factors' gradients to what has accumulated."""
         return self._backward(dy, saved, lora, dy @ self.weight)
 
     def end_backward(self, dy: Tensor, saved: SavedInputs, lora: Lora) -> None:
-        """Do the same where nothing that x comes from is trained, so that nobody asks for dx."""
+        """Do as `backward` without dx, where nothing that x comes from is trained."""
         self._backward(dy, saved, lora, None)
 
     def _backward(self, dy: Tensor, saved: SavedInputs, lora: Lora, dx: _Dx) -> _Dx:

@@ -90,30 +90,30 @@ LOSSES: Mapping[str, Loss] = {
 }
 
 
-def choose(batch: LossRequest) -> tuple[Loss, dict[str, float]]:
-    """Return a request's loss and its options; a `RequestError` if there is no such loss or option."""
-    loss = LOSSES.get(batch.loss)
+def choose(request: LossRequest) -> tuple[Loss, dict[str, float]]:
+    """Return a request's loss and its options; raise a `RequestError` if there is no such loss or option."""
+    loss = LOSSES.get(request.loss)
     if loss is None:
-        raise RequestError(f"The loss {batch.loss[:80]!r} is not served here: use one of {', '.join(LOSSES)}.")
+        raise RequestError(f"The loss {request.loss[:80]!r} is not served here: use one of {', '.join(LOSSES)}.")
     options = dict(loss.options)
-    for key, value in batch.config.items():
+    for key, value in request.config.items():
         if key not in options:
             known = ", ".join(options) or "no options"
-            raise RequestError(f"loss_fn_config[{key[:80]!r}] is unknown: {batch.loss} takes {known}.")
+            raise RequestError(f"loss_fn_config[{key[:80]!r}] is unknown: {request.loss} takes {known}.")
         if isinstance(value, str) or not math.isfinite(value):
             raise RequestError(f"loss_fn_config[{key!r}] must be a finite number, not {value!r}.")
         options[key] = value
     return loss, options
 
 
-def check_loss(batch: LossRequest, loss: Loss, vocabulary: int, max_length: int) -> None:
+def check_loss(request: LossRequest, loss: Loss, vocabulary: int, max_length: int) -> None:
     """Raise a `RequestError` that names the row and field at fault, if the model cannot compute this loss."""
-    for index, datum in enumerate(batch.data):
+    for index, datum in enumerate(request.data):
         where = f"data[{index}]"
         if len(datum.tokens) > max_length:
             raise RequestError(f"{where} has {len(datum.tokens)} tokens, but this model's context holds {max_length}.")
         _check_tokens(datum.tokens, vocabulary, f"{where}.model_input")
-        _check_inputs(datum, loss, vocabulary, where, batch.loss)
+        _check_inputs(datum, loss, vocabulary, where, request.loss)
 
 
 def _check_inputs(datum: Datum, loss: Loss, vocabulary: int, where: str, name: str) -> None:

@@ -43,7 +43,7 @@ class Rotation(NamedTuple):
         return y
 
     def backward(self, dy: Tensor) -> Tensor:
-        """Return dx: rotated back."""
+        """Return dx: dy, rotated back."""
         half = dy.shape[-1] // 2
         dx = dy * self.cos
         dx[..., :half].addcmul_(dy[..., half:], self.sin[..., half:])

@@ -16,7 +16,12 @@ MICRO_BATCH_TOKENS = 8192
 
 
 class PaddedDecoder:
-    """Args: hidden: the decoder with its active adapter, from tokens [B, T] to hidden states [B, T, H]."""
+    """A decoder that autograd differentiates.
+
+    Args:
+        hidden: the decoder with its active adapter, from tokens [B, T] to hidden states [B, T, H].
+        device: where it computes.
+    """
 
     packed = False
 
@@ -26,7 +31,7 @@ class PaddedDecoder:
         self._device = device
 
     def run(self, rows: Sequence[Array], lora: Lora, backward: bool) -> PaddedPass:
-        """Return hidden states of rows of tokens, each int64 [T]. `lora` is not read: peft knows its factors."""
+        """Compute hidden states of rows of tokens, each int64 [T]. `lora` is not read: peft knows its factors."""
         tokens, real = _pad(rows)
         with torch.enable_grad() if backward else torch.no_grad():
             hidden = self._hidden(torch.from_numpy(tokens).to(self._device))

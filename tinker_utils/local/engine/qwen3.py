@@ -22,7 +22,7 @@ from tinker_utils.local.engine.ops import Rotation, normalize, normalize_backwar
 from tinker_utils.local.protocol.tensors import Array
 
 MICRO_BATCH_BYTES = 1 << 29
-"""What one micro-batch may keep for its backward pass; a longer row is computed by itself."""
+"""Bytes that one micro-batch may keep for its backward pass; a longer row is computed by itself."""
 
 
 def supports(model: Any) -> bool:
@@ -42,7 +42,7 @@ class _Context:
     """Shared by all layers of one pass."""
 
     lora: Lora
-    spans: list[attention.Segment]
+    segments: list[attention.Segment]
     rotation: Rotation
 
 
@@ -98,7 +98,7 @@ class _Attention:
         qk, v = torch.split(heads, [sum(self.heads), self.heads[1]], 1)
         qk, qk_inverse = normalize(qk, self.eps)
         q, k = torch.split(context.rotation.forward(qk * self.qk_weight), self.heads, 1)
-        out, attended = attention.attend(q, k, v, context.spans)
+        out, attended = attention.attend(q, k, v, context.segments)
         y, saved_o = self.o.forward(out, context.lora, residual=x)
         return y, _SavedAttention(n, inverse, saved_qkv, qk, qk_inverse, attended, saved_o)
 
@@ -109,7 +109,7 @@ class _Attention:
         return normalize_backward(dn, saved.n, saved.inverse).add_(dy)
 
     def end_backward(self, dy: Tensor, saved: _SavedAttention, context: _Context, active: Tensor | None) -> None:
-        """Do the same in the first layer: below it there is only the embedding, which is frozen."""
+        """Do as `backward` without dx, in the first layer: below it there is only the embedding, which is frozen."""
         self.qkv.end_backward(self._backward_to_qkv(dy, saved, context, active), saved.qkv, context.lora)
 
     def _backward_to_qkv(self, dy: Tensor, saved: _SavedAttention, context: _Context, active: Tensor | None) -> Tensor:
@@ -118,7 +118,7 @@ class _Attention:
         else:
             part = self.o.backward(dy[active], saved.o.rows(active), context.lora)
             dout = part.new_zeros(len(dy), part.shape[1]).index_copy_(0, active, part)
-        dq, dk, dv = attention.attend_backward(dout, context.spans, saved.attended)
+        dq, dk, dv = attention.attend_backward(dout, context.segments, saved.attended)
         dqk = context.rotation.backward(torch.cat((dq, dk), 1)).mul_(self.qk_weight)
         dqk = normalize_backward(dqk, saved.qk, saved.qk_inverse)
         return torch.cat((dqk, dv), 1).flatten(1)
@@ -164,7 +164,7 @@ class PackedDecoder:
 
     @torch.no_grad()
     def run(self, rows: Sequence[Array], lora: Lora, backward: bool) -> PackedPass:
-        """Return hidden states of rows of tokens, each int64 [T]; with `backward`, what its gradient needs is kept."""
+        """Compute hidden states of rows of tokens, each int64 [T]; with `backward`, keep what their gradient needs."""
         lengths = [len(row) for row in rows]
         device = self._embedding.device
         tokens = torch.from_numpy(np.concatenate(rows)).to(device)
@@ -224,7 +224,7 @@ class PackedPass:
     inverse: Tensor
 
     def backward(self, gradient: Tensor, active: Tensor) -> None:
-        """Do as `PackedDecoder.backward`; only once, because what was kept is freed."""
+        """Do as `PackedDecoder.backward`; call it only once, because it frees what was kept."""
         self.decoder.backward(gradient, active, self)
 
 

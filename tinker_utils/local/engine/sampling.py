@@ -31,7 +31,7 @@ class SampleOutput:
 
 @torch.inference_mode()
 def sample(base: Base, queries: Sequence[SampleQuery]) -> list[SampleOutput]:
-    """Draw sequences for each query; all of them at the same time.
+    """Draw sequences for each query, all of them at the same time.
 
     The token that ends a sequence belongs to it. Log-probabilities are the model's own: those of temperature 1,
     without top_k and top_p.
@@ -102,7 +102,7 @@ def _draw(
     places: _Places,
     steps: Array,
 ) -> list[SampledSequence]:
-    """Return one sequence for each of `rows`, which are indices of queries, from their first logits [rows, V]."""
+    """Draw one sequence for each of `rows`, which are indices of queries, from their first logits [rows, V]."""
     # A generator for each query: neither training nor other requests draw from it. Finished sequences draw on, so that
     # what one sequence draws does not depend on when another ends.
     generators = [np.random.default_rng(_seed(query)) for query in queries]
@@ -214,7 +214,7 @@ def _score_prompt(base: Base, hidden: Tensor, prompt: Tensor, query: SampleQuery
 
 
 def check_query(base: Base, query: SampleQuery) -> int:
-    """Return how many tokens to draw at most; a `RequestError` if the request cannot be served."""
+    """Return how many tokens to draw at most; raise a `RequestError` if the request cannot be served."""
     if not query.prompt:
         raise RequestError("The prompt has no tokens.")
     if min(query.prompt) < 0 or max(query.prompt) >= base.vocabulary:

@@ -1,4 +1,4 @@
-"""The words between the embedded server and its clients: requests, tensors, paths, LoRA settings, refusals."""
+"""The protocol between the embedded server and its clients: requests, tensors, paths, LoRA settings, errors."""
 
 from typing import TYPE_CHECKING
 

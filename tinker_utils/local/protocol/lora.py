@@ -24,7 +24,7 @@ DROPOUT_KEY = "lora_dropout"
 TARGET_MODULES_KEY = "lora_target_modules"
 
 DEFAULT_ALPHA = 32.0
-"""What Tinker's users infer the hosted service to use at every rank."""
+"""The alpha that Tinker's users infer the hosted service to use at every rank."""
 
 DEFAULT_DROPOUT = 0.0
 
@@ -51,64 +51,6 @@ class LoraMetadata:
                     f"user_metadata[{key!r}] asks for {wanted}, but the checkpoint was trained with {found}: "
                     "leave it out."
                 )
-
-
-def lora_user_metadata(
-    alpha: float | None = None, dropout: float | None = None, target_modules: Iterable[str] | None = None
-) -> dict[str, str]:
-    """Return the `user_metadata` entries that ask the embedded service for these settings; None leaves one out."""
-    metadata: dict[str, str] = {}
-    if alpha is not None:
-        metadata[ALPHA_KEY] = _spell(alpha)
-    if dropout is not None:
-        metadata[DROPOUT_KEY] = _spell(dropout)
-    if target_modules is not None:
-        metadata[TARGET_MODULES_KEY] = ",".join(target_modules)
-    return metadata
-
-
-def read_lora_metadata(metadata: Mapping[str, str]) -> LoraMetadata:
-    """Invert `lora_user_metadata`; other keys are none of its business.
-
-    Raises:
-        RequestError: a value is not a number, out of range, or not a list of module names.
-    """
-    return LoraMetadata(
-        alpha=_number(metadata, ALPHA_KEY, "a number above 0", lambda value: value > 0),
-        dropout=_number(metadata, DROPOUT_KEY, "a number from 0 to below 1", lambda value: 0 <= value < 1),
-        target_modules=_module_names(metadata),
-    )
-
-
-def _spell(value: float) -> str:
-    """Return the shortest text that is read back as the same number; 32, not 32.0."""
-    return repr(float(value)).removesuffix(".0")
-
-
-def _number(metadata: Mapping[str, str], key: str, wanted: str, allowed: Callable[[float], bool]) -> float | None:
-    text = metadata.get(key)
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and allowed(value)):
-        raise RequestError(f"user_metadata[{key!r}] must be {wanted}, but it is {text[:80]!r}.")
-    return value
-
-
-def _module_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
-    text = metadata.get(TARGET_MODULES_KEY)
-    if text is None:
-        return None
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(_MODULE_NAME.fullmatch(name) for name in names) or len(set(names)) != len(names):
-        raise RequestError(
-            f"user_metadata[{TARGET_MODULES_KEY!r}] must be distinct module names separated by commas, "
-            f"such as 'q_proj,v_proj', but it is {text[:200]!r}."
-        )
-    return names
 
 
 @dataclass(frozen=True)
@@ -154,8 +96,35 @@ class LoraSpec:
         return self.rank, self.target_modules
 
 
+def lora_user_metadata(
+    alpha: float | None = None, dropout: float | None = None, target_modules: Iterable[str] | None = None
+) -> dict[str, str]:
+    """Return the `user_metadata` entries that ask the embedded service for these settings; None asks for nothing."""
+    metadata: dict[str, str] = {}
+    if alpha is not None:
+        metadata[ALPHA_KEY] = _spell(alpha)
+    if dropout is not None:
+        metadata[DROPOUT_KEY] = _spell(dropout)
+    if target_modules is not None:
+        metadata[TARGET_MODULES_KEY] = ",".join(target_modules)
+    return metadata
+
+
+def read_lora_metadata(metadata: Mapping[str, str]) -> LoraMetadata:
+    """Invert `lora_user_metadata`, and ignore other keys.
+
+    Raises:
+        RequestError: a value is not a number, out of range, or not a list of module names.
+    """
+    return LoraMetadata(
+        alpha=_number(metadata, ALPHA_KEY, "a number above 0", lambda value: value > 0),
+        dropout=_number(metadata, DROPOUT_KEY, "a number from 0 to below 1", lambda value: 0 <= value < 1),
+        target_modules=_module_names(metadata),
+    )
+
+
 def resolve(base_model: str, switches: LoraSwitches, wishes: LoraMetadata, modules: Mapping[str, Group]) -> LoraSpec:
-    """Return the adapter to build.
+    """Resolve what a client asks for into the adapter to build.
 
     Args:
         base_model: the base model's name, as the client asked for it.
@@ -180,6 +149,37 @@ def resolve(base_model: str, switches: LoraSwitches, wishes: LoraMetadata, modul
         train_mlp=switches.train_mlp,
         train_unembed=switches.train_unembed,
     )
+
+
+def _spell(value: float) -> str:
+    """Return the shortest text that is read back as the same number; 32, not 32.0."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def _number(metadata: Mapping[str, str], key: str, wanted: str, allowed: Callable[[float], bool]) -> float | None:
+    text = metadata.get(key)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and allowed(value)):
+        raise RequestError(f"user_metadata[{key!r}] must be {wanted}, but it is {text[:80]!r}.")
+    return value
+
+
+def _module_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    text = metadata.get(TARGET_MODULES_KEY)
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(_MODULE_NAME.fullmatch(name) for name in names) or len(set(names)) != len(names):
+        raise RequestError(
+            f"user_metadata[{TARGET_MODULES_KEY!r}] must be distinct module names separated by commas, "
+            f"such as 'q_proj,v_proj', but it is {text[:200]!r}."
+        )
+    return names
 
 
 def _target_modules(

@@ -42,7 +42,7 @@ class Reference:
 
     @classmethod
     def from_path(cls, path: str) -> Self:
-        """Parse `tinker://RUN/KIND/NAME`; anything else is a `RequestError`."""
+        """Parse `tinker://RUN/KIND/NAME`; raise a `RequestError` for anything else."""
         parts = path.removeprefix(_SCHEME).split("/")
         if not path.startswith(_SCHEME) or len(parts) != 3:
             raise RequestError(f"A checkpoint's path is tinker://RUN/weights/NAME, but {path[:200]!r} was received.")
@@ -60,7 +60,7 @@ class Reference:
 
 
 def check_name(name: str) -> str:
-    """Return the name itself if a checkpoint may be called so; a `RequestError` otherwise."""
+    """Return the name if a checkpoint may have it; raise a `RequestError` otherwise."""
     if not _NAME.fullmatch(name):
         raise RequestError(
             "A checkpoint's name has 1 to 128 letters, digits, dots, dashes and underscores, and does not begin with "

@@ -40,7 +40,7 @@ class SampleQuery:
 
 
 def read_query(request: SampleRequest) -> SampleQuery:
-    """Return the query in a request; a `RequestError` names what this service cannot do."""
+    """Return the query in a request; raise a `RequestError` that names what this service cannot do."""
     _refuse_unserved(request)
     params = request.sampling_params
     prompt = tuple(token for chunk in request.prompt.chunks for token in chunk.tokens)

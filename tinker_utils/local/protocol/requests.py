@@ -261,7 +261,7 @@ M = TypeVar("M", bound=RequestBody)
 
 
 def decode(message: type[M], body: bytes) -> M:
-    """Return the request in this JSON body; a `RequestError` (422, 413) that names the first field at fault."""
+    """Decode the request in a JSON body; raise a `RequestError` (422, 413) that names the first field at fault."""
     if len(body) > MAX_JSON_BYTES:
         raise RequestError(f"The body is larger than the {MAX_JSON_BYTES} bytes of JSON that this service takes.", 413)
     try:

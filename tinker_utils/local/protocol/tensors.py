@@ -87,7 +87,7 @@ class SampledSequence:
 
 
 def parse_forward_backward(body: bytes) -> Any:
-    """Return the message in a request's body, its content not yet checked; a `RequestError` if it is none."""
+    """Parse a request's body as a message, its content not yet checked; raise a `RequestError` if it is none."""
     request = messages.ForwardBackwardRequest()
     try:
         request.ParseFromString(body)
@@ -97,7 +97,7 @@ def parse_forward_backward(body: bytes) -> Any:
 
 
 def decode_loss_request(request: Any) -> LossRequest:
-    """Return the batch in a parsed ForwardBackwardRequest; a `RequestError` names the row and the field at fault."""
+    """Decode a parsed ForwardBackwardRequest; raise a `RequestError` that names the row and the field at fault."""
     if not 0 < len(request.data) <= MAX_ROWS:
         raise RequestError(f"The batch has {len(request.data)} rows: from 1 to {MAX_ROWS} are served at once.")
     if _sparse_values(request) > MAX_SPARSE_VALUES:
@@ -111,7 +111,7 @@ def decode_loss_request(request: Any) -> LossRequest:
 
 
 def encode_outputs(logprobs: Sequence[Array], metrics: dict[str, float]) -> bytes:
-    """Return a ForwardBackwardOutput: for each datum float32 logprobs [T] or [T, K], and the metrics of all."""
+    """Encode a ForwardBackwardOutput: for each datum float32 logprobs [T] or [T, K], and the metrics of all."""
     output = messages.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
     output.metrics.update(metrics)
     for start, end in _runs_of_equal_width(logprobs):
@@ -126,7 +126,7 @@ def encode_outputs(logprobs: Sequence[Array], metrics: dict[str, float]) -> byte
 
 
 def encode_samples(sequences: Sequence[SampledSequence], prompt_logprobs: Array | None) -> bytes:
-    """Return a SampleResponse; prompt logprobs are float32 [prompt length] with NaN where there are none."""
+    """Encode a SampleResponse; prompt logprobs are float32 [prompt length] with NaN where there are none."""
     response = messages.SampleResponse()
     for sequence in sequences:
         response.sequences.add(
@@ -140,7 +140,7 @@ def encode_samples(sequences: Sequence[SampledSequence], prompt_logprobs: Array 
 
 
 def _sparse_values(request: Any) -> int:
-    """Return how many values the sparse tensors of a batch stand for; a `RequestError` names one of a negative size."""
+    """Count the values that a batch's sparse tensors stand for; raise a `RequestError` if one has a negative size."""
     values = 0
     for index, datum in enumerate(request.data):
         for name, tensor in datum.loss_fn_inputs.items():

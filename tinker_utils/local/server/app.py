@@ -128,7 +128,7 @@ class Endpoints:
         return await self._handlers.samplers.create(message, run_in_threadpool)
 
     async def forward_backward(self, request: Request) -> Response:
-        """Take a batch in, in protobuf."""
+        """Take in a batch, which comes in protobuf."""
         message = parse_forward_backward(await read_body(request))
         try:
             return reply(self._handlers.forward_backward(message))
@@ -180,7 +180,7 @@ def _post(path: str, endpoint: Endpoint) -> Route:
 
 
 def _position(body: bytes) -> tuple[str, int]:
-    """Return model and sequence number of a refused request, as far as they can be read; -1 if they cannot."""
+    """Return a refused request's model and sequence number, if they can be read; otherwise an empty text and -1."""
     with contextlib.suppress(ValueError, AttributeError):
         data = parse_json(body)
         model_id, sequence = data.get("model_id"), data.get("seq_id")

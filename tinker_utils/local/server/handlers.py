@@ -22,7 +22,7 @@ from tinker_utils.local.store.checkpoint import CheckpointInfo, expiry
 from tinker_utils.local.store.store import Store
 
 RETRIEVE_TIMEOUT_S = 30.0
-"""How long a poll waits for a result; the SDK gives up after 45 s and polls again."""
+"""A poll waits so long for a result; the SDK gives up after 45 s and polls again."""
 
 
 class Handlers:

@@ -28,7 +28,7 @@ class Served:
     names: tuple[str, ...]
 
     def check(self, name: str) -> str:
-        """Return the name itself, if it is served; otherwise a `RequestError` (404) that says what is."""
+        """Return the name if it is served; otherwise raise a `RequestError` (404) that says what is."""
         if name not in self.names:
             raise RequestError(
                 f"The base model {name[:200]!r} is not served here: ask for {' or '.join(self.names)}.", 404
@@ -37,7 +37,7 @@ class Served:
 
 
 def find(model: str, further_names: tuple[str, ...] = ()) -> Served:
-    """Return where the model that `--model` names is: packaged, in a directory, or on the hub.
+    """Find the model that `--model` names: packaged, in a directory, or on the hub.
 
     Raises:
         ServiceError: it is neither a directory nor what a name on the hub looks like.

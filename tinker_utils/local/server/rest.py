@@ -59,7 +59,7 @@ class Rest:
         ]
 
     async def health(self, request: Request) -> Response:
-        """Return whether the service is up."""
+        """Say that the service is up."""
         return _reply({"status": "ok"})
 
     async def capabilities(self, request: Request) -> Response:

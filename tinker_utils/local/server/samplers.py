@@ -82,7 +82,7 @@ class Gathering:
             time.sleep(QUIET_S)
 
     def _together(self, first: int) -> dict[int, SampleQuery]:
-        """Return the query, and others that wait, fit in with it and can be served."""
+        """Return the query, and those of the waiting ones that fit in with it and can be served."""
         with self._lock:
             waiting = dict(self._waiting)
         query = waiting.pop(first)
@@ -99,7 +99,7 @@ class Gathering:
 
 
 class Samplers:
-    """The samplers of all sessions. As the rest of the service, it lives on the event loop; its jobs do not."""
+    """The samplers of all sessions. Like the rest of the server, it lives on the event loop; its jobs do not."""
 
     def __init__(self, engine: Engine, store: Store, served: Served, sessions: Sessions, lanes: Lanes) -> None:
         self._engine = engine
@@ -213,7 +213,7 @@ class Samplers:
 
 
 def trained_here(store: Store, served: Served, reference: Reference) -> StoredCheckpoint:
-    """Return the checkpoint, if it can be loaded and was trained on the base model that this service serves."""
+    """Return the checkpoint; raise a `RequestError` if it cannot be loaded or was trained on another base model."""
     if reference.kind == "external_weights":
         raise RequestError(f"{reference.path} is for downloading only: name a checkpoint under weights/ instead.")
     checkpoint = store.read(reference)

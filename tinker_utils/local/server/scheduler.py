@@ -2,7 +2,7 @@
 
 A *lane* is a model's (or a sampling session's) line of requests. `Lanes` lives on the event loop and puts requests in
 the order of their sequence numbers; `Worker` has the one thread that computes. A result is kept until it has been
-retrieved, and some time beyond, because a reply may be lost on its way and asked for again.
+retrieved, and some time beyond, because a reply may be lost in flight and asked for again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ PROTOBUF = "application/x-protobuf"
 RETRIEVED_RESULTS_KEPT = 512
 RETRIEVED_BYTES_KEPT = 64 * 1024 * 1024
 MAX_AHEAD = 1 << 16
-"""How far ahead of its turn a request may arrive: it is held in memory until those before it have come."""
+"""A request may arrive so far ahead of its turn: it is held in memory until those before it have come."""
 
 GAP_LIMIT_S = 300.0
-"""How long a request waits for an earlier sequence number that has not arrived, before it fails."""
+"""A request waits so long for an earlier sequence number that has not arrived, and then fails."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Result:
 
     @classmethod
     def failure(cls, message: str, category: str) -> Result:
-        """Return a failed request; `category` is "user" or "server"."""
+        """Return the result of a failed request; `category` is "user" or "server"."""
         return cls.json({"error": message, "category": category})
 
 
@@ -83,7 +83,7 @@ class Worker:
 
     @classmethod
     def started(cls) -> Self:
-        """Return one that computes on a thread of its own."""
+        """Return a worker that computes on a thread of its own."""
         worker = cls()
         threading.Thread(target=worker.run, name="compute", daemon=True).start()
         return worker
@@ -140,7 +140,7 @@ def run(job: Job) -> Result:
 class _Lane:
     next: int
     ordered: bool
-    records: dict[int, PendingRequest] = field(default_factory=dict)
+    requests: dict[int, PendingRequest] = field(default_factory=dict)
     held: dict[int, Job] = field(default_factory=dict)
 
 
@@ -150,7 +150,7 @@ class Lanes:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._lanes: dict[str, _Lane] = {}
-        self._records: dict[str, PendingRequest] = {}
+        self._requests: dict[str, PendingRequest] = {}
         self._retrieved: collections.OrderedDict[str, int] = collections.OrderedDict()
         self._retrieved_bytes = 0
 
@@ -162,9 +162,9 @@ class Lanes:
         """Forget a lane and its results; whoever still waits for one is told why."""
         self._worker.drop(lane_id)
         lane = self._lanes.pop(lane_id, None)
-        for record in lane.records.values() if lane else ():
-            record.finish(Result.failure(reason, "user"))
-            self._records.pop(record.request_id, None)
+        for request in lane.requests.values() if lane else ():
+            request.finish(Result.failure(reason, "user"))
+            self._requests.pop(request.request_id, None)
 
     def is_open(self, lane_id: str) -> bool:
         """Return whether the lane exists."""
@@ -173,24 +173,24 @@ class Lanes:
     def knows(self, lane_id: str, sequence: int) -> bool:
         """Return whether a request with this number has been taken in."""
         lane = self._lanes[lane_id]
-        return sequence in lane.records or (lane.ordered and sequence < lane.next)
+        return sequence in lane.requests or (lane.ordered and sequence < lane.next)
 
     def submit(self, lane_id: str, sequence: int, job: Job) -> str:
-        """Take a request in, and return its id. A repeated sequence number is the same request: it runs only once."""
+        """Take in a request, and return its id. A repeated sequence number is the same request: it runs only once."""
         lane = self._lanes[lane_id]
         request_id = f"{lane_id}:{sequence}"
         if self.knows(lane_id, sequence):
             return request_id
         if lane.ordered and sequence > lane.next + MAX_AHEAD:
             raise RequestError(f"seq_id is {sequence}, but the next one of this model is {lane.next}.")
-        record = PendingRequest(request_id)
-        lane.records[sequence] = self._records[request_id] = record
+        request = PendingRequest(request_id)
+        lane.requests[sequence] = self._requests[request_id] = request
         if lane.ordered:
-            record.held_since = time.monotonic()
+            request.held_since = time.monotonic()
             lane.held[sequence] = job
             self._release(lane_id, lane)
         else:
-            self._start(lane_id, record, job)
+            self._start(lane_id, request, job)
         return request_id
 
     def skip(self, lane_id: str, sequence: int, reason: str) -> None:
@@ -200,46 +200,46 @@ class Lanes:
                 self.submit(lane_id, sequence, lambda: Result.failure(reason, "user"))
 
     async def retrieve(self, request_id: str, timeout_s: float) -> Result | None:
-        """Return the result; None if there is none after the timeout; a `RequestError` (404) for an unknown id."""
-        record = self._records.get(request_id)
-        if record is None:
+        """Return the result, None if there is none after the timeout; raise a `RequestError` (404) on an unknown id."""
+        request = self._requests.get(request_id)
+        if request is None:
             raise RequestError(
                 f"The request {request_id[:120]} is unknown to this service: the service was restarted, the session "
                 "ended, or its result was retrieved long ago.",
                 404,
             )
-        self._fail_if_stuck(record)
+        self._fail_if_stuck(request)
         try:
-            await asyncio.wait_for(record.done.wait(), timeout_s)
+            await asyncio.wait_for(request.done.wait(), timeout_s)
         except TimeoutError:
             return None
-        assert record.result is not None
-        self._mark_retrieved(request_id, len(record.result.body))
-        return record.result
+        assert request.result is not None
+        self._mark_retrieved(request_id, len(request.result.body))
+        return request.result
 
     def _release(self, lane_id: str, lane: _Lane) -> None:
-        while lane.next in lane.held or (lane.next in lane.records and lane.records[lane.next].result is not None):
+        while lane.next in lane.held or (lane.next in lane.requests and lane.requests[lane.next].result is not None):
             job = lane.held.pop(lane.next, None)
             if job is not None:
-                self._start(lane_id, lane.records[lane.next], job)
+                self._start(lane_id, lane.requests[lane.next], job)
             lane.next += 1
 
-    def _start(self, lane_id: str, record: PendingRequest, job: Job) -> None:
+    def _start(self, lane_id: str, request: PendingRequest, job: Job) -> None:
         loop = asyncio.get_running_loop()
-        record.held_since = None
+        request.held_since = None
 
         def finished(result: Result) -> None:
-            loop.call_soon_threadsafe(record.finish, result)
+            loop.call_soon_threadsafe(request.finish, result)
 
         self._worker.submit(lane_id, job, finished)
 
-    def _fail_if_stuck(self, record: PendingRequest) -> None:
-        if record.held_since is None or time.monotonic() - record.held_since < GAP_LIMIT_S:
+    def _fail_if_stuck(self, request: PendingRequest) -> None:
+        if request.held_since is None or time.monotonic() - request.held_since < GAP_LIMIT_S:
             return
-        lane_id, _, sequence = record.request_id.rpartition(":")
+        lane_id, _, sequence = request.request_id.rpartition(":")
         lane = self._lanes[lane_id]
         lane.held.pop(int(sequence), None)
-        record.finish(
+        request.finish(
             Result.failure(f"The request waited {GAP_LIMIT_S:.0f} s for request {lane.next}, which never came.", "user")
         )
 
@@ -255,8 +255,8 @@ class Lanes:
             self._forget(oldest)
 
     def _forget(self, request_id: str) -> None:
-        self._records.pop(request_id, None)
+        self._requests.pop(request_id, None)
         lane_id, _, sequence = request_id.rpartition(":")
         lane = self._lanes.get(lane_id)
         if lane is not None:
-            lane.records.pop(int(sequence), None)
+            lane.requests.pop(int(sequence), None)

@@ -1,4 +1,7 @@
-"""Who gets in: this machine's user, with the key, through this machine's own name, with a body of bounded size."""
+"""Lets in this machine's user alone: with the key, through this machine's own name, and within bounds of size.
+
+A download is let in by its signed address instead of the key.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ class Guard:
         self._hosts = {f"{name}:{port}".encode() for name in _LOOPBACK_NAMES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may pass; answer the rest."""
+        """Pass on a request that may pass, and refuse any other."""
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
@@ -63,7 +66,7 @@ class Guard:
 
 
 class _Bounded:
-    """`receive`, counting: a body may come in chunks without a length given before."""
+    """Counts what `receive` gives: a body may come in chunks, without a length given before."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -134,7 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body; a `RequestError` if it is of another type (415), or if the client went away."""
+    """Return the body; raise a `RequestError` if its type is not served (415), or if the client went away."""
     if request.headers.get("content-type", JSON).partition(";")[0].strip() not in (JSON, PROTOBUF):
         raise RequestError(f"The body must be {JSON} or {PROTOBUF}.", 415)
     try:

@@ -1,4 +1,7 @@
-"""Loads the model, opens the store, binds a loopback port, says where, and serves until told to end."""
+"""Loads the model, binds a loopback port, says where, and serves until told to end.
+
+The main thread computes, another answers requests, and malloc keeps what a step frees for the next one.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,11 @@ KEY_VARIABLE = "TINKER_UTILS_LOCAL_KEY"
 
 _SWEEP_S = 60.0
 
-logger = logging.getLogger(__name__)
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_MAX_KEPT = 32 << 20  # the most that every glibc takes
-_KEPT = 512 << 20
+_MAX_PIECE_BYTES = 32 << 20  # the most that every glibc takes
+_MAX_KEPT_BYTES = 512 << 20
+
+logger = logging.getLogger(__name__)
 
 
 def run_server(
@@ -152,5 +155,5 @@ def keep_freed() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MAX_KEPT)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_MMAP_THRESHOLD, _MAX_PIECE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _MAX_KEPT_BYTES)

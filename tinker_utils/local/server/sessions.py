@@ -94,7 +94,7 @@ class Sessions:
             del self._sessions[ended.session_id]
 
     def known(self, session_id: str) -> Session:
-        """Return the session, ended or not; a `RequestError` (404) if there is none."""
+        """Return the session, ended or not; raise a `RequestError` (404) if there is none."""
         session = self._sessions.get(session_id)
         if session is None:
             raise RequestError(
@@ -105,7 +105,7 @@ class Sessions:
         return session
 
     def open(self, session_id: str) -> Session:
-        """Return the session; a `RequestError` if there is none (404) or it has ended (410)."""
+        """Return the session; raise a `RequestError` if there is none (404) or it has ended (410)."""
         session = self.known(session_id)
         if session.finished:
             raise RequestError(f"The session {session_id} has ended.", 410)
@@ -113,7 +113,7 @@ class Sessions:
         return session
 
     def model(self, model_id: str) -> SessionModel:
-        """Return the model; a `RequestError` (404) if there is none."""
+        """Return the model; raise a `RequestError` (404) if there is none."""
         session_id, _, _ = model_id.partition(":train:")
         model = self.open(session_id).models.get(model_id)
         if model is None:
@@ -122,7 +122,7 @@ class Sessions:
         return model
 
     def sampler(self, sampler_id: str) -> Sampler:
-        """Return the sampler, now the last used of its session; a `RequestError` (404) if there is none."""
+        """Return the sampler, now the last used of its session; raise a `RequestError` (404) if there is none."""
         session_id, _, _ = sampler_id.partition(":sample:")
         samplers = self.open(session_id).samplers
         sampler = samplers.pop(sampler_id, None)
@@ -140,6 +140,6 @@ class Sessions:
         return list(self._sessions.values())
 
     def idle(self) -> Iterator[Session]:
-        """Open sessions whose client seems to be gone."""
+        """Return the open sessions whose client seems to be gone."""
         now = time.monotonic()
         return (s for s in self.all() if not s.finished and now - s.last_seen > IDLE_LIMIT_S)

@@ -47,7 +47,7 @@ class CheckpointInfo:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Invert `to_json`; KeyError, TypeError or ValueError on anything else."""
+        """Invert `to_json`; raise KeyError, TypeError or ValueError on anything else."""
         fields = dict(data)
         if fields.pop("format") != _FORMAT:
             raise ValueError(f"format {data['format']!r} is not {_FORMAT}")
@@ -95,7 +95,7 @@ class StoredCheckpoint:
 
 
 def expiry(start: float, ttl_seconds: int | None) -> float | None:
-    """Return when something made at `start` expires; a `RequestError` if the TTL is out of Tinker's bounds."""
+    """Return when what is made at `start` expires; raise a `RequestError` if the TTL is out of Tinker's bounds."""
     if ttl_seconds is None:
         return None
     if not MIN_TTL_S <= ttl_seconds <= MAX_TTL_S:

@@ -29,9 +29,9 @@ class Clock:
         self._beginning = wall() - gone_by()
 
     def earliest(self) -> float:
-        """Return the time that it is at least, if one of the accounts is right."""
+        """Return the earlier account: the true time is not before it, if one of the two is right."""
         return min(self.wall(), self._beginning + self.gone_by())
 
     def latest(self) -> float:
-        """Return the time that it is at most, if one of the accounts is right."""
+        """Return the later account: the true time is not after it, if one of the two is right."""
         return max(self.wall(), self._beginning + self.gone_by())

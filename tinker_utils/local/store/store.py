@@ -81,7 +81,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, info: CheckpointInfo, overwrite: bool = False) -> Iterator[Path]:
-        """Give an empty directory to write a checkpoint to; leaving the block publishes it, an error discards it.
+        """Yield an empty directory to write a checkpoint to; leaving the block publishes it, an error discards it.
 
         Raises:
             RequestError: a checkpoint of this name exists and `overwrite` is off.
@@ -111,7 +111,7 @@ class Store:
             )
 
     def read(self, reference: Reference) -> StoredCheckpoint:
-        """Return the checkpoint of this name; a `RequestError` (404) if there is none, or if it has expired."""
+        """Return the checkpoint of this name; raise a `RequestError` (404) if there is none, or if it has expired."""
         checkpoint = self._find(reference)
         if checkpoint is None:
             raise RequestError(
@@ -128,7 +128,7 @@ class Store:
         return sorted(found, key=lambda info: -info.created)
 
     def delete(self, reference: Reference) -> None:
-        """Remove a checkpoint; a `RequestError` (404) if there is none."""
+        """Remove a checkpoint; raise a `RequestError` (404) if there is none."""
         with self._guard:
             self._discard(self.read(reference).directory)
 
@@ -223,7 +223,7 @@ def _folder(run_id: str) -> str:
 
 
 def _named(folder: Path, name: str | None) -> list[Path]:
-    """Return what is called NAME~… in a folder, for one name or for all; nothing if there is no such folder.
+    """Return the paths called NAME~… in a folder, for one name or for all; none if there is no such folder.
 
     Without `glob`, which keeps a compiled pattern of each name that it was ever asked for.
     """
@@ -249,7 +249,7 @@ def _read_info(directory: Path) -> CheckpointInfo | None:
 
 
 def _unreadable(directories: set[Path]) -> Iterator[Path]:
-    """Yield those that hold no valid checkpoint.json: they are nobody's to delete."""
+    """Yield the directories without a valid checkpoint.json: nobody may delete them."""
     for directory in directories:
         try:
             if _read_info(directory) is None:
@@ -273,7 +273,7 @@ def _sync(path: Path) -> None:
 
 
 def _take_lock(file: IO[str]) -> None:
-    """Lock a file; one that is locked is waited for, as the server of a trainer just killed takes a moment to end."""
+    """Lock a file; wait for one that is locked, as the server of a trainer just killed takes a moment to end."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:
