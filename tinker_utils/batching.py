@@ -86,13 +86,15 @@ class BatchPlan:
     """All batches of a run, by step number, so that a resumed run picks up exactly where it was.
 
     The last batch of an epoch may be smaller; it is trained on too. An example that is None has no completion token:
-    it has a place in the order, and is skipped in its batch.
+    it has a place in the order, and is skipped in its batch. Steps that are `skipped` have a batch that is not to be
+    trained on.
     """
 
     examples: Sequence[Example | None]
     batch_size: int
     seed: int
     epochs: int
+    skipped: frozenset[int] = frozenset()
 
     @property
     def steps_per_epoch(self) -> int:

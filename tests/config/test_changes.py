@@ -37,6 +37,7 @@ TAKEN_UP = {
     "training.early_stopping_threshold": 0.5,
     "training.early_stopping_significance": 2.0,
     "training.samples_at_evaluation": 3,
+    "training.steps_in_flight": 3,
     "training.budget_usd": 3.0,
     "training.on_nonfinite": "skip",
     "training.service_timeout_s": 60,

@@ -24,7 +24,7 @@ NOTEBOOK = ROOT / "notebooks" / "02_train.ipynb"
 STEPS_PER_EPOCH = 6  # of the examples that the fixture `data` has
 # The most steps that are in flight when something is asked for: to a service that is reached by its address, and to
 # the embedded one, where one runs and one waits behind it.
-AHEAD, AHEAD_EMBEDDED = 8, 2
+AHEAD, AHEAD_EMBEDDED = 4, 2
 CHANGES = 5
 PHOTOGENIC = 11  # evaluations of some 30, after which the training loss has left the validation loss behind
 LEGIBLE = 4.5  # contrast of text, WCAG 2.2 level AA

@@ -22,6 +22,7 @@ HARMLESS = frozenset(
         "training.early_stopping_threshold",
         "training.early_stopping_significance",
         "training.samples_at_evaluation",
+        "training.steps_in_flight",
         "training.budget_usd",
         "training.on_nonfinite",
         "training.service_timeout_s",

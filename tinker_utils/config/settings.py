@@ -130,6 +130,15 @@ class TrainingConfig(Checked):
     budget_usd: float | None = setting(
         None, "training.budget_usd", "number", "null sets no limit.", low=0, open_low=True, optional=True
     )
+    steps_in_flight: int | None = setting(
+        None,
+        "training.steps_in_flight",
+        "integer",
+        "steps that wait at the service or are computed there at a time; null takes 4, and 2 with service: local.",
+        low=1,
+        high=64,
+        optional=True,
+    )
     on_nonfinite: str = setting(
         "stop",
         "training.on_nonfinite",
@@ -150,6 +159,15 @@ class TrainingConfig(Checked):
     data_dir: Path = setting(Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.")
     output_dir: Path = setting(Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.")
     base_dir: Path = field(default=Path(), compare=False, repr=False)
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many steps are kept in flight.
+
+        Four bridge a round trip of half a cycle of the hosted service. The embedded one is a loopback away, where one
+        step waiting behind the one that runs is enough, and a stop takes effect sooner.
+        """
+        return self.steps_in_flight or (2 if self.service == "local" else 4)
 
     def resolve(self, path: Path) -> Path:
         """Return an input path that can be opened: below the current directory, or else below `base_dir`."""

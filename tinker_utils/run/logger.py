@@ -39,7 +39,7 @@ class RunLogger:
     def __init__(self, run: RunDirectory, state: State, on_record: OnRecord | None = None) -> None:
         self.state = state
         self._last_step = 0
-        self._run = run
+        self.run = run
         self._on_record = on_record
         with writing(run.path):
             mend_last_line(run.metrics)
@@ -49,8 +49,8 @@ class RunLogger:
     def record(self, record_type: str, step: int, **fields: Any) -> Record:
         """Append a record of that type to metrics.jsonl, and a line to train.log."""
         record: Record = {"type": record_type, "timestamp": round(time.time(), 3), "step": step, **fields}
-        self._run.check_held()
-        with writing(self._run.path):
+        self.run.check_held()
+        with writing(self.run.path):
             self._metrics.write(record)
             self._last_step = step
             self._log.write(_sentence(record) + "\n")
@@ -74,31 +74,31 @@ class RunLogger:
 
         What came later belongs to steps that are run again. False if metrics.jsonl lacks the checkpoint's record.
         """
-        with writing(self._run.path):
+        with writing(self.run.path):
             self._metrics.close()
             try:
-                known = roll_back_metrics(self._run.metrics, checkpoint, step)
+                known = roll_back_metrics(self.run.metrics, checkpoint, step)
             finally:
-                self._metrics = MetricsWriter(self._run.metrics)
-            roll_back_samples(self._run.samples, step)
+                self._metrics = MetricsWriter(self.run.metrics)
+            roll_back_samples(self.run.samples, step)
         return known
 
     def samples(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
         """Append the generations of one evaluation to samples.jsonl, in one write: a kill leaves all or none."""
         now = round(time.time(), 3)
         lines = "".join(encode_record({"step": step, "timestamp": now, **each}) + "\n" for each in samples)
-        with writing(self._run.samples), self._run.samples.open("ab", buffering=0) as file:
+        with writing(self.run.samples), self.run.samples.open("ab", buffering=0) as file:
             file.write(lines.encode("utf-8"))
 
     def sync(self) -> None:
         """Bring metrics.jsonl to the disk: before run.json names a checkpoint, its history must outlast a power cut."""
-        with writing(self._run.metrics):
+        with writing(self.run.metrics):
             self._metrics.sync()
 
     def publish(self, **changes: Any) -> None:
         """Change fields of run.json."""
         self.state |= changes
-        self._run.write_state(self.state)
+        self.run.write_state(self.state)
 
     def activity(self, state: str, detail: str) -> None:
         """Say in run.json what the run is doing now, in a word and in a sentence; nothing is written for no change."""

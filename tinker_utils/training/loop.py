@@ -15,22 +15,14 @@ import time
 from tinker_utils.basics.threads import in_background
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.plan.plan import Plan
-from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.result import Status, TrainingResult
-from tinker_utils.run.spending import Spending
 from tinker_utils.service.client import Service
-from tinker_utils.service.model import Model, SubmittedEvaluation, SubmittedSave, SubmittedStep
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed
-from tinker_utils.training.generations import Generations
 from tinker_utils.training.interrupts import Interrupts
-from tinker_utils.training.queue import RequestQueue, SkippedStep, Submission, Work
+from tinker_utils.training.queue import RequestQueue, Work
 from tinker_utils.training.recorder import Recorder
 from tinker_utils.training.waiting import AnswerTimes, Waiting
 
-# The most steps in flight at once. The embedded service is a loopback away, where one step waiting behind the one
-# that runs is enough, and a stop takes effect sooner.
-_MAX_STEPS, _MAX_STEPS_LOCAL = 8, 2
 _PAUSE_POLL_SECONDS = 0.2
 # Batches skipped in a row, after which the run stops all the same.
 _MAX_SKIPPED_IN_A_ROW = 3
@@ -56,49 +48,29 @@ class SpoiledStepError(Exception):
 
 
 class TrainingLoop:
-    """One run's loop, from where the recorder stand to its end. `run` is all there is to call, once.
+    """One run's loop, from the step that its recorder stands at to its end. `run` is all there is to call, once.
 
     Args:
-        run: the directory, for its control files.
         plan: what to train on and when to look and save.
-        logger: where to say what is going on.
-        recorder: where the answers go.
-        service: for noticing that it has ended.
-        model: the model, in the state that belongs to the recorder.
-        cleanup: where checkpoints go that are needed no more.
-        spending: where what is sent is written down.
-        skipped: steps whose batches are not trained on.
+        queue: submits requests, and hands out what is answered next.
+        recorder: takes the answers, and writes what they mean.
+        cleanup: takes checkpoints that are needed no more.
+        service: tells whether it has ended.
     """
 
     def __init__(
-        self,
-        run: RunDirectory,
-        plan: Plan,
-        logger: RunLogger,
-        recorder: Recorder,
-        service: Service,
-        model: Model,
-        cleanup: CheckpointCleanup,
-        spending: Spending,
-        skipped: frozenset[int] = frozenset(),
+        self, plan: Plan, queue: RequestQueue, recorder: Recorder, cleanup: CheckpointCleanup, service: Service
     ) -> None:
-        self._run = run
         self._plan = plan
-        self._config = plan.config
-        self._logger = logger
+        self._queue = queue
         self._recorder = recorder
-        self._skipped = skipped
-
-        self._samples = Generations(plan, logger, model)
-        self._waiting = Waiting(logger, service, self._config.service_timeout_s, self._interrupt)
-        self._answer_times = AnswerTimes()
-
-        self._queue = RequestQueue(_MAX_STEPS_LOCAL if self._config.service == "local" else _MAX_STEPS)
-        self._submission = Submission(
-            plan, model, self._queue, self._samples, recorder.progress.step, spending, skipped
-        )
-        self._service = service
         self._cleanup = cleanup
+        self._service = service
+
+        self._logger = recorder.logger
+        self._generations = queue.generations
+        self._waiting = Waiting(self._logger, service, plan.config.service_timeout_s, self._interrupt)
+        self._answer_times = AnswerTimes()
         # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
         self._ending: tuple[Status, str] | None = None
         self._last_step: int | None = None
@@ -114,23 +86,20 @@ class TrainingLoop:
         """
         try:
             with self._interrupts:
-                return await self._train()
+                if self._recorder.stopper.exhausted:
+                    self._end_early()
+                while True:
+                    self._heed_requests()
+                    self._submit_ahead()
+                    if work := self._queue.first:
+                        await self._take(work)
+                    elif self._paused:
+                        await self._wait_while_paused()
+                    else:
+                        return await self._finish()
         except BaseException:
             self._abandon()
             raise
-
-    async def _train(self) -> TrainingResult:
-        if self._recorder.stopper.exhausted:
-            self._end_early()
-        while True:
-            self._heed_requests()
-            self._submit_ahead()
-            if work := self._queue.first:
-                await self._take(work)
-            elif self._paused:
-                await self._wait_while_paused()
-            else:
-                return await self._finish()
 
     @property
     def ending(self) -> bool:
@@ -138,82 +107,79 @@ class TrainingLoop:
         return self._ending is not None
 
     def _submit_ahead(self) -> None:
-        if not self._paused and self._ending is None and (reason := self._submission.fill()):
+        if not self._paused and self._ending is None and (reason := self._queue.fill()):
             self._ending = ("stopped", reason)
-        if (self._ending is not None or self._submission.complete) and self._last_step is None:
-            self._submission.save_last()
+        if (self._ending is not None or self._queue.complete) and self._last_step is None:
+            self._queue.save_last()
 
     # Taking answers
 
     async def _take(self, work: Work) -> None:
         """Wait for an answer and act on it."""
         self._logger.activity(*self._doing(work))
-        answers = [asyncio.wrap_future(future) for future in work.request.futures]
+        answers = [asyncio.wrap_future(future) for future in work.futures]
         overdue_after = self._answer_times.overdue_after(work.tokens)
-        seconds = await self._waiting.until(answers, work.step, work.what, overdue_after)
+        seconds = await self._waiting.until(answers, work.step, work.words, overdue_after)
         self._queue.answered()
-        if isinstance(work.request, SubmittedStep):
+        if work.kind == "step":
             self._answer_times.took(seconds, work.tokens)
         else:
             self._recorder.rested(seconds)
         if self._last_step is not None and work.step > self._last_step:
             self._discard(work)
-        elif isinstance(work.request, SubmittedStep):
-            self._trained(work.step, work.request)
-        elif isinstance(work.request, SkippedStep):
+        elif work.kind == "step":
+            self._trained(work)
+        elif work.kind == "skipped step":
             self._recorder.skipped(work.step)
-        elif isinstance(work.request, SubmittedEvaluation):
-            self._evaluated(work.step, work.request)
+        elif work.kind == "evaluation":
+            self._evaluated(work)
         else:
-            await self._samples_written(work.step)
-            self._has_saved(work.step, work.request.result())
-        self._samples.record(self._last_step)
+            await self._generations_written(work.step)
+            self._cleanup.release(self._recorder.saved(work.step, work.result()))
+        self._generations.record(self._last_step)
 
     def _doing(self, work: Work) -> tuple[str, str]:
         if self._ending is not None:
             return "stopping", f"finishing what is in flight: {self._ending[1]}"
-        if isinstance(work.request, SubmittedEvaluation):
+        if work.kind == "evaluation":
             return "evaluating", f"evaluating after step {work.step}"
         return "training", "training"
 
-    def _trained(self, step: int, request: SubmittedStep) -> None:
-        loss, figures = request.result()
+    def _trained(self, work: Work) -> None:
+        loss, figures = work.result()
         finite = math.isfinite(loss.total) and all(math.isfinite(value) for value in figures.values())
-        if not finite and self._may_skip(step):
-            self._recorder.discarded(request.batch.tokens)
-            raise SpoiledStepError(step)
-        due = step % self._config.log_interval_steps == 0 or step == self._plan.total_steps
-        self._recorder.trained(step, request.batch, loss, figures, log=due or not finite)
+        if not finite and self._may_skip(work.step):
+            self._recorder.discarded(work.tokens)
+            raise SpoiledStepError(work.step)
+        due = work.step % self._plan.config.log_interval_steps == 0 or work.step == self._plan.total_steps
+        self._recorder.trained(work.step, work.batches[0], loss, figures, log=due or not finite)
         if not finite:
             # The step's own evaluation and save, already in flight, are of spoiled weights and must not count.
-            self._cut(step - 1, "failed", _NOT_FINITE.format(step=step))
+            self._cut(work.step - 1, "failed", _NOT_FINITE.format(step=work.step))
 
     def _may_skip(self, step: int) -> bool:
         """Return whether a batch may be skipped; after several in a row, it is not the batches that are at fault."""
-        too_many = self._skipped.issuperset(range(step - _MAX_SKIPPED_IN_A_ROW, step))
-        return self._config.on_nonfinite == "skip" and not self.ending and not too_many
+        too_many = self._plan.batches.skipped.issuperset(range(step - _MAX_SKIPPED_IN_A_ROW, step))
+        return self._plan.config.on_nonfinite == "skip" and not self.ending and not too_many
 
-    def _evaluated(self, step: int, request: SubmittedEvaluation) -> None:
-        losses = request.result()
+    def _evaluated(self, work: Work) -> None:
+        losses = work.result()
         # NaN comes of spoiled weights, also where no step has shown it: the save behind it must not count. Infinity
         # may be one token that the model holds for impossible.
         spoiled = any(math.isnan(loss.total) for loss in losses)
-        if spoiled and self._may_skip(step):
-            raise SpoiledStepError(step)
-        decision = self._recorder.evaluated(step, request.batches, losses)
+        if spoiled and self._may_skip(work.step):
+            raise SpoiledStepError(work.step)
+        decision = self._recorder.evaluated(work.step, work.batches, losses)
         if spoiled:
-            self._cut(step - 1, "failed", _NO_NUMBER.format(step=step))
+            self._cut(work.step - 1, "failed", _NO_NUMBER.format(step=work.step))
         elif decision.stop:
             self._end_early()
 
-    def _has_saved(self, step: int, path: str) -> None:
-        self._cleanup.release(self._recorder.saved(step, path))
-
-    async def _samples_written(self, step: int) -> None:
+    async def _generations_written(self, step: int) -> None:
         """Wait for samples of earlier weights: they cannot be asked for again once a resume would pass them."""
         try:
             for _ in range(_TIDY_SECONDS):
-                if await self._samples.drain(self._last_step, 1 - _ENDING_SECONDS, until=step):
+                if await self._generations.drain(self._last_step, 1 - _ENDING_SECONDS, until=step):
                     break
                 # Where they do not come because the service has ended, the resumed run asks for them again.
                 await asyncio.sleep(_ENDING_SECONDS)
@@ -229,18 +195,18 @@ class TrainingLoop:
 
     def _discard(self, work: Work) -> None:
         """Count what was trained beyond the run's last step, and keep nothing of it."""
-        if isinstance(work.request, SubmittedStep):
+        if work.kind == "step":
             self._recorder.discarded(work.tokens)
-        elif isinstance(work.request, SubmittedSave):
-            self._cleanup.remove(work.request.result())
+        elif work.kind == "save":
+            self._cleanup.remove(work.result())
 
     # Pausing, stopping, ending
 
     def _heed_requests(self) -> None:
-        if self._run.stop_requested():
+        if self._logger.run.stop_requested():
             self._stop("a stop was asked for")
-        more = self._ending is None and not self._submission.complete
-        paused = more and self._run.pause_requested()
+        more = self._ending is None and not self._queue.complete
+        paused = more and self._logger.run.pause_requested()
         if paused != self._paused:
             self._paused = paused
             kind, message = ("paused", "finishing the steps in flight") if paused else ("resumed", "training goes on")
@@ -296,12 +262,12 @@ class TrainingLoop:
         recorder.publish()
         best = {"best_step": recorder.stopper.best_step, "best_val_loss": recorder.best}
         self._logger.end(status, reason, recorder.progress.step, **best)
-        return TrainingResult.from_state(self._run, self._logger.state)
+        return TrainingResult.from_state(self._logger.run, self._logger.state)
 
     async def _tidy(self) -> None:
         """Wait a little for samples, and for what was asked of checkpoints; an interrupt skips it."""
         try:
-            await self._samples.drain(self._last_step, _TIDY_SECONDS)
+            await self._generations.drain(self._last_step, _TIDY_SECONDS)
             with contextlib.suppress(ServiceError):
                 self._service.check_alive()
                 await self._sweep()

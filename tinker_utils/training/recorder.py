@@ -27,13 +27,12 @@ _POINTS_KEPT = 8
 
 
 class Recorder:
-    """Keeps a run's recorder from a resume point on, and writes them to its logger.
+    """Records a run from a resume point on, in its logger.
 
     Args:
         plan: the run as planned.
         logger: where to write.
-        point: where the run goes on.
-        points: the points that it could be resumed from so far, `point` among them.
+        points: the points that it could be resumed from so far; it goes on from the last one.
         past: the evaluations that later ones are compared with.
         spending: what was sent to the service. Unlike the progress, it never goes back to a checkpoint.
     """
@@ -42,18 +41,18 @@ class Recorder:
         self,
         plan: Plan,
         logger: RunLogger,
-        point: ResumePoint,
         points: Sequence[ResumePoint],
         past: PastEvaluations,
         spending: Spending,
     ) -> None:
+        point = points[-1]
+        self.logger = logger
         self.progress = deepcopy(point.progress)
         self.stopper = point.stopper(plan.config)
         self._past = past
         self._spending = spending
         self._plan = plan
-        self._logger = logger
-        self._points = list(points)
+        self._points = [each for each in points if each.path is not None]
         self._checkpoints = point.checkpoints.copy()
         self._warned: set[str] = set()  # what was said once
         self._window_began = time.monotonic() - self.progress.window_seconds
@@ -96,7 +95,7 @@ class Recorder:
     def _warn_once(self, about: str, step: int, message: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
-            self._logger.record("notice", step, kind="warning", message=message)
+            self.logger.record("notice", step, kind="warning", message=message)
 
     def record_window(self, figures: dict[str, float] | None = None) -> None:
         """Write a train record of the steps since the last one, if there are any."""
@@ -115,7 +114,7 @@ class Recorder:
             "cost_usd": self._plan.cost_usd(progress.tokens, progress.eval_tokens),
         }
         extra = {key.partition(":")[0]: value for key, value in (figures or {}).items()}
-        self._logger.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
+        self.logger.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
         progress.window_nll, progress.window_tokens, progress.window_completion_tokens = 0.0, 0, 0
         self._window_began = now
 
@@ -133,7 +132,7 @@ class Recorder:
             self._cross_check(step, loss)
         best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
         decision = self._decide(step, evaluation)
-        self._logger.record(
+        self.logger.record(
             "val",
             step,
             epoch=self._plan.batches.epoch_of(step),
@@ -173,7 +172,7 @@ class Recorder:
         is_best = self.stopper.best_step == step
         superseded = self._checkpoints.add(checkpoint, is_best)
         kind = "best" if is_best else "periodic" if checkpoint.periodic else "latest"
-        self._logger.record("checkpoint", step, path=path, kind=kind)
+        self.logger.record("checkpoint", step, path=path, kind=kind)
         self.progress.window_seconds = time.monotonic() - self._window_began
         point = ResumePoint(
             path,
@@ -184,7 +183,7 @@ class Recorder:
         kept = {each.path for each in self._checkpoints.kept}
         self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
         periodic = [asdict(each) for each in self._checkpoints.periodic]
-        self._logger.sync()
+        self.logger.sync()
         self.publish(resume_points=[each.to_dict() for each in self._points], periodic_checkpoints=periodic)
         # Only now: until then run.json names points that may need the others.
         self._past.keep_only({step for each in self._points for step in each.compared_steps})
@@ -197,7 +196,7 @@ class Recorder:
 
     def record_early_stop(self) -> None:
         """Write the record of a run that stopped for want of improvement."""
-        self._logger.record(
+        self.logger.record(
             "early_stop",
             self.progress.step,
             best_val_loss=self.best,
@@ -238,7 +237,7 @@ class Recorder:
             "best_val_loss": self.best,
             "evals_without_improvement": self.stopper.evals_without_improvement,
         }
-        self._logger.publish(progress=view, best_checkpoint=self.result_path, spent=spent, **changes)
+        self.logger.publish(progress=view, best_checkpoint=self.result_path, spent=spent, **changes)
 
 
 def _evaluation(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Evaluation:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tinker_utils.errors import CheckpointGoneError, ResultLostError, ResumeError, ServiceGoneError
 from tinker_utils.plan.plan import Plan
@@ -21,7 +22,9 @@ from tinker_utils.run.spending import Spending
 from tinker_utils.service.client import Service
 from tinker_utils.service.model import Model
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed, set_aside
+from tinker_utils.training.generations import Generations
 from tinker_utils.training.loop import SpoiledStepError, TrainingLoop
+from tinker_utils.training.queue import RequestQueue
 from tinker_utils.training.recorder import Recorder
 from tinker_utils.training.resuming import ResumePoint, resume_points
 from tinker_utils.training.waiting import Waiting
@@ -43,7 +46,7 @@ class Recovery:
 
     def __init__(self, run: RunDirectory, plan: Plan, logger: RunLogger, service: Service, spending: Spending) -> None:
         self._run = run
-        self._plan = plan
+        self._plan = _skipping(plan, logger.state.get("left_out_steps") or ())
         self._logger = logger
         self._service = service
         self._spending = spending
@@ -51,7 +54,6 @@ class Recovery:
         borrowed = () if plan.config.service == "local" else logger.state.get("borrowed_models", ())
         self._cleanup = CheckpointCleanup(service, plan.config.checkpoint_ttl_seconds, borrowed)
         self._waiting = Waiting(logger, service, plan.config.service_timeout_s, _abort)
-        self._skipped = frozenset(logger.state.get("left_out_steps") or ())
         self._returned_to: str | None = None
         self._returns = 0
         self._returning_since = 0.0
@@ -95,7 +97,7 @@ class Recovery:
         left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
         await self._waiting.call(lambda: self._sweep(left, model.run_id), step, "the lists of checkpoints")
         past = PastEvaluations(self._run.evaluations)
-        recorder = Recorder(self._plan, logger, point, left, past, self._spending)
+        recorder = Recorder(self._plan, logger, [*left[:-1], point], past, self._spending)
         # More may have been sent since the last save than run.json says, and the records that told of it go.
         recorder.publish()
         if not logger.roll_back(point.path, step):
@@ -107,10 +109,8 @@ class Recovery:
             logger.record("notice", step, kind=kind, message=message)
         if point.path is not None:
             logger.record("resume", step, path=point.path)
-        return TrainingLoop(
-            self._run, self._plan, logger, recorder, self._service, model,
-            self._cleanup, self._spending, self._skipped,
-        )  # fmt: skip
+        queue = RequestQueue(self._plan, model, Generations(self._plan, logger, model), self._spending, step)
+        return TrainingLoop(self._plan, queue, recorder, self._cleanup, self._service)
 
     def _sweep(self, points: Sequence[ResumePoint], model: str) -> None:
         """Remove checkpoints that earlier attempts left, and note under which name this one will save."""
@@ -139,8 +139,8 @@ class Recovery:
 
     def _skip(self, step: int, back_to: int) -> str:
         """Note that a step's batch is not to be trained on, also should the run be killed now."""
-        self._skipped |= {step}
-        self._logger.publish(left_out_steps=sorted(self._skipped))
+        self._plan = _skipping(self._plan, [*self._plan.batches.skipped, step])
+        self._logger.publish(left_out_steps=sorted(self._plan.batches.skipped))
         return (
             f"the loss or the gradient of step {step} was not a finite number: its batch is skipped, and the run "
             f"went back to step {back_to} for weights that are sound."
@@ -149,6 +149,10 @@ class Recovery:
     async def _reconnect(self, step: int) -> None:
         await self._waiting.call(self._service.wait_until_reachable, step, "the service")
         self._service.renew()
+
+
+def _skipping(plan: Plan, steps: Iterable[int]) -> Plan:
+    return replace(plan, batches=replace(plan.batches, skipped=frozenset(steps)))
 
 
 def _abort() -> None:
