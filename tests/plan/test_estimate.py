@@ -8,8 +8,9 @@ import pytest
 from tinker_utils.batching import BatchPlan, Example
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.data.rendering import RenderedSet
+from tinker_utils.plan import estimate
 from tinker_utils.plan.cost import prices_for
-from tinker_utils.plan.estimate import DataLengths, forecast
+from tinker_utils.plan.estimate import DataLengths
 from tinker_utils.plan.plan import Plan
 
 
@@ -17,6 +18,10 @@ def rendered(lengths, limit=10**6, cut=0):
     """Examples whose inputs have these lengths, cut so that they have `limit` tokens with their last target."""
     tokens = [min(length + 1, limit) for length in lengths]
     return RenderedSet(tuple(Example(np.zeros(n, np.int32), np.ones(n - 1, np.float32)) for n in tokens), cut)
+
+
+def forecast(settings, data):
+    return estimate.forecast(settings, data, prices_for(settings.service, settings.model))
 
 
 def lengths(train=(100,) * 10, valid=(50,) * 4, **other):
@@ -41,21 +46,24 @@ def config(**changes):
     ],
 )
 @pytest.mark.parametrize("has_validation", [True, False])
-def test_it_agrees_with_what_prepare_counts(changes, has_validation):
+def test_it_counts_what_the_steps_come_to(changes, has_validation):
     settings = config(**changes)
     train = rendered(range(20, 63))
     valid = rendered(range(30, 41)) if has_validation else None
     plan = BatchPlan(train.examples, settings.batch_size, settings.seed, settings.epochs)
     prices = prices_for(settings.service, settings.model)
     prepared = Plan(settings, None, train, valid, plan, prices, "")
-    follows = forecast(settings, DataLengths.of(prepared, settings.max_seq_length))
+    follows = forecast(settings, DataLengths.of(prepared.train, prepared.valid, settings.max_seq_length))
     assert follows.examples == 43
     assert follows.steps == prepared.total_steps
     assert follows.steps_per_epoch == plan.steps_per_epoch
     assert follows.warmup_steps == prepared.warmup_steps
     assert follows.evaluations == prepared.evaluations
-    assert follows.tokens == prepared.expected_tokens
-    assert follows.cost_usd == pytest.approx(prepared.expected_cost_usd)
+    steps = range(1, prepared.total_steps + 1)
+    assert follows.tokens == sum(plan.batch(step).tokens for step in steps)
+    assert follows.evaluations == prepared.evaluations == sum(map(prepared.evaluates, steps))
+    evaluated = follows.evaluations * sum(range(30, 41)) if has_validation else 0
+    assert follows.cost_usd == (prices and pytest.approx(prepared.cost_usd(follows.tokens, evaluated)))
 
 
 def test_by_hand():

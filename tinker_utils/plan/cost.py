@@ -35,6 +35,11 @@ class Prices:
         prompts = list(prompt_tokens)
         return token_cost(sum(prompts), self.prefill) + token_cost(len(prompts) * SAMPLED_TOKENS, self.sample)
 
+    def of_run(self, trained: int, evaluated: int, evaluations: float, prompts: Iterable[int]) -> float:
+        """Return dollars for tokens trained on and evaluated, and for the samples of each evaluation."""
+        passes = token_cost(trained, self.train) + token_cost(evaluated, self.evaluate)
+        return passes + evaluations * self.sampling(prompts)
+
 
 FREE = Prices(0.0, 0.0, 0.0)
 

@@ -1,11 +1,13 @@
-"""Estimates a run from its settings and the lengths of the examples, before anything is rendered or spent.
+"""Counts a run's steps, evaluations, tokens and dollars from its settings and the lengths of the examples.
 
-`prepare` counts the same, exactly, from rendered data; this is for a form that answers while a person types.
+The lengths are those of rendered examples, or estimated from the sizes of the files: a form answers while a person
+types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from numpy.typing import NDArray
 
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE
+from tinker_utils.data.rendering import RenderedSet
+from tinker_utils.data.streaming import StreamedSet
 from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service
-from tinker_utils.plan.cost import prices_for, token_cost
-from tinker_utils.plan.plan import Plan
+from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.schedule import warmup_steps
 
 # Until the tokenizer has counted: about four characters of English are one token of a large vocabulary, and JSON's own
@@ -40,10 +43,9 @@ class DataLengths:
     cut: int = 0
 
     @classmethod
-    def of(cls, plan: Plan, max_seq_length: int) -> DataLengths:
+    def of(cls, train: RenderedSet | StreamedSet, valid: RenderedSet | None, max_seq_length: int) -> DataLengths:
         """Count in data that was rendered with `max_seq_length`."""
-        valid = plan.valid
-        return cls(plan.train.lengths(), None if valid is None else valid.lengths(), max_seq_length, plan.train.cut)
+        return cls(train.lengths(), None if valid is None else valid.lengths(), max_seq_length, train.cut)
 
     @classmethod
     def estimate(cls, directory: Path) -> DataLengths:
@@ -66,20 +68,26 @@ class Forecast:
     warnings: tuple[str, ...]
 
 
-def forecast(config: TrainingConfig, data: DataLengths) -> Forecast:
-    """Return what a run with these settings takes on this data."""
+def forecast(
+    config: TrainingConfig, data: DataLengths, prices: Prices | None, prompts: Sequence[int] | None = None
+) -> Forecast:
+    """Count what a run with these settings takes on this data.
+
+    Args:
+        config: the settings.
+        data: the lengths of the examples.
+        prices: of the model; None where they are not known.
+        prompts: tokens of each prompt that is sampled from; without them, those of the examples that begin with one.
+    """
     limit = config.max_seq_length - 1  # the last token is only a target
     per_epoch = -(-len(data.train) // config.batch_size)
     steps = per_epoch * config.epochs
+    valid = np.zeros(0, np.int64) if data.valid is None else np.minimum(data.valid, limit)
     evaluations = 0 if data.valid is None else _evaluations(config, per_epoch)
     tokens = int(np.minimum(data.train, limit).sum()) * config.epochs
-    evaluated = 0 if data.valid is None else int(np.minimum(data.valid, limit).sum()) * evaluations
-    prices = prices_for(config.service, config.model)
-    cost = token_cost(tokens, prices.train) + token_cost(evaluated, prices.evaluate) if prices else None
-    if prices and cost is not None and data.valid is not None:
-        # A prompt is a part of its example.
-        prompts = np.minimum(data.valid[: config.samples_at_evaluation], limit)
-        cost += evaluations * prices.sampling(prompts.tolist())
+    if prompts is None:
+        prompts = valid[: config.samples_at_evaluation].tolist()
+    cost = None if prices is None else prices.of_run(tokens, int(valid.sum()) * evaluations, evaluations, prompts)
     warnings = (
         *_about_rank(config, data),
         *about_service(config),
@@ -91,12 +99,21 @@ def forecast(config: TrainingConfig, data: DataLengths) -> Forecast:
     return Forecast(len(data.train), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
 
 
-def _evaluations(config: TrainingConfig, per_epoch: int) -> int:
-    """Return how many steps an evaluation follows: each multiple of the interval, and each epoch's end."""
-    every, ends = config.eval_interval_steps, range(per_epoch, per_epoch * config.epochs + 1, per_epoch or 1)
-    at_interval = per_epoch * config.epochs // every if every else 0
-    at_ends = sum(not every or end % every != 0 for end in ends) if config.eval_at_epoch_end else 0
-    return at_interval + at_ends
+def evaluates(config: TrainingConfig, step: int, steps_per_epoch: int) -> bool:
+    """Return whether an evaluation follows step `step`: at each multiple of the interval, and at each epoch's end."""
+    return any(step % period == 0 for period in _periods(config, steps_per_epoch))
+
+
+def _evaluations(config: TrainingConfig, steps_per_epoch: int) -> int:
+    """Return how many steps an evaluation follows; those at which both are due count once."""
+    steps, periods = steps_per_epoch * config.epochs, _periods(config, steps_per_epoch)
+    both = steps // math.lcm(*periods) if len(periods) == 2 else 0
+    return sum(steps // period for period in periods) - both
+
+
+def _periods(config: TrainingConfig, steps_per_epoch: int) -> list[int]:
+    """Return the intervals of evaluations, in steps."""
+    return [period for period in (config.eval_interval_steps, steps_per_epoch * config.eval_at_epoch_end) if period]
 
 
 def _about_rank(config: TrainingConfig, data: DataLengths) -> Iterator[str]:

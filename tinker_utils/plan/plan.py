@@ -21,9 +21,9 @@ from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet,
 from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import DataError
-from tinker_utils.plan.cautions import about_evaluation, about_money, about_service
-from tinker_utils.plan.cost import Prices, prices_for, token_cost
-from tinker_utils.plan.schedule import learning_rate, warmup_steps
+from tinker_utils.plan.cost import Prices, prices_for
+from tinker_utils.plan.estimate import DataLengths, Forecast, evaluates, forecast
+from tinker_utils.plan.schedule import learning_rate
 
 # Bytes of training data that are rendered before the first step, which takes some seconds. What is larger is rendered
 # while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
@@ -53,20 +53,36 @@ class Plan:
         """Return optimizer steps, if nothing stops the run early."""
         return self.batches.total_steps
 
+    @cached_property
+    def forecast(self) -> Forecast:
+        """Return what the run takes, if nothing stops it early."""
+        lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
+        return forecast(self.config, lengths, self.prices, list(map(len, self.sample_prompts)))
+
     @property
     def warmup_steps(self) -> int:
         """Return steps over which the learning rate rises."""
-        return warmup_steps(self.total_steps, self.config.warmup_ratio)
+        return self.forecast.warmup_steps
 
-    @cached_property
+    @property
     def evaluations(self) -> int:
         """Return how often the validation set is looked at, if nothing stops the run early."""
-        return sum(self.evaluates(step) for step in range(1, self.total_steps + 1))
+        return self.forecast.evaluations
 
     @property
     def expected_tokens(self) -> int:
         """Return tokens trained on, if nothing stops the run early."""
-        return self.train.tokens * self.config.epochs
+        return self.forecast.tokens
+
+    @property
+    def expected_cost_usd(self) -> float | None:
+        """Return dollars for all epochs and their evaluations: the most the run can cost; None without a price."""
+        return self.forecast.cost_usd
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what a person should know before the run starts, one sentence each."""
+        return self.forecast.warnings
 
     @cached_property
     def _valid_tokens(self) -> int:
@@ -78,27 +94,16 @@ class Plan:
         """Return the prompts, as tokens, that the model is to answer at each evaluation."""
         return prompts_of(self.sampled, self.tokenizer)
 
-    @property
-    def expected_cost_usd(self) -> float | None:
-        """Return dollars for all epochs and their evaluations: the most the run can cost; None without a price."""
-        evaluated = self.evaluations * self.valid.tokens if self.valid else 0
-        return self.cost_usd(self.expected_tokens, evaluated)
-
     def cost_usd(self, trained: int, evaluated: int) -> float | None:
         """Return dollars for so many tokens trained on and evaluated, samples included; None without a price."""
-        if self.prices is None:
-            return None
         # Each evaluation reads the whole validation set, and asks for all samples.
         evaluations = evaluated / self._valid_tokens if self._valid_tokens else 0.0
-        samples = self.prices.sampling(map(len, self.sample_prompts))
-        passes = token_cost(trained, self.prices.train) + token_cost(evaluated, self.prices.evaluate)
-        return passes + evaluations * samples
+        prompts = map(len, self.sample_prompts)
+        return None if self.prices is None else self.prices.of_run(trained, evaluated, evaluations, prompts)
 
     def evaluates(self, step: int) -> bool:
         """Return whether an evaluation follows step `step`."""
-        every = self.config.eval_interval_steps
-        due = (every > 0 and step % every == 0) or (self.config.eval_at_epoch_end and self.batches.ends_epoch(step))
-        return self.valid is not None and due
+        return self.valid is not None and evaluates(self.config, step, self.batches.steps_per_epoch)
 
     def checkpoints(self, step: int) -> bool:
         """Return whether a periodic checkpoint follows step `step`."""
@@ -109,15 +114,6 @@ class Plan:
         """Return the learning rate of step `step`."""
         config = self.config
         return learning_rate(step, self.total_steps, config.learning_rate, self.warmup_steps, config.lr_schedule)
-
-    @property
-    def warnings(self) -> list[str]:
-        """Return what a person should know before the run starts, one sentence each."""
-        return [
-            *about_service(self.config),
-            *about_evaluation(self.config, self.valid is not None, self.evaluations),
-            *about_money(self.config, self.expected_cost_usd),
-        ]
 
     def summary(self) -> str:
         """Return what will be trained, for how many steps and at most how many dollars, as a few lines of text."""

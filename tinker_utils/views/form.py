@@ -21,6 +21,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 from tinker_utils.config.rules import Rule, rules_of
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.errors import ConfigError
+from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import DataLengths, Forecast, forecast
 from tinker_utils.plan.plan import Plan
 from tinker_utils.views.html import STYLE, dollars, figures_html, short, show_widget, warnings_html
@@ -122,7 +123,10 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
             train = config.resolve(config.data_dir) / "train.jsonl"
             content = warnings_html([f"{train}: cannot be read, so nothing is known of steps and costs."])
         else:
-            content = _consequences_html(forecast(config, self._data), exact=self._data.cut_at is not None)
+            content = _consequences_html(
+                forecast(config, self._data, prices_for(config.service, config.model)),
+                exact=self._data.cut_at is not None,
+            )
         self._consequences.value = f'<section class="tinker-run" aria-label="What follows">{content}</section>'
 
 
@@ -142,7 +146,7 @@ def _consequences_html(follows: Forecast, exact: bool) -> str:
 
 def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | None:
     if plan is not None:
-        return DataLengths.of(plan, config.max_seq_length)
+        return DataLengths.of(plan.train, plan.valid, config.max_seq_length)
     try:
         return DataLengths.estimate(config.resolve(config.data_dir))
     except OSError:
