@@ -1,4 +1,4 @@
-"""One table in three notations: aligned, complete, and with nothing of its cells taken for markup."""
+"""One table in two notations: aligned, complete, and with nothing of its cells taken for markup."""
 
 import pytest
 
@@ -12,14 +12,10 @@ def test_text_has_its_first_column_left_and_the_others_right():
     assert repr(SMALL) == SMALL.to_text()
 
 
-def test_markdown_has_a_rule_under_the_header_and_bold_headings():
-    assert SMALL.to_markdown().splitlines() == [
-        "|  | a | long name |",
-        "|---|---:|---:|",
-        "| **first half** |||",
-        "| x | 1 | 2 |",
-        "| yy | 10 | – |",
-    ]
+def test_words_begin_at_the_left():
+    words = Table(("check", "verdict"), (("data", "ok"), ("a key", "failed")), words=True)
+    assert str(words) == "\n".join(["check  verdict", "data   ok", "a key  failed"])
+    assert '<td style="text-align:left">ok</td>' in words._repr_html_()
 
 
 def test_html_names_columns_and_rows():
@@ -34,8 +30,6 @@ def test_cells_are_text_in_every_notation():
     cell = "<script>|\"'*_`$\nnext"
     table = Table(("key", cell), ((cell, cell),), cell)
     assert table.to_text().count("\n") == 1
-    assert table.to_markdown().count("\n") == 2
-    assert "<script" not in table.to_markdown() and r"\|" in table.to_markdown() and r"\$" in table.to_markdown()
     assert "<script" not in table._repr_html_() and "&lt;script&gt;|&quot;&#x27;" in table._repr_html_()
 
 

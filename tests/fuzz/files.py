@@ -82,7 +82,7 @@ def chat(directory: Path, content: bytes) -> None:
             assert 0 < example.completion_tokens < len(example.tokens) <= 64
             MaskView(example, _tokenizer())._repr_html_()
         length_table({"train": [len(example.tokens) for example in rendered.examples]}).to_text()
-        truncation_table(rendered.examples, [2, 8]).to_markdown()
+        truncation_table(rendered.examples, [2, 8]).to_text()
 
 
 def metrics(directory: Path, content: bytes) -> None:
@@ -192,7 +192,7 @@ def _compared(directory: Path, content: bytes, log: str, settings: str) -> None:
         run = table.read_run(directory)
         run.describe()
         shown = table.compare([run, run])
-        shown.to_text(), shown.to_markdown(), shown._repr_html_()
+        shown.to_text(), shown._repr_html_()
         overlays.describe_overlay([run])
         if _is_drawn(content):
             curves.png(overlays.overlay([run]), 50)

@@ -1,4 +1,4 @@
-"""A small table that reads well as plain text, as Markdown and as HTML; the same cells always give the same characters.
+"""A small table that reads well as plain text and as HTML; the same cells always give the same characters.
 
 Cells may hold anything that a file or a model said: line breaks become spaces, control characters are spelled out, and
 what would be markup is escaped.
@@ -7,7 +7,6 @@ what would be markup is escaped.
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from tinker_utils.basics.redaction import printable
 
 _GAP = "  "
 _LEFT = "text-align:left"
-_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|~$])")
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,11 +24,13 @@ class Table:
         header: what stands above each column; the first column names the rows.
         rows: cells, as many as the header has; a row of a single cell is the heading of those below it.
         caption: what the table shows, for people who cannot glance at it; HTML only.
+        words: whether the columns hold words, which begin at the left, and not figures.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    words: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -42,16 +42,14 @@ class Table:
         rows = [[_in_one_line(cell) for cell in row] for row in (self.header, *self.rows)]
         full = [row for row in rows if len(row) == len(self.header)]
         widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-        return "\n".join(_aligned(row, widths) for row in rows)
+        return "\n".join(self._aligned(row, widths) for row in rows)
 
-    def to_markdown(self) -> str:
-        """Write a table as code hosts draw it; headings are bold."""
-        rule = "|".join(["---", *["---:"] * (len(self.header) - 1)])
-        return "\n".join([_markdown(self.header), f"|{rule}|", *map(self._markdown_row, self.rows)])
-
-    def _markdown_row(self, row: tuple[str, ...]) -> str:
-        empty = [""] * (len(self.header) - 1)
-        return _markdown(row) if len(row) > 1 else f"| **{_markdown_cell(row[0])}** |{'|'.join(empty)}|"
+    def _aligned(self, row: list[str], widths: list[int]) -> str:
+        if len(row) == 1:
+            return row[0]
+        justify = str.ljust if self.words else str.rjust
+        cells = [justify(cell, width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return _GAP.join([row[0].ljust(widths[0]), *cells]).rstrip()
 
     def __str__(self) -> str:
         return self.to_text()
@@ -68,12 +66,13 @@ class Table:
         if self.caption:
             yield f"<caption>{_html(self.caption)}</caption>"
         # An empty corner is no header of anything.
-        columns = (f'<th scope="col">{_html(name)}</th>' if name else "<td></td>" for name in self.header)
+        style = f' style="{_LEFT}"' if self.words else ""
+        columns = (f'<th scope="col"{style}>{_html(name)}</th>' if name else "<td></td>" for name in self.header)
         yield f"<thead><tr>{''.join(columns)}</tr></thead>"
         yield "<tbody>"
         for name, *cells in self.rows:
             if cells:
-                values = "".join(f"<td>{_html(cell)}</td>" for cell in cells)
+                values = "".join(f"<td{style}>{_html(cell)}</td>" for cell in cells)
                 yield f'<tr><th scope="row" style="{_LEFT}">{_html(name)}</th>{values}</tr>'
             else:
                 span = len(self.header)
@@ -83,21 +82,6 @@ class Table:
 
 def _in_one_line(cell: str) -> str:
     return printable(" ".join(cell.split()))
-
-
-def _aligned(row: list[str], widths: list[int]) -> str:
-    if len(row) == 1:
-        return row[0]
-    first, *others = zip(row, widths, strict=True)
-    return _GAP.join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
-
-
-def _markdown(row: tuple[str, ...]) -> str:
-    return f"| {' | '.join(map(_markdown_cell, row))} |"
-
-
-def _markdown_cell(cell: str) -> str:
-    return _MARKDOWN_SIGNS.sub(r"\\\1", html.escape(_in_one_line(cell), quote=False))
 
 
 def _html(cell: str) -> str:

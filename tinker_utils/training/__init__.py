@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 from tinker_utils.basics.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tinker_utils.training.check_report import Check as Check, PreflightReport as PreflightReport
-    from tinker_utils.training.checks import preflight as preflight
+    from tinker_utils.training.checks import Check as Check, PreflightReport as PreflightReport, preflight as preflight
     from tinker_utils.training.start import fit as fit, fit_blocking as fit_blocking
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "check_report": "Check PreflightReport",
-        "checks": "preflight",
+        "checks": "Check PreflightReport preflight",
         "start": "fit fit_blocking",
     },
 )

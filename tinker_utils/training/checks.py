@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from tinker_utils.basics.table import Table
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import iterate_conversations
 from tinker_utils.data.files import TEST_FILE, TRAIN_FILE, VALID_FILE
 from tinker_utils.data.report import conversation_key
 from tinker_utils.data.streaming import StreamedSet
-from tinker_utils.errors import ConfigError, DataError, RenderingError, ResumeError, RunDirectoryError, ServiceError
+from tinker_utils.errors import (
+    ConfigError,
+    DataError,
+    RenderingError,
+    ResumeError,
+    RunDirectoryError,
+    ServiceError,
+    TinkerUtilsError,
+)
 from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service
 from tinker_utils.plan.plan import Plan, prepare
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.service.client import Service, ask_for_models
-from tinker_utils.training.check_report import Check, PreflightReport, warn_or_pass
 from tinker_utils.training.resuming import changes_to_take_up, has_ended, resume_points
 
 # Characters of each file in which duplicates are looked for: less than a second's work, and most files as a whole.
@@ -28,6 +37,67 @@ _LOOKED_THROUGH = 20_000_000
 _LOCAL_PACKAGES = ("torch", "transformers", "peft", "safetensors", "starlette", "uvicorn")
 # Bytes: of a record, in metrics and log; for picture and adapter of a small model; left on a disk that is nearly full.
 _RECORD_BYTES, _ROOM, _NEARLY_FULL = 600, 64 << 20, 1 << 30
+
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: its name, the verdict, and a sentence; `error` is what a failure would raise."""
+
+    name: str
+    status: Verdict
+    sentence: str
+    error: TinkerUtilsError | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def failed(cls, name: str, error: TinkerUtilsError) -> Check:
+        """Return a check whose failure is `error`."""
+        return cls(name, "fail", str(error), error)
+
+
+def warn_or_pass(name: str, sentences: Iterable[str], otherwise: str) -> list[Check]:
+    """Return a warning for each sentence, or one `ok` that says `otherwise`."""
+    return [Check(name, "warn", sentence) for sentence in sentences] or [Check(name, "ok", otherwise)]
+
+
+@dataclass(frozen=True, repr=False)
+class PreflightReport:
+    """All checks, in the order in which they were made."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what to know before starting, one sentence each."""
+        return [check.sentence for check in self.checks if check.status == "warn"]
+
+    def raise_for_failures(self) -> None:
+        """Do nothing where the run can start.
+
+        Raises:
+            TinkerUtilsError: it cannot. One failure is raised as the error that it is; of several the first gives the
+                type, and the message has them all.
+        """
+        errors = [check.error or TinkerUtilsError(check.sentence) for check in self.checks if check.status == "fail"]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise type(errors[0])(" ".join(str(error) for error in errors))
+
+    def __str__(self) -> str:
+        return self._table.to_text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self._table._repr_html_()
+
+    @property
+    def _table(self) -> Table:
+        rows = tuple((check.name, check.status, check.sentence) for check in self.checks)
+        return Table(("check", "verdict", "finding"), rows, "Before the run", words=True)
 
 
 def preflight(

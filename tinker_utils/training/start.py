@@ -18,9 +18,8 @@ from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
 from tinker_utils.service.client import Service, connect
-from tinker_utils.training.check_report import PreflightReport
 from tinker_utils.training.checkpoint_cleanup import borrowed_models
-from tinker_utils.training.checks import check_start
+from tinker_utils.training.checks import PreflightReport, check_start
 from tinker_utils.training.recovery import Recovery
 from tinker_utils.training.resuming import (
     FORMAT,

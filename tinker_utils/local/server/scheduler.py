@@ -166,10 +166,6 @@ class Lanes:
             request.finish(Result.failure(reason, "user"))
             self._requests.pop(request.request_id, None)
 
-    def is_open(self, lane_id: str) -> bool:
-        """Return whether the lane exists."""
-        return lane_id in self._lanes
-
     def knows(self, lane_id: str, sequence: int) -> bool:
         """Return whether a request with this number has been taken in."""
         lane = self._lanes[lane_id]
