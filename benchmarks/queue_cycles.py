@@ -62,8 +62,9 @@ def one_ahead(service: Service, plan: Plan, directory: Path) -> str:
 def this_project(service: Service, plan: Plan, directory: Path) -> str:
     """`fit`."""
     fit_blocking(plan.config, directory, service=service, preparation=plan)
-    state = RunDirectory(directory).read_state() or {}
-    return str(state["resume_points"][-1]["path"])
+    state = RunDirectory(directory).read_state()
+    assert state is not None
+    return state.resume_points[-1].path
 
 
 def by_hand(service: Service, plan: Plan, ahead: int) -> str:

@@ -12,6 +12,18 @@ import yaml
 
 from tinker_utils.config.rules import rules_of
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
+from tinker_utils.run.state import (
+    Activity,
+    DataFile,
+    Planned,
+    Progress,
+    Provenance,
+    RunState,
+    SavedPoint,
+    Spent,
+    Standing,
+    StoppingState,
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +57,13 @@ def test_the_settings_page_lists_every_setting_as_it_is():
     ]
     assert [row for row in rows if row not in page] == []
     assert page.partition("## ")[0].count("\n| `") == len(rows)
+
+
+def test_the_page_on_run_json_names_every_field():
+    page = (ROOT / "docs" / "run_json.md").read_text(encoding="utf-8")
+    structs = [RunState, Activity, Planned, Standing, Spent, Progress, StoppingState, Provenance, DataFile, SavedPoint]
+    names = {name for struct in structs for name in struct.__struct_fields__}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def default(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from tinker_utils.comparison.table import axes_known, compare, read_run, read_runs
 from tinker_utils.errors import MetricsError
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import DataFile, Provenance, RunState
 
 EXAMPLES = Path(__file__).parents[2] / "data" / "examples"
 NAMES = ("no-stopping", "early-stopping", "summed", "cookbook", "trainer")
@@ -259,3 +262,18 @@ def test_a_hundred_thousand_steps_are_read_in_a_few_seconds(tmp_path):
     lines = (f"{before}{step}{after}\n" for step in range(1, 100_001))
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     assert read_run(tmp_path).last("step") == 100_000
+
+
+def test_what_runs_were_made_with_is_shown_where_it_differs(tmp_path):
+    for name, tinker, digest in (("one", "0.38.0", "a" * 64), ("two", "0.38.1", "a" * 64)):
+        run = RunDirectory(tmp_path / name)
+        run.create()
+        run.metrics.write_text('{"type": "train", "step": 1, "train_loss": 2.0, "train_loss_total": 8.0}\n')
+        made_with = Provenance(python="3.11.7", packages={"tinker": tinker}, data={"train.jsonl": DataFile(9, digest)})
+        run.write_state(RunState(provenance=made_with))
+    text = compare(read_runs([tmp_path / "one", tmp_path / "two"])).to_text()
+    assert re.search(r"^tinker +0\.38\.0 +0\.38\.1$", text, re.M)
+    assert "python" not in text and "train.jsonl" not in text
+    (tmp_path / "two" / "run.json").write_text("{")
+    with pytest.raises(MetricsError, match=r"run\.json: cannot be read"):
+        read_run(tmp_path / "two")

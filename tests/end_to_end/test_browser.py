@@ -14,6 +14,7 @@ import pytest
 from support.held_service import HeldService
 from support.jupyter_browser import ROOT, until
 from support.small_runs import records
+from support.states import state_of
 
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsWriter
@@ -92,8 +93,8 @@ def assert_the_best_is_kept(run: RunDirectory) -> None:
     state = run.read_state()
     losses = {record["step"]: record["val_loss"] for record in records(run, "val")}
     best = min(losses, key=losses.get)
-    assert state["progress"]["best_step"] == best
-    assert state["best_checkpoint"].endswith(f"step-{best:06d}")
+    assert state.progress.best_step == best
+    assert state.best_checkpoint.endswith(f"step-{best:06d}")
 
 
 def test_watched_paused_resumed_stopped_and_reopened(lab, run):
@@ -146,7 +147,7 @@ if PHOTOGRAPH := os.environ.get("TINKER_UTILS_SCREENSHOT"):
         until(lambda: len(recorded(run, "val")) >= PHOTOGENIC, "curves that are worth a photograph")
         notebook.photograph(Path(PHOTOGRAPH))
         notebook.wait_until_free()
-        assert run.read_state()["status"] in ("early_stopped", "completed")
+        assert run.read_state().status in ("early_stopped", "completed")
 
 
 def still_of(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -207,7 +208,7 @@ def test_a_restarted_kernel_goes_on_and_repeats_no_step(lab, run, service, short
         until(run.is_free, "the old kernel to be gone")
     until(lambda: records(run, "end"), "the run to end")
     notebook.wait_until_free()
-    assert run.read_state()["status"] == "completed"
+    assert run.read_state().status == "completed"
     assert records(run, "resume")
     assert trained(run) == list(range(1, STEPS_PER_EPOCH * epochs + 1))
     assert_the_best_is_kept(run)
@@ -246,7 +247,7 @@ def test_it_can_be_read_and_heard_in_every_theme_and_runs_no_text_of_a_model(lab
         writer.write({"type": "val", "step": 5, "val_loss": 1.5, "val_loss_stderr": 0.1})
         writer.write({"type": "notice", "step": 5, "kind": "warning", "message": attack})
         plan = {"total_steps": 9, "patience": 5, "epochs": 3}
-        evil.write_state({"status": "stopped", "reason": attack, "plan": plan})
+        evil.write_state(state_of(status="stopped", reason=attack, plan=plan))
         evil.samples.write_text(json.dumps({"step": 5, "prompt": attack, "completion": attack}) + "\n", "utf-8")
     notebook = lab.open(notebook_of(run, f"from tinker_utils import dashboard\ndashboard({str(evil.path)!r})"))
     notebook.run_all()

@@ -30,6 +30,7 @@ from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader, read_metrics
 from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.rollback import mend_last_line, roll_back_metrics, roll_back_samples
+from tinker_utils.run.state import RunState
 from tinker_utils.run.status import RunFollower
 from tinker_utils.style import curves, overlays
 from tinker_utils.training.resuming import resume_points
@@ -118,10 +119,9 @@ def state(directory: Path, content: bytes) -> None:
     run.request_pause()
     _followed(directory)
     with only_sentences():
-        read = run.read_state() or {}
-        assert all(point.progress.step >= 0 for point in resume_points(run, read))
+        assert all(point.progress.step >= 0 for point in resume_points(run.read_state()))
     with only_sentences():
-        TrainingResult.from_state(run, run.read_state() or {})
+        TrainingResult.from_state(run, run.read_state() or RunState())
 
 
 def samples(directory: Path, content: bytes) -> None:

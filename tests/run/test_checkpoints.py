@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 
 
@@ -32,16 +29,6 @@ def test_a_run_ends_with_its_best_or_else_its_latest():
     kept.add(Checkpoint(2, "b"), is_best=True)
     kept.add(Checkpoint(3, "c"), is_best=False)
     assert kept.result == Checkpoint(2, "b")
-
-
-def test_it_survives_json():
-    kept = Checkpoints()
-    kept.add(Checkpoint(1, "a", periodic=True), is_best=True)
-    kept.add(Checkpoint(2, "b"), is_best=False)
-    later = {"step": 3, "path": "c", "periodic": True}
-    periodic = [*json.loads(json.dumps([asdict(each) for each in kept.periodic])), later]
-    assert Checkpoints.from_dict(json.loads(json.dumps(kept.to_dict())), periodic) == kept
-    assert Checkpoints.from_dict(Checkpoints().to_dict()) == Checkpoints()
 
 
 def test_a_copy_goes_its_own_way_and_shares_what_never_changes():

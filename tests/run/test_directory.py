@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory, write_atomically
+from tinker_utils.run.state import RunState, Spent
 
 
 @pytest.fixture
@@ -23,17 +25,17 @@ def run(tmp_path):
 
 def test_state_goes_round_and_leaves_no_temporary_file(run):
     assert run.read_state() is None
-    run.write_state({"status": "running", "step": 3})
-    run.write_state({"status": "stopped", "step": 4})
-    assert run.read_state() == {"status": "stopped", "step": 4}
+    run.write_state(RunState(models=["a"]))
+    run.write_state(RunState(status="stopped", models=["a", "b"]))
+    assert run.read_state() == RunState(status="stopped", models=["a", "b"])
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(run):
-    run.write_state({"step": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        run.write_state({"step": float("nan")})
-    assert run.read_state() == {"step": 1}
+    run.write_state(RunState(home=1))
+    with pytest.raises(msgspec.ValidationError):
+        run.write_state(RunState(spent=Spent(-1)))
+    assert run.read_state() == RunState(home=1)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
@@ -149,7 +151,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_a_move_aside_that_was_cut_off_is_brought_to_its_end(run):
-    run.write_state({"status": "completed"})
+    run.write_state(RunState(status="completed"))
     run.metrics.write_text("first")
     moving = run.path / "previous" / "moving"
     moving.mkdir(parents=True)
@@ -169,13 +171,13 @@ def test_what_a_killed_write_left_is_cleared_by_the_next_holder(run):
 def test_a_directory_that_was_moved_away_is_not_written_to_at_its_old_place(run):
     elsewhere = run.path.with_name("elsewhere")
     with run.lock():
-        run.write_state({"status": "running"})
+        run.write_state(RunState())
         run.path.rename(elsewhere)
         with pytest.raises(RunDirectoryError, match="moved or removed while the run was at work"):
-            run.write_state({"status": "running"})
+            run.write_state(RunState())
         run.create()
         with RunDirectory(run.path).lock(), pytest.raises(RunDirectoryError, match="moved or removed"):
-            run.write_state({"status": "running"})
+            run.write_state(RunState())
     assert not run.state.exists()
 
 

@@ -10,6 +10,7 @@ from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import rollback
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import RunLogger
+from tinker_utils.run.state import RunState
 
 
 def test_a_disk_that_is_full_while_a_run_goes_back_leaves_one_sentence_and_the_reason(tmp_path, monkeypatch):
@@ -18,11 +19,11 @@ def test_a_disk_that_is_full_while_a_run_goes_back_leaves_one_sentence_and_the_r
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with run.lock(), RunLogger(run, {"status": "running"}) as logger:
+    with run.lock(), RunLogger(run, RunState()) as logger:
         logger.record("train", 2)
         with monkeypatch.context() as patch:
             patch.setattr(rollback, "write_atomically", full)
             with pytest.raises(RunDirectoryError, match="No space left on device"):
                 logger.roll_back(None, 0)
         logger.abandon("failed", "the disk is full")
-    assert (run.read_state() or {})["status"] == "failed"
+    assert run.read_state().status == "failed"

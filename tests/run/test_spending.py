@@ -8,6 +8,7 @@ import pytest
 
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.spending import Spending
+from tinker_utils.run.state import Spent
 
 
 def counted(file, before=None):
@@ -30,7 +31,7 @@ def test_what_was_sent_outlasts_the_process_and_a_torn_line_does_not(tmp_path):
 
 def test_what_an_older_version_had_spent_is_taken_over_once(tmp_path):
     for _ in range(2):
-        assert counted(tmp_path / "spending.jsonl", {"tokens": 30, "eval_tokens": 4}) == (30, 4)
+        assert counted(tmp_path / "spending.jsonl", Spent(30, 4)) == (30, 4)
 
 
 def test_nothing_is_counted_that_could_not_be_written_down(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from support.states import state_of
 
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsWriter
@@ -24,7 +25,7 @@ def run(tmp_path):
 
 def write_state(run, status="running", doing="training", detail="training", **other):
     activity = {"state": doing, "since": 1_700_000_000.0, "detail": detail}
-    run.write_state({"status": status, "reason": None, "activity": activity, **other})
+    run.write_state(state_of(status=status, activity=activity, **other))
 
 
 def write_metrics(run, *records):
@@ -63,9 +64,10 @@ def trainer(run):
     code = """
 import sys
 from tinker_utils.run import RunDirectory
+from tinker_utils.run.state import Activity, RunState
 run = RunDirectory(sys.argv[1])
 with run.lock():
-    run.write_state({"status": "running", "activity": {"state": "training", "detail": "training"}})
+    run.write_state(RunState(activity=Activity("training", 0.0)))
     print("training", flush=True)
     sys.stdin.read()
 """
@@ -249,7 +251,7 @@ class TestFigures:
 
     @pytest.mark.parametrize(
         ("recorded", "published", "shown"),
-        [(0.5, 2.0, 2.0), (2.5, 2.0, 2.5), (None, 2.0, 2.0), (0.5, None, 0.5), (None, None, None), (0.0, "much", 0.0)],
+        [(0.5, 2.0, 2.0), (2.5, 2.0, 2.5), (None, 2.0, 2.0), (0.5, None, 0.5), (None, None, None), (0.0, None, 0.0)],
     )
     def test_the_cost_is_the_larger_of_the_records_and_of_what_was_spent(self, run, recorded, published, shown):
         """After a run went back to a checkpoint its records count each step once, and run.json what was paid."""
@@ -284,12 +286,16 @@ class TestFigures:
         write_metrics(run, train(10, 0.0), train(20, 1.0))
         assert status_of(run).seconds_left is None
 
-    def test_what_is_damaged_is_left_out(self, run):
-        run.write_state({"status": "running", "plan": "none", "progress": [1], "activity": None})
+    def test_what_is_damaged_is_told_and_the_records_are_shown(self, run):
+        run.state.write_text('{"format": 2, "plan": "none"}')
         write_metrics(run, train(10, "noon", cost_usd="much", learning_rate=None))
-        status = status_of(run)
-        assert status.total_steps is status.cost_usd is status.learning_rate is None
-        assert status.step == 10
+        follower = RunFollower(run)
+        for _ in ("first look", "second look"):
+            follower.poll()
+            status = follower.status()
+            assert status.sentence.startswith(f"{run.state}: cannot be read as a run's state (Expected `object`")
+            assert status.total_steps is status.cost_usd is status.learning_rate is None
+            assert status.step == 10
 
 
 class TestFollowing:

@@ -7,6 +7,7 @@ import pytest
 
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import RunState
 from tinker_utils.sweeps.grid import rerun
 
 # A notebook that ends its run as the training notebook does, and fails for one combination.
@@ -15,7 +16,8 @@ CELLS = (
     "from tinker_utils.run import RunDirectory\n"
     "run = RunDirectory(output_dir)\n"
     "assert overrides['lora.rank'] != 13, 'rank 13 is bad luck'\n"
-    "run.write_state({'status': 'completed', 'overrides': overrides, 'note': note})",
+    "from tinker_utils.run.state import RunState\n"
+    "run.write_state(RunState(status='completed', reason=f'{note} {overrides}'))",
 )
 
 
@@ -37,16 +39,15 @@ def test_each_combination_runs_once_failures_are_listed_and_finished_ones_skippe
     assert "bad luck" in first[1].error
     assert [r.output_dir.name for r in first] == ["rank=4,seed=0", "rank=13,seed=0"]
     state = RunDirectory(first[0].output_dir).read_state()
-    assert state["overrides"] == {"training.epochs": 1, "training.seed": 0, "lora.rank": 4}
-    assert state["note"] == "hello"
+    assert state.reason == "hello {'training.epochs': 1, 'training.seed': 0, 'lora.rank': 4}"
     executed = json.loads((first[0].output_dir / "train.ipynb").read_text(encoding="utf-8"))
     assert any("injected-parameters" in cell["metadata"].get("tags", []) for cell in executed["cells"])
 
-    RunDirectory(first[1].output_dir).write_state({"status": "early_stopped"})
+    RunDirectory(first[1].output_dir).write_state(RunState(status="early_stopped"))
     assert [r.outcome for r in rerun(notebook, grid, tmp_path / "runs", options)] == ["skipped", "skipped"]
     changed = rerun(notebook, {"lora.rank": [4], "training.seed": [0]}, tmp_path / "runs", {**options, "note": "other"})
     assert changed[0].outcome == "done"
-    assert RunDirectory(changed[0].output_dir).read_state()["note"] == "other"
+    assert RunDirectory(changed[0].output_dir).read_state().reason.startswith("other ")
 
 
 def test_settings_with_the_same_ending_keep_their_full_names(notebook, tmp_path):

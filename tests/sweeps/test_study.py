@@ -154,7 +154,7 @@ async def test_a_run_that_is_stopped_ends_the_study_which_goes_on_there(config, 
     with pytest.raises(TinkerUtilsError, match="was stopped .*run the study again"):
         await run_study({"was": longer}, [3], tmp_path / "runs")
     await stopping
-    shorter = dataclasses.replace(longer, epochs=RunDirectory(path).read_state()["progress"]["epoch"] + 1)
+    shorter = dataclasses.replace(longer, epochs=RunDirectory(path).read_state().progress.epoch + 1)
     (run,) = await run_study({"was": shorter}, [3], tmp_path / "runs")
     assert run.last.step == 4 * shorter.epochs
     assert any(record["type"] == "resume" for record in records(RunDirectory(path)))
@@ -169,7 +169,7 @@ async def test_an_interrupt_stops_all_runs_of_a_study(config, tmp_path):
     study.cancel()
     with pytest.raises(TinkerUtilsError, match="it was interrupted"):
         await study
-    assert [run.read_state()["status"] for run in runs] == ["stopped", "stopped"]
+    assert [run.read_state().status for run in runs] == ["stopped", "stopped"]
     assert not (tmp_path / "runs" / "was" / "seed-5").exists()
 
 
@@ -184,7 +184,7 @@ async def test_a_stopped_study_goes_on_with_other_seeds_and_fewer_at_once(config
     with pytest.raises(TinkerUtilsError, match="it was interrupted"):
         await study
     assert len(list((tmp_path / "runs").glob("checkpoints-*/runs/*"))) == 2
-    epochs = max(run.read_state()["progress"]["epoch"] for run in runs) + 1
+    epochs = max(run.read_state().progress.epoch for run in runs) + 1
     shorter = dataclasses.replace(embedded, epochs=epochs)
     ended = await run_study({"was": shorter}, [5, 4, 3], tmp_path / "runs")
     assert [(run.seed, run.last.step) for run in ended] == [(5, 4 * epochs), (4, 4 * epochs), (3, 4 * epochs)]

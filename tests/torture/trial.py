@@ -132,13 +132,15 @@ def _readable(stage: Stage) -> list[dict[str, object]]:
 
 def _has_ended(stage: Stage) -> bool:
     """Return whether run.json says so: then a trainer returns at once, and starts no server."""
-    return (stage.run.read_state() or {}).get("status") in ("completed", "early_stopped")
+    state = stage.run.read_state()
+    return state is not None and state.ended
 
 
 def _lose_latest(stage: Stage, chance: random.Random) -> bool:
     """Remove the checkpoint that the run would resume from, or let it expire; only if an earlier one is left."""
-    points = [] if _has_ended(stage) else (stage.run.read_state() or {}).get("resume_points") or []
-    left = [directory for point in points for directory in checkpoints(stage, point["path"])]
+    state = stage.run.read_state()
+    points = [] if state is None or state.ended else state.resume_points
+    left = [directory for point in points for directory in checkpoints(stage, point.path)]
     if len(left) < 2:
         return False
     directory = max(left, key=lambda path: path.name)

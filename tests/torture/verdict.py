@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinker_utils.run.directory import State
 from torture import ledger
 from torture.stage import Stage
 
@@ -36,7 +35,7 @@ class Made:
     """
 
     history: tuple[Record, ...]
-    state: State
+    state: dict[str, Any]
     samples: tuple[Record, ...]
     batches: tuple[tuple[Any, ...], ...]
     adapter: bytes
@@ -46,7 +45,7 @@ class Made:
 
 def made(stage: Stage) -> Made:
     """Read what an ended run left in its directory, in the store and in the ledger."""
-    state = stage.run.read_state() or {}
+    state = json.loads(stage.run.state.read_bytes())
     last = state["resume_points"][-1]
     passes = ledger.lineage(ledger.read(stage.ledger), last["path"])
     samples = [json.loads(line) for line in _lines(stage.run.samples)]
@@ -102,7 +101,7 @@ def faults(stage: Stage, untidy: bool = False) -> list[str]:
 
 def untold_tokens(stage: Stage) -> int:
     """Tokens that the server trained on or evaluated, by its ledger, and that run.json does not count as spent."""
-    spent: dict[str, int] = (stage.run.read_state() or {})["spent"]
+    spent: dict[str, int] = json.loads(stage.run.state.read_bytes())["spent"]
     computed = {"backward": 0, "forward": 0}
     for entry in ledger.read(stage.ledger):
         if entry["op"] in computed:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import Progress, Roles, RunState, SavedPoint, StoppingState, encode_state
 from tinker_utils.training.checkpoint_cleanup import Kept, needed, set_aside
 
 A, B = "tinker://a/weights/", "tinker://b/weights/"
@@ -25,12 +24,15 @@ def test_a_run_needs_what_the_points_name_under_the_names_of_all_its_attempts():
 
 def test_a_run_that_was_moved_aside_keeps_its_best_and_its_latest(tmp_path):
     run = RunDirectory(tmp_path)
-    points = [{"path": path, "progress": {"step": step}} for path, step in ((A + "4", 4), (B + "8", 8), (B + "6", 6))]
-    for name, text in {
-        "1": json.dumps({"models": ["a", "b"], "best_checkpoint": A + "4", "resume_points": points}),
-        "2": "damaged",
-        "3": json.dumps({"best_checkpoint": None, "resume_points": []}),
+    points = [
+        SavedPoint(path, Progress(step=step), StoppingState(), Roles())
+        for path, step in ((A + "4", 4), (B + "8", 8), (B + "6", 6))
+    ]
+    for name, content in {
+        "1": encode_state(RunState(models=["a", "b"], best_checkpoint=A + "4", resume_points=points)),
+        "2": b"damaged",
+        "3": encode_state(RunState()),
     }.items():
         (tmp_path / "previous" / name).mkdir(parents=True)
-        (tmp_path / "previous" / name / "run.json").write_text(text, encoding="utf-8")
+        (tmp_path / "previous" / name / "run.json").write_bytes(content)
     assert set_aside(run) == [Kept(("a", "b"), frozenset({A + "4", B + "8"})), Kept((), frozenset())]

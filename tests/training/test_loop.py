@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -13,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from support.small_runs import adapter_bytes, history, records
@@ -25,6 +28,7 @@ from tinker_utils.local import start_local_service
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.plan import prepare
 from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import DataFile
 from tinker_utils.run.status import RunFollower
 from tinker_utils.service.client import connect
 from tinker_utils.training.start import fit, fit_blocking
@@ -41,10 +45,19 @@ def test_a_run_writes_its_directory(whole, config):
     assert [r["epoch"] for r in records(run, "val")] == [1, 1, 1, 2, 2, 2]
     assert [r["type"] for r in records(run)][-1] == "end"
     state = run.read_state()
-    assert (state["status"], state["activity"]["state"]) == ("completed", "ended")
-    assert state["plan"]["total_steps"] == 12
+    assert (state.status, state.activity.state) == ("completed", "ended")
+    assert state.plan.total_steps == 12
     assert "step=12" in run.log.read_text(encoding="utf-8")
     assert not (run.stop_requested() or run.pause_requested())
+
+
+def test_a_run_notes_what_it_was_made_with(whole, config):
+    made_with = whole.run.read_state().provenance
+    assert made_with.packages["tinker"] == importlib.metadata.version("tinker")
+    content = (config.data_dir / "train.jsonl").read_bytes()
+    assert made_with.data["train.jsonl"] == DataFile(len(content), hashlib.sha256(content).hexdigest())
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert made_with.git_commit == (commit.stdout.strip() or None)
 
 
 def test_losses_are_per_completion_token_and_counts_add_up(whole, config):
@@ -219,8 +232,8 @@ def test_trainer_and_embedded_server_killed_together_resume_to_the_same_end(whol
 def test_control_c_finishes_the_step_and_saves(config, run):
     assert killed_after(config, run, "train", 3, signal.SIGINT) == 0
     state = run.read_state()
-    assert (state["status"], state["reason"]) == ("stopped", "it was interrupted")
-    assert state["resume_points"][-1]["progress"]["step"] == state["progress"]["step"] < 12
+    assert (state.status, state.reason) == ("stopped", "it was interrupted")
+    assert state.resume_points[-1].progress.step == state.progress.step < 12
 
 
 async def test_the_kernels_interrupt_stops_and_a_second_one_aborts(whole, config, service, run):
@@ -238,7 +251,7 @@ async def test_the_kernels_interrupt_stops_and_a_second_one_aborts(whole, config
     seen.clear()
     with pytest.raises(asyncio.CancelledError):
         await interrupted(2)
-    assert run.read_state()["status"] == "stopped"
+    assert run.read_state().status == "stopped"
     result = await fit(config, run.path, service=service)
     assert (result.status, result.best_val_loss) == ("completed", whole[1].best_val_loss)
 
@@ -249,7 +262,7 @@ async def test_a_pause_holds_the_run_until_it_is_taken_back(whole, config, servi
             run.request_pause()
 
     task = asyncio.ensure_future(fit(config, run.path, service=service, on_record=pause))
-    while not (run.state.exists() and (run.read_state()["activity"] or {}).get("state") == "paused"):
+    while not (run.state.exists() and (doing := run.read_state().activity) and doing.state == "paused"):
         assert not task.done()
         await asyncio.sleep(0.01)
     paused_at = records(run)[-1]["step"]
@@ -271,8 +284,8 @@ async def test_early_stopping_ends_the_run_and_what_was_trained_beyond_is_no_par
     assert (stop["step"], stop["evals_without_improvement"]) == (6, 2)
     assert (stop["best_val_loss"], stop["best_step"]) == (best["val_loss"], best["step"])
     assert result.best_checkpoint.endswith(f"step-{best['step']:06d}")
-    progress = run.read_state()["progress"]
-    assert progress["discarded_steps"] > 0
+    progress = run.read_state().progress
+    assert progress.discarded_steps > 0
     assert result.tokens == sum(r["tokens"] for r in records(run, "train"))
 
     again = await fit(impatient, run.path, service=service)
@@ -312,7 +325,7 @@ async def test_starting_anew_keeps_the_previous_run_aside(config, service, run):
 
 async def test_an_expired_checkpoint_falls_back_to_the_one_before(whole, config, service, run):
     stopped = await fit(config, run.path, service=service, on_record=stop_at(run, 6))
-    latest = run.read_state()["resume_points"][-1]["path"]
+    latest = run.read_state().resume_points[-1].path
     service.delete_checkpoint(latest).result()
     result = await fit(config, run.path, service=service)
     assert result.status == "completed"
@@ -324,8 +337,8 @@ async def test_an_expired_checkpoint_falls_back_to_the_one_before(whole, config,
 async def test_when_every_checkpoint_is_gone_nothing_is_thrown_away(config, service, run):
     await fit(config, run.path, service=service, on_record=stop_at(run, 4))
     before = run.metrics.read_text(encoding="utf-8")
-    for point in run.read_state()["resume_points"]:
-        service.delete_checkpoint(point["path"]).result()
+    for point in run.read_state().resume_points:
+        service.delete_checkpoint(point.path).result()
     with pytest.raises(ResumeError, match="none of the run's checkpoints is left"):
         await fit(config, run.path, service=service)
     assert run.metrics.read_text(encoding="utf-8").startswith(before)
@@ -336,11 +349,11 @@ async def test_a_service_that_is_away_costs_the_run_nothing(config, run, tmp_pat
         monkeypatch.setenv("TINKER_API_KEY", own.api_key)
         away = dataclasses.replace(config, service=own.base_url)
         await fit(away, run.path, on_record=stop_at(run, 4))
-        points = run.read_state()["resume_points"]
+        points = run.read_state().resume_points
     before = run.metrics.read_text(encoding="utf-8")
     with pytest.raises(ServiceError, match="does not answer"):
         await fit(away, run.path)
-    assert run.read_state()["resume_points"] == points
+    assert run.read_state().resume_points == points
     assert run.metrics.read_text(encoding="utf-8").startswith(before)
 
 
@@ -377,9 +390,9 @@ async def test_money_spent_is_not_forgotten_when_the_run_goes_on(config, service
     plan = dataclasses.replace(prepare(impatient), prices=prices)
     evaluation = plan.valid.tokens
     first = await fit(impatient, run.path, service=service, preparation=plan)
-    discarded = run.read_state()["progress"]["discarded_tokens"]
+    discarded = run.read_state().progress.discarded_tokens
     # The steps behind the sixth were in flight, and each second one with its evaluation.
-    steps = run.read_state()["progress"]["discarded_steps"]
+    steps = run.read_state().progress.discarded_steps
     evaluations = 3 + sum(step % 2 == 0 for step in range(7, 7 + steps))
     assert discarded > 0
     assert first.cost_usd == first.tokens + discarded + evaluations * evaluation
@@ -531,11 +544,11 @@ async def test_blocking_inside_a_loop_says_what_to_do(config, run):
 
 def test_stopping_state_in_run_json_matches_the_evaluations(whole):
     run, _, _ = whole
-    point = run.read_state()["resume_points"][-1]
+    point = run.read_state().resume_points[-1]
     replayed = EarlyStopping(0, 0.01)
     for record in records(run, "val"):
         replayed.update(record["val_loss"], record["step"])
-    assert point["early_stopping"] == replayed.state_dict()
+    assert msgspec.structs.asdict(point.early_stopping) == replayed.state_dict()
 
 
 def test_data_that_are_rendered_while_they_are_trained_on_give_the_same_run(

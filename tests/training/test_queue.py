@@ -49,9 +49,9 @@ async def test_steps_beyond_an_early_stop_are_no_part_of_the_result_and_are_coun
     )
     result = await fit(impatient, run.path)
     assert (result.status, result.steps) == ("early_stopped", 4)
-    progress = run.read_state()["progress"]
-    assert progress["discarded_steps"] == clocked.steps - 4 > 0
+    progress = run.read_state().progress
+    assert progress.discarded_steps == clocked.steps - 4 > 0
     plan = prepare(config).batches
-    assert progress["discarded_tokens"] == sum(plan.batch(step).tokens for step in range(5, clocked.steps + 1))
-    assert run.read_state()["spent"]["tokens"] == result.tokens + progress["discarded_tokens"]
+    assert progress.discarded_tokens == sum(plan.batch(step).tokens for step in range(5, clocked.steps + 1))
+    assert run.read_state().spent.tokens == result.tokens + progress.discarded_tokens
     assert [r["step"] for r in records(run, "val")] == [2, 4]

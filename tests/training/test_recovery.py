@@ -163,7 +163,7 @@ async def test_after_a_lost_result_the_run_goes_back_by_itself(faulty, config, s
     assert adapter_bytes(run, service) == whole.adapter
     assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[: result.best_step]
     # What was trained for nothing was paid for all the same.
-    assert run.read_state()["spent"]["tokens"] >= faulty.ledger.tokens > result.tokens
+    assert run.read_state().spent.tokens >= faulty.ledger.tokens > result.tokens
 
 
 def loads(request):
@@ -244,12 +244,12 @@ async def test_a_batch_whose_loss_is_not_finite_can_be_left_out(faulty, config, 
     faulty.faults = [Fault("forward_backward", passed_on, on=FIFTH, distort=overflowing)]
     result = await fit(through(faulty, config, on_nonfinite="skip"), run.path)
     assert result.status == "completed"
-    assert run.read_state()["progress"]["left_out_steps"] == 1
+    assert run.read_state().progress.skipped_steps == 1
     (told_of,) = [r["message"] for r in records(run, "notice") if "is skipped" in r["message"]]
     assert "step 5" in told_of
     assert "went back to step 4" in told_of
     batches = planned_batches(config, without={5})
-    last = run.read_state()["resume_points"][-1]["path"]
+    last = run.read_state().resume_points[-1].path
     assert faulty.ledger.batches_in(last) == batches
 
     # The same by hand: eleven steps in a row, through the SDK alone.
@@ -269,7 +269,7 @@ def test_losses_that_are_not_finite_again_and_again_stop_the_run_all_the_same(fa
     faulty.faults = [Fault("forward_backward", passed_on, distort=overflowing, skip=6, times=1000, on=trains)]
     result = fit_blocking(through(faulty, config, on_nonfinite="skip"), run.path)
     assert result.status == "failed"
-    assert run.read_state()["left_out_steps"] == [7, 8, 9]
+    assert run.read_state().skipped_steps == [7, 8, 9]
 
 
 def no_number(output):
@@ -285,7 +285,7 @@ async def test_an_evaluation_that_gives_no_number_stops_the_run_at_sound_weights
     result = await fit(through(faulty, config), run.path)
     assert result.status == "failed"
     assert "the evaluation after step 4 gives no number" in result.reason
-    assert run.read_state()["resume_points"][-1]["progress"]["step"] == 2, "not the weights that were spoiled"
+    assert run.read_state().resume_points[-1].progress.step == 2, "not the weights that were spoiled"
     assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[:2]
     await fit(through(faulty, config), run.path)
     assert history(run) == history(whole.run)
@@ -295,8 +295,8 @@ async def test_an_evaluation_that_gives_no_number_can_cost_one_batch(faulty, con
     faulty.faults = [Fault("retrieve_future", rewritten(no_number), on=about(":11"))]
     result = await fit(through(faulty, config, on_nonfinite="skip"), run.path)
     assert result.status == "completed"
-    assert run.read_state()["left_out_steps"] == [4]
-    last = run.read_state()["resume_points"][-1]["path"]
+    assert run.read_state().skipped_steps == [4]
+    last = run.read_state().resume_points[-1].path
     assert faulty.ledger.batches_in(last) == planned_batches(config, without={4})
 
 

@@ -101,7 +101,7 @@ async def test_refused_changes_are_shown_one_by_one_and_touch_nothing(impatient,
 async def test_a_copy_that_goes_on_takes_nothing_from_the_run_it_was_copied_from(config, service, run, tmp_path):
     short = dataclasses.replace(config, epochs=1, checkpoint_interval_steps=0)
     first = await fit(short, run.path, service=service)
-    models = {point["path"].split("/")[2] for point in run.read_state()["resume_points"]}
+    models = {point.path.split("/")[2] for point in run.read_state().resume_points}
     before = [service.checkpoints_of(model) for model in models]
     assert first.best_checkpoint in dict(before[0])
     copy = RunDirectory(shutil.copytree(run.path, tmp_path / "copy"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from support.states import state_of
 
 import tinker_utils
 from tinker_utils.run.directory import RunDirectory
@@ -47,7 +48,7 @@ def run(tmp_path):
 
 def write_state(run, status="running", doing="training", detail="training"):
     activity = {"state": doing, "since": 0.0, "detail": detail}
-    run.write_state({"status": status, "reason": "all epochs are done", "activity": activity, "plan": {"patience": 5}})
+    run.write_state(state_of(status=status, reason="all epochs are done", activity=activity, plan={"patience": 5}))
 
 
 def write_records(run, *records):
@@ -390,7 +391,12 @@ def executed(tmp_path_factory):
         "dashboard(ended)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(_dedent(cell)) for cell in cells])
-    paths = [str(Path(tinker_utils.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(Path(tinker_utils.__file__).parents[1]),
+        str(Path(__file__).parent),
+        str(Path(__file__).parents[1]),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": str(folder)}
     NotebookClient(notebook, timeout=DEADLINE, kernel_name="python3").execute(env=environment)
     return notebook

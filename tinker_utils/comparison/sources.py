@@ -17,8 +17,9 @@ from tinker_utils.comparison.foreign import (
 from tinker_utils.comparison.run import Run, curve, placed_on
 from tinker_utils.config.settings import exists, is_directory
 from tinker_utils.config.yaml import parse_yaml
-from tinker_utils.errors import ConfigError, MetricsError
+from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
 from tinker_utils.run.metrics import read_metrics
+from tinker_utils.run.state import Provenance, decode_state
 
 LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
 _ADVICE = f"give a run directory, a {_METRICS} or a {_TRAINER_STATE}"
@@ -86,7 +87,7 @@ def _read_own(path: Path, name: str) -> Run:
         unit=log.loss_unit,
         train=train,
         valid=placed_on(train, log.val_column("step"), log.val_column("val_loss")),
-        settings=_own_settings(path.with_name("config.yaml")),
+        settings=_own_settings(path.with_name("config.yaml")) | _provenance(path.with_name("run.json")),
         epochs=int(epochs.max()) if len(epochs) else None,
         ending=None if end.get("status") is None else one_sentence(str(end["status"])),
         unused_lines=log.skipped_lines + log.other_unit_records,
@@ -105,3 +106,21 @@ def _own_settings(path: Path) -> dict[str, str]:
         raise MetricsError(f"{path}: expected one section with a run's settings; restore the file, or remove it.")
     (settings,) = sections.values()
     return flat_settings(settings)
+
+
+def _provenance(path: Path) -> dict[str, str]:
+    """Return what a run was made with, as far as its run.json tells: versions, code and data."""
+    if not path.is_file():
+        return {}
+    try:
+        made_with = decode_state(path.read_bytes(), path).provenance or Provenance()
+    except (OSError, RunDirectoryError) as error:
+        raise MetricsError(str(error)) from error
+    known = {
+        "python": made_with.python or None,
+        **made_with.packages,
+        "git commit": made_with.git_commit and made_with.git_commit[:12] + ("" if made_with.git_clean else ", changed"),
+        "tokenizer revision": made_with.tokenizer_revision,
+        **{name: file.sha256[:12] for name, file in made_with.data.items()},
+    }
+    return {key: value for key, value in known.items() if value}

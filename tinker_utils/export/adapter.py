@@ -31,7 +31,8 @@ def export_adapter(
     """
     files = RunDirectory(run.output_dir if isinstance(run, TrainingResult) else run)
     target = files.adapter if directory is None else Path(directory)
-    checkpoint = (files.read_state() or {}).get("best_checkpoint")
+    state = files.read_state()
+    checkpoint = state.best_checkpoint if state else None
     if not checkpoint:
         raise RunDirectoryError(f"{files.path}: holds no run with a checkpoint to export; train there first.")
     if service is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
@@ -36,7 +37,8 @@ class Plan:
     """A run before it starts.
 
     `valid` is None where there is no validation file, and so no evaluation; `sampled` are the conversations of the
-    validation file whose prompts the model is to answer at each evaluation.
+    validation file whose prompts the model is to answer at each evaluation; `files` are the sizes and SHA-256 digests
+    of the data's files, by name.
     """
 
     config: TrainingConfig
@@ -47,6 +49,7 @@ class Plan:
     prices: Prices | None
     data_digest: str
     sampled: tuple[Conversation, ...] = ()
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def total_steps(self) -> int:
@@ -157,7 +160,9 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
     sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
     digest = hashlib.sha256(train_digest + valid_digest).hexdigest()
     train, batches = _planned(file, config)
-    return Plan(config, tokenizer, train, valid, batches, prices, digest, sampled)
+    found = {train_file: train_digest, valid_file: valid_digest}
+    files = {file.name: (file.stat().st_size, known.hex()) for file, known in found.items() if known}
+    return Plan(config, tokenizer, train, valid, batches, prices, digest, sampled, files)
 
 
 def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,6 @@ class Checkpoints:
     def result(self) -> Checkpoint | None:
         """Return the one that the run ends with: the best, or the latest where nothing was evaluated."""
         return self.best or self.latest
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the best and the latest as plain JSON; the periodic ones are the same for every resume point."""
-        return {"best": self.best and asdict(self.best), "latest": self.latest and asdict(self.latest)}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any], periodic: Sequence[Mapping[str, Any]] = ()) -> Checkpoints:
-        """Invert `to_dict`, given a run's periodic checkpoints: those up to the latest one are its own."""
-        best, latest = (state[role] and Checkpoint(**state[role]) for role in ("best", "latest"))
-        before = [Checkpoint(**each) for each in periodic if latest and each["step"] <= latest.step]
-        return cls(best, latest, before)
 
 
 def model_of(path: str) -> str:

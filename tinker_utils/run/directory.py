@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
-
-State = dict[str, Any]
+from tinker_utils.run.state import RunState, decode_state, encode_state
 
 _PREVIOUS = "previous"
 # Where a run's files are gathered before they get their number.
@@ -169,36 +165,30 @@ class RunDirectory:
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
-    def read_state(self) -> State | None:
-        """Return run.json as a dictionary, or None when there is none.
+    def read_state(self) -> RunState | None:
+        """Return what run.json says, or None when there is none.
 
         Raises:
-            RunDirectoryError: the file is there but is not a JSON object.
+            RunDirectoryError: the file is there, but cannot be read as a run's state.
         """
         try:
-            state = parse_json(self.state.read_bytes())
+            content = self.state.read_bytes()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunDirectoryError(
-                f"{self.state}: cannot be read ({type(error).__name__}); "
-                "restore it, or start anew in another directory."
+                f"{self.state}: cannot be read ({error.strerror}); restore it, or start anew in another directory."
             ) from error
-        if not isinstance(state, dict):
-            raise RunDirectoryError(
-                f"{self.state}: holds a {type(state).__name__} where a run's state belongs; "
-                "restore it, or start anew in another directory."
-            )
-        return state
+        return decode_state(content, self.state)
 
-    def write_state(self, state: State) -> None:
+    def write_state(self, state: RunState) -> None:
         """Replace run.json by `state`, so that a reader sees the old or the new one, whole, even after a crash.
 
         Raises:
             RunDirectoryError: the disk refuses it, or the directory is not there any more.
         """
         self.check_held()
-        write_atomically(self.state, json.dumps(state, indent=1, allow_nan=False) + "\n")
+        write_atomically(self.state, encode_state(state))
 
     def archive(self) -> Path | None:
         """Move a previous run's files into `previous/N`, so that a new one starts clean and nothing is lost.

@@ -9,10 +9,11 @@ from typing import Any, TextIO
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.errors import RunDirectoryError
-from tinker_utils.run.directory import RunDirectory, State, writing
+from tinker_utils.run.directory import RunDirectory, writing
 from tinker_utils.run.metrics import MetricsWriter, encode_record
 from tinker_utils.run.rollback import mend_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.series import Record
+from tinker_utils.run.state import Activity, RunState, Standing, Status
 
 OnRecord = Callable[[Record], object]
 
@@ -36,7 +37,7 @@ class RunLogger:
     Every method that writes raises RunDirectoryError where the disk refuses it, or the directory is gone.
     """
 
-    def __init__(self, run: RunDirectory, state: State, on_record: OnRecord | None = None) -> None:
+    def __init__(self, run: RunDirectory, state: RunState, on_record: OnRecord | None = None) -> None:
         self.state = state
         self._last_step = 0
         self.run = run
@@ -97,25 +98,26 @@ class RunLogger:
 
     def publish(self, **changes: Any) -> None:
         """Change fields of run.json."""
-        self.state |= changes
+        for name, value in changes.items():
+            setattr(self.state, name, value)
         self.run.write_state(self.state)
 
     def activity(self, state: str, detail: str) -> None:
         """Say in run.json what the run is doing now, in a word and in a sentence; nothing is written for no change."""
-        now = self.state.get("activity") or {}
-        if (now.get("state"), now.get("detail")) != (state, detail):
-            self.publish(activity={"state": state, "since": round(time.time(), 3), "detail": detail})
+        now = self.state.activity
+        if now is None or (now.state, now.detail) != (state, detail):
+            self.publish(activity=Activity(state, round(time.time(), 3), detail))
 
-    def end(self, status: str, reason: str, step: int, **fields: Any) -> None:
+    def end(self, status: Status, reason: str, step: int, **fields: Any) -> None:
         """Write the run's last record, and how it ended into run.json."""
         self.record("end", step, status=status, reason=reason, **fields)
         self.publish(status=status, reason=reason)
         self.activity("ended", reason)
 
-    def abandon(self, status: str, reason: str) -> None:
+    def abandon(self, status: Status, reason: str) -> None:
         """End a run that was broken off: at the last step recorded, and silent if the disk refuses even that."""
-        progress = self.state.get("progress") or {}
-        best = {name: progress.get(name) for name in ("best_step", "best_val_loss")}
+        progress = self.state.progress or Standing()
+        best = {"best_step": progress.best_step, "best_val_loss": progress.best_val_loss}
         # A ValueError: a rollback that the disk refused has left the file closed.
         with contextlib.suppress(RunDirectoryError, ValueError):
             self.end(status, reason, self._last_step, **best)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from tinker_utils.errors import RunDirectoryError
-from tinker_utils.run.directory import RunDirectory, State
-
-Status = Literal["completed", "early_stopped", "stopped", "failed"]
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import RunState, Status
 
 
 @dataclass(frozen=True)
@@ -41,27 +39,24 @@ class TrainingResult:
     cost_usd: float | None
 
     @classmethod
-    def from_state(cls, run: RunDirectory, state: State) -> TrainingResult:
+    def from_state(cls, run: RunDirectory, state: RunState) -> TrainingResult:
         """Return the result of a run that has ended, from its run.json.
 
         Raises:
-            RunDirectoryError: the run has not ended, or run.json is damaged.
+            RunDirectoryError: the run has not ended.
         """
-        progress: Any = state.get("progress")
-        try:
-            return cls(
-                status=state["status"],
-                reason=state["reason"],
-                output_dir=run.path,
-                steps=progress["step"],
-                tokens=progress["tokens_seen"],
-                completion_tokens=progress["completion_tokens_seen"],
-                best_step=progress["best_step"],
-                best_val_loss=progress["best_val_loss"],
-                best_checkpoint=state["best_checkpoint"],
-                cost_usd=progress["cost_usd"],
-            )
-        except (KeyError, TypeError) as error:
-            raise RunDirectoryError(
-                f"{run.state}: does not say how the run ended ({error!r}); let the run end first, or restore the file."
-            ) from error
+        progress = state.progress
+        if state.status == "running" or progress is None:
+            raise RunDirectoryError(f"{run.state}: does not say how the run ended; let the run end first.")
+        return cls(
+            status=state.status,
+            reason=state.reason or "",
+            output_dir=run.path,
+            steps=progress.step,
+            tokens=progress.tokens_seen,
+            completion_tokens=progress.completion_tokens_seen,
+            best_step=progress.best_step,
+            best_val_loss=progress.best_val_loss,
+            best_checkpoint=state.best_checkpoint,
+            cost_usd=progress.cost_usd,
+        )

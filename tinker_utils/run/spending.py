@@ -8,13 +8,12 @@ whose process was killed before it was sent is counted as well: at most the step
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.run.directory import writing
 from tinker_utils.run.rollback import mend_last_line
+from tinker_utils.run.state import Spent
 
 
 class Spending:
@@ -28,7 +27,7 @@ class Spending:
         RunDirectoryError: the disk refuses it; `sent` raises it, too.
     """
 
-    def __init__(self, file: Path, before: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, file: Path, before: Spent | None = None) -> None:
         self._path = file
         self.tokens = self.eval_tokens = 0
         mend_last_line(file)
@@ -38,7 +37,7 @@ class Spending:
         for line in content.split(b"\n"):
             self._add(line)
         if not content and before:
-            self.sent(0, int(before.get("tokens", 0)), int(before.get("eval_tokens", 0)))
+            self.sent(0, before.tokens, before.eval_tokens)
 
     def sent(self, step: int, tokens: int, eval_tokens: int = 0) -> None:
         """Note what is about to be sent: tokens of step `step` to train on, or to evaluate after it."""

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import RunDirectoryError
-from tinker_utils.run.directory import RunDirectory, State
+from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader
 from tinker_utils.run.series import MetricsLog, Record, as_float
+from tinker_utils.run.state import Activity, RunState, Standing
 
 ENDINGS = {
     "completed": "Completed",
@@ -99,12 +99,13 @@ class RunFollower:
         self._best: tuple[float | None, int | None] = (None, None)
         self._last_val: Record = {}
         self._reader = MetricsReader(metrics or run.metrics)
-        self._state: State | None = None
+        self._state: RunState | None = None
         self._gone = False
         self._seen: dict[Path, tuple[int, int, int]] = {}
         self._clock = clock
         self._heard = -math.inf  # when something was written last, by that clock
-        self._problem: str | None = None
+        self._problem: str | None = None  # of the latest look
+        self._damaged: str | None = None  # of run.json, until it is written anew
 
     @property
     def log(self) -> MetricsLog:
@@ -126,17 +127,20 @@ class RunFollower:
             if self._changed(self._reader.path):
                 self._reader.poll()
                 self._note_evaluations()
-        except (OSError, RunDirectoryError) as error:
+        except OSError as error:
             self._problem = str(error)
 
     def _read_state(self) -> None:
         if self._changed(self.run.state):
-            self._state = self.run.read_state()
+            try:
+                self._state, self._damaged = self.run.read_state(), None
+            except RunDirectoryError as error:
+                self._state, self._damaged = None, str(error)
 
     @property
     def _runs(self) -> bool:
         """Return whether run.json says that the run goes on."""
-        return self._state is not None and str(self._state.get("status")) not in ENDINGS
+        return self._state is not None and self._state.status == "running"
 
     def _note_evaluations(self) -> None:
         version = (self.log, *self.log.version)  # the log is another one when the file was replaced
@@ -147,16 +151,16 @@ class RunFollower:
 
     def status(self) -> RunStatus:
         """Return how the run stands."""
-        state = self._state or {}
-        plan, progress = _mapping(state, "plan"), _mapping(state, "progress")
+        state = self._state or RunState()
+        plan, progress = state.plan, state.progress or Standing()
         train = self.log.last_train or {}
-        step = _whole(train.get("step")) or _whole(progress.get("step"))
-        total = _whole(plan.get("total_steps"))
+        step = _whole(train.get("step")) or progress.step or None
+        total = plan.total_steps
         # Metrics without run.json come from another tool, or from an older version: nobody adds to them.
-        ended = str(state.get("status")) in ENDINGS if self._state else self._has_metrics
+        ended = state.status != "running" if self._state else self._has_metrics
         return RunStatus(
             name=self.run.path.resolve().name,
-            sentence=self._problem or self._sentence(),
+            sentence=self._damaged or self._problem or self._sentence(),
             live=self._runs and not self._gone,
             ended=ended,
             gone=self._gone,
@@ -164,13 +168,13 @@ class RunFollower:
             pause_asked=self.run.pause_requested(),
             step=step,
             total_steps=total,
-            epoch=_whole(train.get("epoch")) or _whole(progress.get("epoch")),
-            epochs=_whole(plan.get("epochs")),
+            epoch=_whole(train.get("epoch")) or (progress.epoch if state.progress else None),
+            epochs=plan.epochs,
             seconds_left=None if ended or self._gone else self._seconds_left(step, total),
-            tokens=_whole(train.get("tokens_seen")) or _whole(progress.get("tokens_seen")),
-            expected_tokens=_whole(plan.get("expected_tokens")),
+            tokens=_whole(train.get("tokens_seen")) or progress.tokens_seen or None,
+            expected_tokens=plan.expected_tokens,
             cost_usd=_cost(train, progress),
-            expected_cost_usd=as_float(plan.get("expected_cost_usd")),
+            expected_cost_usd=plan.expected_cost_usd,
             tokens_per_sec=as_float(train.get("tokens_per_sec")),
             learning_rate=as_float(train.get("learning_rate")),
             train_loss=as_float(train.get("train_loss")),
@@ -180,8 +184,8 @@ class RunFollower:
             val_diff_best_margin=as_float(self._last_val.get("val_diff_best_margin")),
             best_val_loss=self._best[0],
             best_step=self._best[1],
-            evals_without_improvement=_whole(progress.get("evals_without_improvement")),
-            patience=_whole(plan.get("patience")),
+            evals_without_improvement=progress.evals_without_improvement if state.progress else None,
+            patience=plan.patience,
             warnings=tuple(str(n.get("message")) for n in self.log.events_of("notice") if n.get("kind") == "warning"),
         )
 
@@ -205,15 +209,14 @@ class RunFollower:
     def _sentence(self) -> str:
         if self._state is None:
             return _ONLY_METRICS if self._has_metrics else _NOT_BEGUN
-        status = str(self._state.get("status"))
-        if status in ENDINGS:
-            return _sentence(ENDINGS[status], self._state.get("reason"))
+        if self._state.status != "running":
+            return _sentence(ENDINGS[self._state.status], self._state.reason)
         if self._gone:
             return _GONE
-        activity = _mapping(self._state, "activity")
-        doing = activity.get("state")
+        activity = self._state.activity or Activity("", time.time())
+        doing = activity.state
         if doing == "stopping":
-            return _sentence("Stopping", activity.get("detail"))
+            return _sentence("Stopping", activity.detail)
         if self.run.stop_requested():
             return "Stop heard: finishing the steps in flight, then saving."
         if self.run.pause_requested() != (doing == "paused"):
@@ -222,8 +225,8 @@ class RunFollower:
             written = max(modified for _, _, modified in self._seen.values()) / 1e9
             return f"No news since {_clock(written)}: if the process has died, run it again to resume."
         if doing == "paused":
-            return f"Paused since {_clock(as_float(activity.get('since')) or time.time())}."
-        return _sentence("", activity.get("detail") or doing or "running")
+            return f"Paused since {_clock(activity.since)}."
+        return _sentence("", activity.detail or doing or "running")
 
     def _seconds_left(self, step: int | None, total: int | None) -> float | None:
         """Return seconds until the last planned step, at the speed of the latest records.
@@ -253,15 +256,10 @@ def _clock(moment: float) -> str:
         return "some time"
 
 
-def _cost(train: Record, progress: Mapping[str, Any]) -> float | None:
+def _cost(train: Record, progress: Standing) -> float | None:
     """Return the dollars spent: a run that went back pays twice, and its records tell one history only."""
-    known = [cost for each in (train, progress) if (cost := as_float(each.get("cost_usd"))) is not None]
+    known = [cost for cost in (as_float(train.get("cost_usd")), progress.cost_usd) if cost is not None]
     return max(known, default=None)
-
-
-def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = state.get(name)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _whole(value: object) -> int | None:

@@ -100,8 +100,8 @@ def _run(
     own = {"output_dir": str(directory), "overrides": {**shared, **combination}}
     parameters = json.loads(without_home(json.dumps({**parameters, **own}, default=str)))
     try:
-        ended = (run.read_state() or {}).get("status") in ("completed", "early_stopped")
-        if ended and _parameters_of(executed) == parameters:
+        state = run.read_state()
+        if state and state.ended and _parameters_of(executed) == parameters:
             return Rerun(combination, directory, "skipped")
         run.create()
         papermill.execute_notebook(

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.checkpoints import Checkpoint, Checkpoints, model_of
-from tinker_utils.run.directory import RunDirectory, State
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import RunState
 from tinker_utils.service.client import Service
 
 
@@ -115,7 +116,7 @@ def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
     return Kept(tuple(dict.fromkeys([*models, *map(model_of, sorted(lasting | passing))])), lasting, passing)
 
 
-def borrowed_models(run: RunDirectory, state: State, points: Sequence[Checkpoints]) -> list[str]:
+def borrowed_models(run: RunDirectory, state: RunState, points: Sequence[Checkpoints]) -> list[str]:
     """Return the names under which the run saves that this directory is a copy of: what it goes on from is not its own.
 
     Args:
@@ -123,24 +124,22 @@ def borrowed_models(run: RunDirectory, state: State, points: Sequence[Checkpoint
         state: run.json as it was found there.
         points: the checkpoints that it names, for each point from which the run can be resumed, the latest last.
     """
-    borrowed = state.get("borrowed_models") or []
-    if state.get("home") in (None, run.identity):
-        return list(borrowed)
-    return list(dict.fromkeys([*borrowed, *needed(state.get("models") or [], points).models]))
+    if state.home in (None, run.identity):
+        return list(state.borrowed_models)
+    return list(dict.fromkeys([*state.borrowed_models, *needed(state.models, points).models]))
 
 
 def set_aside(run: RunDirectory) -> list[Kept]:
     """Return what stays of the runs that were moved aside: of each its best checkpoint and its latest."""
     kept = []
     for previous in sorted((run.path / "previous").glob("*/run.json")):
-        with contextlib.suppress(RunDirectoryError, KeyError, TypeError, ValueError):
-            kept.append(_ended(RunDirectory(previous.parent).read_state() or {}))
+        with contextlib.suppress(RunDirectoryError):
+            kept.append(_ended(RunDirectory(previous.parent).read_state() or RunState()))
     return kept
 
 
-def _ended(state: State) -> Kept:
-    points = state["resume_points"]
-    named = [str(point["path"]) for point in points]
-    latest = max(points, key=lambda point: int(point["progress"]["step"]))["path"] if points else None
-    models = dict.fromkeys([*state.get("models", ()), *map(model_of, named)])
-    return Kept(tuple(models), frozenset(path for path in (state["best_checkpoint"], latest) if path))
+def _ended(state: RunState) -> Kept:
+    points = sorted(state.resume_points, key=lambda point: point.progress.step)
+    models = dict.fromkeys([*state.models, *(model_of(point.path) for point in state.resume_points)])
+    lasting = [state.best_checkpoint, *(point.path for point in points[-1:])]
+    return Kept(tuple(models), frozenset(path for path in lasting if path))

@@ -169,7 +169,7 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
             yield Check("directory", "warn", "A new run begins in it; the one that is there is moved aside.")
         else:
             changes_to_take_up(run, state, plan)
-            point = resume_points(run, state)[0]
+            point = resume_points(state)[0]
             ended = has_ended(state, point, plan)
             goes_on = f"The run in it goes on after step {point.progress.step:,}."
             yield Check("directory", "ok", "The run in it has ended; nothing is left to do." if ended else goes_on)

@@ -15,7 +15,8 @@ import time
 from tinker_utils.basics.threads import in_background
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.plan.plan import Plan
-from tinker_utils.run.result import Status, TrainingResult
+from tinker_utils.run.result import TrainingResult
+from tinker_utils.run.state import Status
 from tinker_utils.service.client import Service
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed
 from tinker_utils.training.interrupts import Interrupts
@@ -281,6 +282,6 @@ class TrainingLoop:
 
     async def _sweep(self) -> None:
         """Look at the checkpoints once more at the end: what a killed attempt had queued may have been saved since."""
-        kept = needed(self._logger.state.get("models", []), self._recorder.named)
+        kept = needed(self._logger.state.models, self._recorder.named)
         looking = asyncio.wrap_future(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
         await asyncio.wait([looking], timeout=_TIDY_SECONDS)

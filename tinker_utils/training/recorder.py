@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from typing import Any
 
 from tinker_utils.batching import Batch
@@ -17,6 +16,7 @@ from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 from tinker_utils.run.evaluations import Evaluation, PastEvaluations
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.spending import Spending
+from tinker_utils.run.state import Spent, Standing, StoppingState
 from tinker_utils.service.model import BatchLoss
 from tinker_utils.training.resuming import ResumePoint
 
@@ -76,7 +76,7 @@ class Recorder:
     def skipped(self, step: int) -> None:
         """Pass over a step whose batch is not trained on; it is counted, and its window is logged as if it were."""
         self.progress.step = step
-        self.progress.left_out_steps += 1
+        self.progress.skipped_steps += 1
         config = self._plan.config
         if step % config.log_interval_steps == 0 or step == self._plan.total_steps:
             self.record_window()
@@ -174,17 +174,13 @@ class Recorder:
         kind = "best" if is_best else "periodic" if checkpoint.periodic else "latest"
         self.logger.record("checkpoint", step, path=path, kind=kind)
         self.progress.window_seconds = time.monotonic() - self._window_began
-        point = ResumePoint(
-            path,
-            deepcopy(self.progress),
-            self.stopper.state_dict(),
-            self._checkpoints.copy(),
-        )
+        stopping = StoppingState(**self.stopper.state_dict())
+        point = ResumePoint(path, deepcopy(self.progress), stopping, self._checkpoints.copy())
         kept = {each.path for each in self._checkpoints.kept}
         self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
-        periodic = [asdict(each) for each in self._checkpoints.periodic]
         self.logger.sync()
-        self.publish(resume_points=[each.to_dict() for each in self._points], periodic_checkpoints=periodic)
+        saved = [saved for each in self._points for saved in each.saved()]
+        self.publish(resume_points=saved, periodic_checkpoints=[*self._checkpoints.periodic])
         # Only now: until then run.json names points that may need the others.
         self._past.keep_only({step for each in self._points for step in each.compared_steps})
         return superseded
@@ -223,21 +219,21 @@ class Recorder:
     def publish(self, **changes: Any) -> None:
         """Bring run.json up to the counters of now."""
         progress = self.progress
-        spent = {"tokens": self._spending.tokens, "eval_tokens": self._spending.eval_tokens}
-        view = {
-            "step": progress.step,
-            "epoch": self._plan.batches.epoch_of(max(progress.step, 1)),
-            "tokens_seen": progress.tokens,
-            "completion_tokens_seen": progress.completion_tokens,
-            "discarded_steps": progress.discarded_steps,
-            "discarded_tokens": progress.discarded_tokens,
-            "left_out_steps": progress.left_out_steps,
-            "cost_usd": self._plan.cost_usd(spent["tokens"], spent["eval_tokens"]),
-            "best_step": self.stopper.best_step,
-            "best_val_loss": self.best,
-            "evals_without_improvement": self.stopper.evals_without_improvement,
-        }
-        self.logger.publish(progress=view, best_checkpoint=self.result_path, spent=spent, **changes)
+        spent = Spent(self._spending.tokens, self._spending.eval_tokens)
+        standing = Standing(
+            step=progress.step,
+            epoch=self._plan.batches.epoch_of(max(progress.step, 1)),
+            tokens_seen=progress.tokens,
+            completion_tokens_seen=progress.completion_tokens,
+            discarded_steps=progress.discarded_steps,
+            discarded_tokens=progress.discarded_tokens,
+            skipped_steps=progress.skipped_steps,
+            cost_usd=self._plan.cost_usd(spent.tokens, spent.eval_tokens),
+            best_step=self.stopper.best_step,
+            best_val_loss=self.best,
+            evals_without_improvement=self.stopper.evals_without_improvement,
+        )
+        self.logger.publish(progress=standing, best_checkpoint=self.result_path, spent=spent, **changes)
 
 
 def _evaluation(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Evaluation:

@@ -46,12 +46,12 @@ class Recovery:
 
     def __init__(self, run: RunDirectory, plan: Plan, logger: RunLogger, service: Service, spending: Spending) -> None:
         self._run = run
-        self._plan = _skipping(plan, logger.state.get("left_out_steps") or ())
+        self._plan = _skipping(plan, logger.state.skipped_steps)
         self._logger = logger
         self._service = service
         self._spending = spending
         # A copied directory has its own copy of the embedded store, but not of what a service elsewhere keeps.
-        borrowed = () if plan.config.service == "local" else logger.state.get("borrowed_models", ())
+        borrowed = () if plan.config.service == "local" else logger.state.borrowed_models
         self._cleanup = CheckpointCleanup(service, plan.config.checkpoint_ttl_seconds, borrowed)
         self._waiting = Waiting(logger, service, plan.config.service_timeout_s, _abort)
         self._returned_to: str | None = None
@@ -114,7 +114,7 @@ class Recovery:
 
     def _sweep(self, points: Sequence[ResumePoint], model: str) -> None:
         """Remove checkpoints that earlier attempts left, and note under which name this one will save."""
-        before = self._logger.state.get("models", [])
+        before = self._logger.state.models
         left = self._cleanup.sweep(needed(before, [point.checkpoints for point in points]))
         # The attempt just before may still be at work on the service: its name is looked at once more.
         self._logger.publish(models=list(dict.fromkeys([*left, *before[-1:], model])))
@@ -124,7 +124,7 @@ class Recovery:
                 self._cleanup.sweep(kept)
 
     def _go_back(self) -> list[ResumePoint]:
-        points = resume_points(self._run, self._logger.state)
+        points = resume_points(self._logger.state)
         if not self._returns or self._returned_to != points[0].path:
             self._returned_to, self._returns, self._returning_since = points[0].path, 0, time.monotonic()
         self._returns += 1
@@ -140,7 +140,7 @@ class Recovery:
     def _skip(self, step: int, back_to: int) -> str:
         """Note that a step's batch is not to be trained on, also should the run be killed now."""
         self._plan = _skipping(self._plan, [*self._plan.batches.skipped, step])
-        self._logger.publish(left_out_steps=sorted(self._plan.batches.skipped))
+        self._logger.publish(skipped_steps=sorted(self._plan.batches.skipped))
         return (
             f"the loss or the gradient of step {step} was not a finite number: its batch is skipped, and the run "
             f"went back to step {back_to} for weights that are sound."

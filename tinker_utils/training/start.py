@@ -13,16 +13,17 @@ from tinker_utils.config.changes import setting_changes
 from tinker_utils.config.settings import TrainingConfig, dump_config
 from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.plan.plan import Plan, prepare
-from tinker_utils.run.directory import RunDirectory, State, write_atomically
+from tinker_utils.run.directory import RunDirectory, write_atomically
 from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
+from tinker_utils.run.state import Planned, RunState
 from tinker_utils.service.client import Service, connect
 from tinker_utils.training.checkpoint_cleanup import borrowed_models
 from tinker_utils.training.checks import PreflightReport, check_start
+from tinker_utils.training.provenance import provenance
 from tinker_utils.training.recovery import Recovery
 from tinker_utils.training.resuming import (
-    FORMAT,
     ResumePoint,
     changes_to_take_up,
     has_ended,
@@ -72,21 +73,21 @@ async def fit(
             )
         before = run.read_state() if config.resume_from_checkpoint else None
         changes = changes_to_take_up(run, before, plan) if before else []
-        points = resume_points(run, before) if before else [ResumePoint()]
+        points = resume_points(before)
         if before and has_ended(before, points[0], plan):
             return TrainingResult.from_state(run, before)
         report = await asyncio.to_thread(_checked, run, plan, service, same_data=before is not None)
         if before is None:
             run.archive()
         write_atomically(run.config, dump_config(config))
-        points[0] = with_fresh_patience(points[0], before or {}, plan)
-        state = _first_state(run, plan, points, before or {})
-        cautions = report.warnings + stretched_schedule(before or {}, plan)
+        points[0] = with_fresh_patience(points[0], before, plan)
+        state = _first_state(run, plan, points, before)
+        cautions = report.warnings + stretched_schedule(before, plan)
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
             notices.append(("changed", f"the run goes on with {', '.join(map(str, changes))}"))
         with RunLogger(run, state, on_record) as logger:
-            return await _train(run, plan, logger, points, notices, service)
+            return await _on_service(run, plan, logger, points, notices, service)
 
 
 def fit_blocking(
@@ -116,38 +117,36 @@ def _checked(run: RunDirectory, plan: Plan, service: Service | None, same_data: 
     return report
 
 
-def _first_state(run: RunDirectory, plan: Plan, points: list[ResumePoint], before: State) -> State:
-    config = plan.config
-    return {
-        "format": FORMAT,
-        "status": "running",
-        "reason": None,
-        "activity": None,
-        "plan": {
-            "model": without_home(config.model),
-            "service": config.service,
-            "epochs": config.epochs,
-            "total_steps": plan.total_steps,
-            "steps_per_epoch": plan.batches.steps_per_epoch,
-            "warmup_steps": plan.warmup_steps,
-            "patience": config.early_stopping_patience,
-            "expected_tokens": plan.expected_tokens,
-            "expected_cost_usd": plan.expected_cost_usd,
-        },
-        "progress": before.get("progress"),
-        "best_checkpoint": before.get("best_checkpoint"),
-        "spent": before.get("spent"),
-        "data_digest": plan.data_digest,
-        "resume_points": [point.to_dict() for point in reversed(points) if point.path is not None],
-        "periodic_checkpoints": before.get("periodic_checkpoints", []),
-        "left_out_steps": before.get("left_out_steps", []),
-        "models": before.get("models", []),
-        "home": run.identity,
-        "borrowed_models": borrowed_models(run, before, [point.checkpoints for point in reversed(points)]),
-    }
+def _first_state(run: RunDirectory, plan: Plan, points: list[ResumePoint], before: RunState | None) -> RunState:
+    config, before = plan.config, before or RunState()
+    planned = Planned(
+        model=without_home(config.model),
+        service=config.service,
+        epochs=config.epochs,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.batches.steps_per_epoch,
+        warmup_steps=plan.warmup_steps,
+        patience=config.early_stopping_patience,
+        expected_tokens=plan.expected_tokens,
+        expected_cost_usd=plan.expected_cost_usd,
+    )
+    return RunState(
+        plan=planned,
+        progress=before.progress,
+        best_checkpoint=before.best_checkpoint,
+        spent=before.spent,
+        data_digest=plan.data_digest,
+        provenance=provenance(plan),
+        resume_points=[saved for point in reversed(points) for saved in point.saved()],
+        periodic_checkpoints=before.periodic_checkpoints,
+        skipped_steps=before.skipped_steps,
+        models=before.models,
+        home=run.identity,
+        borrowed_models=borrowed_models(run, before, [point.checkpoints for point in reversed(points)]),
+    )
 
 
-async def _train(
+async def _on_service(
     run: RunDirectory,
     plan: Plan,
     logger: RunLogger,
@@ -159,7 +158,7 @@ async def _train(
     try:
         logger.activity("starting", f"connecting to {plan.config.service}")
         async with open_service(plan.config, run.local_store, service) as connection:
-            with closing(Spending(run.spending, logger.state.get("spent"))) as spending:
+            with closing(Spending(run.spending, logger.state.spent)) as spending:
                 return await Recovery(run, plan, logger, connection, spending).train(points, notices)
     except (asyncio.CancelledError, KeyboardInterrupt):
         logger.abandon("stopped", "aborted; it resumes from its latest checkpoint")

@@ -1,0 +1,208 @@
+"""run.json: how a run stands, and everything needed to go on with it; docs/run_json.md describes each field.
+
+`RunDirectory` reads and writes it. What an older version wrote is brought to this format here, when it is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tinker_utils.basics.redaction import quoted
+from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
+
+FORMAT = 2
+ENDED = ("completed", "early_stopped")
+"""Statuses of a run that came to its end, and has nothing left to do unless the settings ask for more."""
+
+Status = Literal["completed", "early_stopped", "stopped", "failed"]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+Number = Annotated[float, msgspec.Meta(gt=-1e300, lt=1e300)]  # neither NaN nor infinite
+_ADVICE = "restore it, or start anew in another directory."
+
+
+class Activity(msgspec.Struct):
+    """Says what the run is doing now, in a word and in a sentence, and since when, in Unix seconds."""
+
+    state: str
+    since: float
+    detail: str = ""
+
+
+class Planned(msgspec.Struct, kw_only=True):
+    """The plan that the run began with."""
+
+    model: str = ""
+    service: str = ""
+    epochs: Count | None = None
+    total_steps: Count | None = None
+    steps_per_epoch: Count | None = None
+    warmup_steps: Count | None = None
+    patience: Count | None = None
+    expected_tokens: Count | None = None
+    expected_cost_usd: Number | None = None
+
+
+class Standing(msgspec.Struct, kw_only=True):
+    """How far the run is, for whoever looks at it."""
+
+    step: Count = 0
+    epoch: Count = 1
+    tokens_seen: Count = 0
+    completion_tokens_seen: Count = 0
+    discarded_steps: Count = 0
+    discarded_tokens: Count = 0
+    skipped_steps: Count = 0
+    cost_usd: Number | None = None
+    best_step: Count | None = None
+    best_val_loss: Number | None = None
+    evals_without_improvement: Count = 0
+
+
+class Spent(msgspec.Struct):
+    """Tokens that were sent to be trained on and evaluated; spending.jsonl has them one by one."""
+
+    tokens: Count = 0
+    eval_tokens: Count = 0
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """Counters of a run up to and including `step`.
+
+    The window holds the steps since the last train record: its negative log-likelihood in nats, its tokens and time.
+    Discarded are steps that were in flight when an evaluation ended the run: trained and paid, but no part of the
+    result. Skipped are steps whose loss or gradient was not finite, and whose batches were then not trained on.
+    """
+
+    step: Count = 0
+    tokens: Count = 0
+    completion_tokens: Count = 0
+    eval_tokens: Count = 0
+    window_nll: Number = 0.0
+    window_tokens: Count = 0
+    window_completion_tokens: Count = 0
+    window_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    discarded_steps: Count = 0
+    discarded_tokens: Count = 0
+    skipped_steps: Count = 0
+
+
+class StoppingState(msgspec.Struct, kw_only=True):
+    """Early stopping as `EarlyStopping.state_dict` gives it."""
+
+    anchor: Number | None = None
+    anchor_step: Count | None = None
+    best: Number | None = None
+    best_step: Count | None = None
+    evals_without_improvement: Count = 0
+
+
+class DataFile(msgspec.Struct):
+    """A file of the data as it was: its bytes, and the SHA-256 of its content."""
+
+    size: Count
+    sha256: str
+
+
+class Provenance(msgspec.Struct, kw_only=True):
+    """The versions, the code and the data that the run was last begun or resumed with; None where it is not known.
+
+    `git_commit` is that of the directory where the run was started, and `git_clean` says whether no tracked file had
+    been changed. `packages` are versions by name.
+    """
+
+    python: str = ""
+    packages: dict[str, str] = {}
+    git_commit: str | None = None
+    git_clean: bool | None = None
+    tokenizer_revision: str | None = None
+    data: dict[str, DataFile] = {}
+
+
+class Roles(msgspec.Struct):
+    """The best and the latest checkpoint at a point of the run."""
+
+    best: Checkpoint | None = None
+    latest: Checkpoint | None = None
+
+
+class SavedPoint(msgspec.Struct):
+    """A checkpoint that the run can go on from, and its state there."""
+
+    path: str
+    progress: Progress
+    early_stopping: StoppingState
+    checkpoints: Roles
+
+    def roles(self, periodic: list[Checkpoint]) -> Checkpoints:
+        """Return the point's checkpoints, given a run's periodic ones: those up to the latest one are its own."""
+        best, latest = self.checkpoints.best, self.checkpoints.latest
+        return Checkpoints(best, latest, [each for each in periodic if latest and each.step <= latest.step])
+
+
+class RunState(msgspec.Struct, kw_only=True):
+    """The content of run.json."""
+
+    format: int = FORMAT
+    status: Literal["running"] | Status = "running"
+    reason: str | None = None
+    activity: Activity | None = None
+    plan: Planned = msgspec.field(default_factory=Planned)
+    progress: Standing | None = None
+    best_checkpoint: str | None = None
+    spent: Spent | None = None
+    data_digest: str = ""
+    provenance: Provenance | None = None
+    resume_points: list[SavedPoint] = []
+    periodic_checkpoints: list[Checkpoint] = []
+    skipped_steps: list[Count] = []
+    models: list[str] = []
+    home: int | None = None
+    borrowed_models: list[str] = []
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the run came to its end."""
+        return self.status in ENDED
+
+
+def decode_state(content: bytes, path: Path) -> RunState:
+    """Read run.json's content; `path` is named in errors.
+
+    Raises:
+        RunDirectoryError: it was not written by this project, by a newer version of it, or is damaged.
+    """
+    try:
+        raw = parse_json(content)
+        if isinstance(raw, dict) and raw.get("format") not in (1, FORMAT):
+            raise RunDirectoryError(
+                f"{path}: has the format {quoted(raw.get('format'))}, and this version reads 1 and {FORMAT}; "
+                "start anew in another directory."
+            )
+        return msgspec.convert(_upgraded(raw), RunState)
+    except (ValueError, msgspec.ValidationError) as error:
+        if isinstance(error, RunDirectoryError):
+            raise
+        raise RunDirectoryError(f"{path}: cannot be read as a run's state ({error}); {_ADVICE}") from error
+
+
+def encode_state(state: RunState) -> bytes:
+    """Write run.json's content, indented by one space; ValidationError for what could not be read again."""
+    msgspec.convert(msgspec.to_builtins(state), RunState)
+    return msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n"
+
+
+def _upgraded(raw: Any) -> Any:
+    """Return a state of format 1, of tinker_utils 0.1, in today's format: skipped steps had another name."""
+    if not isinstance(raw, dict) or raw.get("format") == FORMAT:
+        return raw
+    points = raw.get("resume_points")
+    counters = [raw, raw.get("progress"), *(point.get("progress") for point in points or () if isinstance(point, dict))]
+    for each in counters:
+        if isinstance(each, dict) and "left_out_steps" in each:
+            each["skipped_steps"] = each.pop("left_out_steps")
+    return {**raw, "format": FORMAT, "plan": raw.get("plan") or {}}
