@@ -146,8 +146,8 @@ class Stage:
 
     def _embedded_pid(self) -> int | None:
         """The process that holds the store's lock, as its file says; only if it is a child of the preloaded Python."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((self.store / "lock").read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int((self.store / "lock").read_text(encoding="utf-8").split()[1])
             status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
             if f"PPid:\t{self.python.pid}\n" in status and "State:\tZ" not in status:
                 return pid

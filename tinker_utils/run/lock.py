@@ -11,24 +11,24 @@ import time
 from pathlib import Path
 
 _HOST = " on "
-# How often, and after how many seconds, the lock is tried again: `is_free` takes it for a moment to find out.
-_TRIES, _PAUSE_SECONDS = 10, 0.02
+# For how many seconds a lock is tried for, and how often: `is_free` takes it for a moment to find out.
+_PATIENCE_S, _PAUSE_S = 0.2, 0.02
 # What a file system says that has no locks, as those of some clusters and object stores.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def take(descriptor: int) -> bool:
-    """Lock a file that is open; False if another process holds it.
+def take(descriptor: int, patience_s: float = _PATIENCE_S) -> bool:
+    """Lock a file that is open; False if another process holds it for that many seconds.
 
     Raises:
         OSError: it cannot be locked; the number is one of `NO_LOCKS` where the file system is to blame.
     """
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_PAUSE_SECONDS)
-        if _locked(descriptor, fcntl.LOCK_EX):
-            return True
-    return False
+    deadline = time.monotonic() + patience_s
+    while not _locked(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
 
 
 def sign(descriptor: int) -> None:

@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
@@ -36,7 +34,8 @@ from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.paths import CHECKPOINT_KINDS, Reference
 from tinker_utils.local.store.checkpoint import CheckpointInfo, StoredCheckpoint, expiry
 from tinker_utils.local.store.clock import Clock
-from tinker_utils.run.lock import NO_LOCKS
+from tinker_utils.run import lock
+from tinker_utils.run.directory import sync
 
 _INFO = "checkpoint.json"
 _RUNS = "runs"
@@ -67,7 +66,7 @@ class Store:
         self._runs = self.root / _RUNS
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_file = _lock(self.root / "lock")
+            self._lock: int | None = _lock(self.root / "lock")
             shutil.rmtree(self.scratch, ignore_errors=True)
             for directory in (self._runs, self.scratch):
                 directory.mkdir(mode=0o700, exist_ok=True)
@@ -77,7 +76,9 @@ class Store:
 
     def close(self) -> None:
         """Let another server use the directory."""
-        self._lock_file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @contextlib.contextmanager
     def writing(self, info: CheckpointInfo, overwrite: bool = False) -> Iterator[Path]:
@@ -96,8 +97,8 @@ class Store:
             _write_json(draft / _INFO, dataclasses.replace(info, size_bytes=size).to_json())
             for file in draft.iterdir():
                 file.chmod(0o600)
-                _sync(file)
-            _sync(draft)
+                sync(file)
+            sync(draft)
             with self._guard:
                 self._publish(draft, reference)
         finally:
@@ -140,7 +141,7 @@ class Store:
             draft = self.scratch / uuid.uuid4().hex
             _write_json(draft, info.to_json())
             draft.replace(checkpoint.directory / _INFO)
-            _sync(checkpoint.directory)
+            sync(checkpoint.directory)
 
     def prune(self) -> None:
         """Remove what an interrupted overwrite or removal left behind, and what has been seen as expired for an hour.
@@ -170,9 +171,9 @@ class Store:
         older = [path for path in _named(folder, reference.name) if _generation(path)]
         generation = 1 + max((_generation(path) for path in older), default=0)
         draft.rename(folder / f"{reference.name}~{generation}")
-        _sync(folder)
-        _sync(folder.parent)
-        _sync(self._runs)
+        sync(folder)
+        sync(folder.parent)
+        sync(self._runs)
         for path in older:
             self._discard(path)
 
@@ -261,48 +262,31 @@ def _unreadable(directories: set[Path]) -> Iterator[Path]:
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     path.chmod(0o600)
-    _sync(path)
+    sync(path)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _lock(path: Path) -> int:
+    """Lock the store's file, and return its descriptor.
+
+    One that is locked is waited for: the server of a trainer that was just killed takes a moment to end.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _take_lock(file: IO[str]) -> None:
-    """Lock a file; wait for one that is locked, as the server of a trainer just killed takes a moment to end."""
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in NO_LOCKS or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def _lock(path: Path) -> Any:
-    file = path.open("a+", encoding="utf-8")
-    path.chmod(0o600)
-    try:
-        _take_lock(file)
+        if not lock.take(descriptor, _LOCK_TIMEOUT_S):
+            raise ServiceError(
+                f"The store {path.parent} is in use by another server ({lock.holder(descriptor)}): end it, or choose "
+                "another --store."
+            )
+        lock.sign(descriptor)
     except OSError as error:
-        file.seek(0)
-        owner = file.read(20).strip() or "unknown"
-        file.close()
-        if error.errno in NO_LOCKS:
+        os.close(descriptor)
+        if error.errno in lock.NO_LOCKS:
             raise ServiceError(
                 f"The store {path.parent} cannot be used, as its file system has no locks ({error.strerror}): choose "
                 "another --store, or another output directory."
             ) from error
-        raise ServiceError(
-            f"The store {path.parent} is in use by another server (process {owner}): end it, or choose another --store."
-        ) from error
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+        raise
+    except ServiceError:
+        os.close(descriptor)
+        raise
+    return descriptor
