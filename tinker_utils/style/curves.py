@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray, LossUnit, MetricsLog
-from tinker_utils.style.palette import BLUE, GREEN, GRID, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE
+from tinker_utils.style.axes import style_axes
+from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE
 
 Quantity = Literal["loss", "perplexity"]
 Scale = Literal["linear", "log"]
@@ -128,9 +129,9 @@ def svg(drawing: Figure) -> str:
     return buffer.getvalue()
 
 
-def save_png(drawing: Figure, path: Path, dpi: int = 150) -> None:
+def save_png(drawing: Figure, path: Path | str, dpi: int = 150) -> None:
     """Write the figure as PNG, whole or not at all; raises RunDirectoryError when `path` cannot be written."""
-    write_atomically(path, png(drawing, dpi))
+    write_atomically(Path(path), png(drawing, dpi))
 
 
 def describe(log: MetricsLog) -> str:
@@ -156,21 +157,14 @@ def _blank() -> Figure:
     drawing = Figure(figsize=_SIZE, facecolor=WHITE)
     upper, lower = drawing.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     for axes in (upper, lower):
-        axes.set_facecolor(WHITE)
-        axes.grid(True, color=GRID, linewidth=0.8, linestyle="-")
-        axes.set_axisbelow(True)
+        style_axes(axes)
         axes.margins(x=0.012)
-        axes.tick_params(colors=PALE_INK, labelcolor=PALE_INK, labelsize=9, length=0, which="both")
-        axes.yaxis.label.set(color=INK, fontsize=9.5)
         axes.yaxis.set_label_coords(-0.062, 0.5)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_color(PALE_INK)
     lower.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     lower.xaxis.set_major_formatter(FuncFormatter(_with_thousands))
     lower.yaxis.set_major_locator(MaxNLocator(nbins=3))
     lower.yaxis.set_major_formatter(FuncFormatter(_with_thousands))
-    lower.set_xlabel("step", color=INK, fontsize=9.5)
+    lower.set_xlabel("step")
     lower.set_ylabel("tokens / s")
     return drawing
 

@@ -15,8 +15,9 @@ from tinker_utils.comparison.table import SMOOTHING
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray
+from tinker_utils.style.axes import style_axes
 from tinker_utils.style.curves import means
-from tinker_utils.style.palette import GRID, INK, PALE_INK, SERIES, WHITE
+from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE
 
 AXIS_WORDS: dict[Axis, str] = {"step": "step", "tokens": "tokens trained on", "dollars": "dollars spent"}
 
@@ -53,7 +54,7 @@ def overlay(runs: Sequence[Run], by: Axis = "step") -> Figure:
         axes.set_title(UNIT_WORDS[unit], loc="left", fontsize=9.5, color=INK)
         names = [_draw(axes, run, runs.index(run), by) for run in members]
         _legend(axes, names)
-    grid[-1, 0].set_xlabel(AXIS_WORDS[by], color=INK, fontsize=9.5)
+    grid[-1, 0].set_xlabel(AXIS_WORDS[by])
     _notes(drawing, runs, by, height)
     return drawing
 
@@ -112,18 +113,12 @@ def _smoothed(curve: Curve, by: Axis) -> tuple[FloatArray, FloatArray]:
 
 
 def _plain(axes: Axes, by: Axis) -> None:
-    axes.set_facecolor(WHITE)
-    axes.grid(True, color=GRID, linewidth=0.8, linestyle="-")
-    axes.set_axisbelow(True)
+    style_axes(axes)
     axes.margins(x=0.015)
-    axes.tick_params(colors=PALE_INK, labelcolor=PALE_INK, labelsize=9, length=0, which="both")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=by != "dollars"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"${x:g}" if by == "dollars" else f"{x:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_ylabel("loss", color=INK, fontsize=9.5)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(PALE_INK)
+    axes.set_ylabel("loss")
 
 
 def _legend(axes: Axes, names: Iterable[str]) -> None:
