@@ -30,7 +30,8 @@ FLOORS = """
     style
     sweeps
     views
-    __init__ visualize
+    visualize
+    __init__ cli
 """
 FLOORS_OF_LOCAL = """
     protocol

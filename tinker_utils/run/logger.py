@@ -54,7 +54,7 @@ class RunLogger:
         with writing(self.run.path):
             self._metrics.write(record)
             self._last_step = step
-            self._log.write(_sentence(record) + "\n")
+            self._log.write(log_line(record) + "\n")
             self._log.flush()
         if self._on_record is not None:
             self._call_back(self._on_record, record)
@@ -136,7 +136,8 @@ class RunLogger:
         self.close()
 
 
-def _sentence(record: Record) -> str:
+def log_line(record: Record) -> str:
+    """Return a record as train.log has it: one line for a person."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["timestamp"]))
     parts = [f"{name}={one_sentence(_short(record[name]))}" for name in _LOGGED if record.get(name) is not None]
     return f"{moment} {record['type']:<10} {' '.join(parts)}"
