@@ -61,8 +61,8 @@ class RenderedSet:
         """Return one sentence for a person: how many examples and tokens, how many were cut and skipped."""
         return (
             f"{name}: {len(self.examples):,} examples, {self.tokens:,} tokens, {self.completion_tokens:,} of them "
-            f"completion tokens; {self.cut:,} cut to {max_seq_length:,} tokens, "
-            f"{self.skipped:,} skipped for having no answer to a prompt within that."
+            f"completion tokens; cut at {max_seq_length:,} tokens: {self.cut:,}; "
+            f"skipped, as no answer is left: {self.skipped:,}."
         )
 
 

@@ -196,9 +196,8 @@ class StreamedSet:
         about = "" if self.exact else "about "
         return (
             f"{name}: {len(self.examples):,} examples, {about}{self.tokens:,} tokens, {about}"
-            f"{self.completion_tokens:,} of them completion tokens; {about}{self.cut:,} cut to {max_seq_length:,} "
-            f"tokens, {about}{self.skipped:,} skipped for having no answer to a prompt within that; "
-            "rendered while they are trained on."
+            f"{self.completion_tokens:,} of them completion tokens; cut at {max_seq_length:,} tokens: {about}"
+            f"{self.cut:,}; skipped, as no answer is left: {about}{self.skipped:,}; rendered while they are trained on."
         )
 
 
