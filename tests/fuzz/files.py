@@ -29,7 +29,7 @@ from tinker_utils.local.store.store import Store
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader, read_metrics
 from tinker_utils.run.result import TrainingResult
-from tinker_utils.run.rollback import mend_last_line, roll_back_metrics, roll_back_samples
+from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.state import RunState
 from tinker_utils.run.status import RunFollower
 from tinker_utils.style import curves, overlays
@@ -106,7 +106,7 @@ def metrics(directory: Path, content: bytes) -> None:
         MetricsReader(path).poll()
     path.write_bytes(content)
     _followed(directory)
-    mend_last_line(path)
+    repair_last_line(path)
     for checkpoint in ("tinker://x/weights/step-000002", None):
         roll_back_metrics(path, checkpoint, 2)
         reader.poll()
@@ -129,7 +129,7 @@ def samples(directory: Path, content: bytes) -> None:
     run = RunDirectory(directory)
     run.samples.write_bytes(content)
     _followed(directory)
-    mend_last_line(run.samples)
+    repair_last_line(run.samples)
     roll_back_samples(run.samples, 2)
     follower = RunFollower(run)
     follower.poll()

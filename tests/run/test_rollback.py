@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tinker_utils.run.rollback import mend_last_line, roll_back_metrics, roll_back_samples
+from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_history_that_was_lost_is_said_and_the_rest_kept(metrics):
 )
 def test_a_line_that_was_not_finished_is_cut_off(metrics, left, mended):
     metrics.write_text(left)
-    mend_last_line(metrics)
+    repair_last_line(metrics)
     assert metrics.read_text() == mended
 
 

@@ -219,7 +219,7 @@ class RunDirectory:
         self._pause.touch()
 
     def request_resume(self) -> None:
-        """Take a pause back."""
+        """Ask whoever trains here to go on after a pause."""
         self._pause.unlink(missing_ok=True)
 
     def stop_requested(self) -> bool:

@@ -11,7 +11,7 @@ from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory, writing
 from tinker_utils.run.metrics import MetricsWriter, encode_record
-from tinker_utils.run.rollback import mend_last_line, roll_back_metrics, roll_back_samples
+from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.series import Record
 from tinker_utils.run.state import Activity, RunState, Standing, Status
 
@@ -43,7 +43,7 @@ class RunLogger:
         self.run = run
         self._on_record = on_record
         with writing(run.path):
-            mend_last_line(run.metrics)
+            repair_last_line(run.metrics)
             self._metrics = MetricsWriter(run.metrics)
             self._log: TextIO = run.log.open("a", encoding="utf-8")
 

@@ -208,7 +208,7 @@ class MetricsReader:
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the rest of `file` in pieces of whole lines; an incomplete last line is left out."""
+    """Yield the rest of `file` in pieces of whole lines; an incomplete last line is skipped."""
     while piece := file.read(_PIECE):
         piece += file.readline()
         if not piece.endswith(b"\n"):
@@ -240,7 +240,7 @@ def read_metrics(path: Path | str, columns: Collection[str] = tuple(TRAIN_COLUMN
 
 
 def ema(values: FloatArray, smoothing: float = 0.9) -> FloatArray:
-    """Return exponential moving average of `values`, shape [n], without the start's bias.
+    """Return the exponential moving average of `values`, shape [n], without the start's bias.
 
     average_t = sum over i ≤ t of s^(t-i) · value_i / sum over i ≤ t of s^(t-i): the corrected average of Kingma and
     Ba, "Adam" (2015), section 3. NaN and infinity are skipped: the average keeps what it was, and is NaN until a

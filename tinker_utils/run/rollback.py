@@ -17,7 +17,7 @@ from tinker_utils.run.directory import write_atomically
 _HISTORY = frozenset({"train", "val", "checkpoint", "early_stop", "end", "notice"})
 
 
-def mend_last_line(file: Path) -> None:
+def repair_last_line(file: Path) -> None:
     """Cut off a line that a killed process left unfinished, so that the next one is not glued to it.
 
     Raises:
@@ -53,7 +53,7 @@ def roll_back_metrics(file: Path, checkpoint: str | None, step: int) -> bool:
 
 
 def roll_back_samples(file: Path, step: int) -> None:
-    """Leave out of samples.jsonl what was written by the weights of later steps.
+    """Cut from samples.jsonl what was written by the weights of later steps.
 
     Raises:
         RunDirectoryError: the file cannot be replaced.

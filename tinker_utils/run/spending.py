@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.run.directory import writing
-from tinker_utils.run.rollback import mend_last_line
+from tinker_utils.run.rollback import repair_last_line
 from tinker_utils.run.state import Spent
 
 
@@ -30,7 +30,7 @@ class Spending:
     def __init__(self, file: Path, before: Spent | None = None) -> None:
         self._path = file
         self.tokens = self.eval_tokens = 0
-        mend_last_line(file)
+        repair_last_line(file)
         with writing(file):
             content = file.read_bytes() if file.exists() else b""
             self._file = file.open("ab", buffering=0)

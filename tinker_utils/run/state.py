@@ -48,7 +48,7 @@ class Planned(msgspec.Struct, kw_only=True):
 
 
 class Standing(msgspec.Struct, kw_only=True):
-    """How far the run is, for whoever looks at it."""
+    """The progress of the run, for whoever looks at it."""
 
     step: Count = 0
     epoch: Count = 1

@@ -229,7 +229,7 @@ class RunFollower:
         return _sentence("", activity.detail or doing or "running")
 
     def _seconds_left(self, step: int | None, total: int | None) -> float | None:
-        """Return seconds until the last planned step, at the speed of the latest records.
+        """Return the seconds until the last planned step, at the speed of the latest records.
 
         Pauses do not count, and neither do gaps in which the clock was set back, or far ahead.
         """

@@ -128,7 +128,7 @@ class Service:
         old.close("interrupted")
 
     def check_alive(self) -> None:
-        """Notice that the embedded server has ended: the SDK would go on asking for its answer.
+        """Raise if the embedded server has ended: the SDK would go on asking for its answer.
 
         Raises:
             ServiceError: it has; the message ends with what it said last.

@@ -98,7 +98,7 @@ class SubmittedSamples:
     futures: tuple[Future[list[list[int]]], ...]
 
     def result(self) -> list[list[int]]:
-        """Return token ids of each completion."""
+        """Return the token ids of each completion."""
         return self.futures[0].result()
 
 

@@ -73,7 +73,7 @@ class CheckpointCleanup:
         return tuple(model for model in kept.models if model not in self._borrowed and self._sweep(model, kept))
 
     async def settle(self, timeout_s: float) -> int:
-        """Wait for what was asked of the service; how much of it failed, or was not answered in time."""
+        """Wait for what was asked of the service; returns how much of it failed, or was not answered in time."""
         if pending := [asyncio.wrap_future(request) for request in list(self._pending)]:
             done, _ = await asyncio.wait(pending, timeout=timeout_s)
             for request in done:

@@ -74,7 +74,7 @@ class PreflightReport:
         return [check.sentence for check in self.checks if check.status == "warn"]
 
     def raise_for_failures(self) -> None:
-        """Do nothing where the run can start.
+        """Raise what keeps the run from starting, if anything does.
 
         Raises:
             TinkerUtilsError: it cannot. One failure is raised as the error that it is; of several the first gives the
@@ -127,7 +127,7 @@ def preflight(
     except (RenderingError, ServiceError) as error:
         checks.append(Check.failed("tokenizer", error))
     if plan is not None:
-        checks += _of_preparation(plan)
+        checks += _of_plan(plan)
         checks += _of_run(run, plan)
     return PreflightReport((*checks, *check_start(config, run, plan, service)))
 
@@ -152,7 +152,7 @@ def check_start(
     return [*checks, _of_disk(run, plan)]
 
 
-def _of_preparation(plan: Plan) -> Iterator[Check]:
+def _of_plan(plan: Plan) -> Iterator[Check]:
     held_out = f", {len(plan.valid.examples):,} for validation" if plan.valid else ""
     yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
     yield Check("tokenizer", "ok", "It loads, and the chat template tells prompts from answers.")
@@ -249,15 +249,15 @@ def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | No
     if models and config.model not in models:
         sentences.append(f"The service does not name {config.model} among the {len(models):,} models that it offers.")
     context = models.get(config.model)
-    longest = 0 if plan is None else int(plan.train.lengths().max(initial=0)) + 1
-    if context is not None and longest > context:
-        sentences.append(f"The longest example has {longest:,} tokens, and the model takes {context:,}.")
+    max_tokens = 0 if plan is None else int(plan.train.lengths().max(initial=0)) + 1
+    if context is not None and max_tokens > context:
+        sentences.append(f"The longest example has {max_tokens:,} tokens, and the model takes {context:,}.")
     return warn_or_pass("service", sentences, "It answers and accepts the key.")
 
 
 def _of_evaluation(plan: Plan) -> list[Check]:
-    notices = about_evaluation(plan.config, plan.valid is not None, plan.evaluations)
-    return warn_or_pass("evaluation", notices, "It is frequent enough to end the run in time.")
+    cautions = about_evaluation(plan.config, plan.valid is not None, plan.evaluations)
+    return warn_or_pass("evaluation", cautions, "It is frequent enough to end the run in time.")
 
 
 def _of_cost(plan: Plan) -> list[Check]:

@@ -29,11 +29,11 @@ _PAUSE_POLL_SECONDS = 0.2
 _MAX_SKIPPED_IN_A_ROW = 3
 _NOT_FINITE = (
     "the loss or the gradient of step {step} is not a finite number: lower training.learning_rate, set "
-    "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
+    "training.grad_clip_norm, or skip such batches with training.on_nonfinite: skip"
 )
 _NO_NUMBER = (
     "the evaluation after step {step} gives no number, so the weights are spoiled: lower training.learning_rate, set "
-    "training.grad_clip_norm, or leave such batches out with training.on_nonfinite: skip"
+    "training.grad_clip_norm, or skip such batches with training.on_nonfinite: skip"
 )
 _TIDY_SECONDS = 30
 # What an embedded server that was killed takes to be seen as ended, after its connections have broken.

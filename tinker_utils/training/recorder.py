@@ -74,7 +74,7 @@ class Recorder:
             self.record_window(figures)
 
     def skipped(self, step: int) -> None:
-        """Pass over a step whose batch is not trained on; it is counted, and its window is logged as if it were."""
+        """Count a step whose batch is skipped; its window is logged as if the batch were trained on."""
         self.progress.step = step
         self.progress.skipped_steps += 1
         config = self._plan.config

@@ -134,8 +134,8 @@ class Recovery:
         """Return whether to go back to the same checkpoint no more: too often, or an outage that lasts too long."""
         if not isinstance(lost, ServiceGoneError):
             return self._returns > _MAX_RETURNS
-        longest = self._plan.config.service_timeout_s
-        return longest is not None and time.monotonic() - self._returning_since > longest
+        max_seconds = self._plan.config.service_timeout_s
+        return max_seconds is not None and time.monotonic() - self._returning_since > max_seconds
 
     def _skip(self, step: int, back_to: int) -> str:
         """Note that a step's batch is not to be trained on, also should the run be killed now."""

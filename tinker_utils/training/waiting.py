@@ -43,7 +43,7 @@ class AnswerTimes:
         self._steps.append((seconds, tokens))
 
     def overdue_after(self, tokens: int) -> float:
-        """Return seconds of waiting after which the answer to a request of so many tokens is overdue.
+        """Return the seconds of waiting after which the answer to a request of so many tokens is overdue.
 
         A request of more tokens than the usual step, such as an evaluation, may take longer in proportion.
         """
