@@ -91,3 +91,10 @@ def test_links_in_the_documents_lead_somewhere():
     for page in (path for path in tracked() if path.suffix == ".md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_imports_that_moved_are_where_the_changelog_says():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    moved = re.findall(r"^\| `tinker_utils\.[\w.]+` \| `(tinker_utils\.[\w.]+)`", text, re.MULTILINE)
+    assert len(moved) > 100
+    assert [name for name in moved if not (ROOT / f"{name.replace('.', '/')}.py").is_file()] == []
