@@ -143,8 +143,8 @@ class TrainingConfig(Checked):
         "stop",
         "training.on_nonfinite",
         "text",
-        "it is about a loss or a gradient that is NaN or infinite; skip goes back to the latest checkpoint and leaves "
-        "the batch out.",
+        "it is about a loss or a gradient that is NaN or infinite; skip goes back to the latest checkpoint and skips "
+        "the batch.",
         choices=("stop", "skip"),
     )
     service_timeout_s: float | None = setting(
