@@ -24,6 +24,7 @@ def test_the_notebooks_are_written_with_what_they_read_and_nothing_is_written_ov
     assert {path.name for path in (ROOT / "notebooks").glob("*.ipynb")} == {
         Path(name).name for name in written if name.startswith("notebooks/")
     }
+    assert {name.split("/")[1] for name in written if name.startswith("data/")} == {"sample", "examples"}
     assert main(["notebooks", str(tmp_path / "mine")]) == 2
     assert "nothing is written over" in capsys.readouterr().err
 
@@ -63,6 +64,7 @@ def test_a_wrong_command_says_so(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_the_wheel_has_all_that_the_commands_need(tmp_path):
     """Installed into an empty environment, away from the clone; what it depends on is borrowed from this one."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]

@@ -12,24 +12,18 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from tinker_utils import visualize
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 
 # What `notebooks` writes: all that the notebooks read, where they look for it.
-_MATERIAL = ("notebooks", "configs", "data")
+_MATERIAL = ("notebooks", "configs", "data/sample", "data/examples")
 _WRITTEN = (".ipynb", ".yaml", ".jsonl", ".json")
 _DISTRIBUTION = "tinker-utils"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help.\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["serve"]:
         os.execv(sys.executable, [sys.executable, "-m", "tinker_utils.local", *words[1:]])
     if words[:1] == ["visualize"]:
-        from tinker_utils import visualize
-
         return visualize.main(words[1:])
     options = _parser().parse_args(words)
     try:
@@ -114,7 +106,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=_DISTRIBUTION, description="Fine-tune language models with LoRA on Tinker.")
+    parser = visualize.Parser(prog=_DISTRIBUTION, description="Fine-tune language models with LoRA on Tinker.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     notebooks = commands.add_parser("notebooks", help="write the notebooks, a configuration and sample data")

@@ -23,10 +23,11 @@ _DPI = range(30, 601)
 _NAMED_LINES = 5
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the sentence on stderr, and exit with code 2."""
         self.exit(2, f"{self.prog}: {message}; see --help.\n")
 
 
@@ -70,7 +71,7 @@ def summary(log: MetricsLog) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m tinker_utils.visualize", description="Draw the curves of a run.")
+    parser = Parser(prog="python -m tinker_utils.visualize", description="Draw the curves of a run.")
     parser.add_argument(
         "--metrics-path", type=Path, default=_DEFAULT_METRICS, metavar="PATH", help="default: %(default)s"
     )

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from support.clock import Clock
 from support.states import state_of
 
 from tinker_utils.run.directory import RunDirectory
@@ -42,15 +43,6 @@ def status_of(run):
     follower = RunFollower(run)
     follower.poll()
     return follower.status()
-
-
-class Clock:
-    """A clock that goes when it is told to."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 def written(run, seconds_ago):

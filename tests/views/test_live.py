@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from support.clock import Clock
 from support.states import state_of
 
 import tinker_utils
@@ -19,16 +20,6 @@ from tinker_utils.style import curves
 from tinker_utils.views.live import Dashboard, dashboard
 
 DEADLINE = 60  # seconds, for what should take a moment
-
-
-class Clock:
-    """A clock that stands still while the view works, unless told how long that takes."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

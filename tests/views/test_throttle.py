@@ -1,16 +1,9 @@
 """Work that nobody waits for keeps to its share."""
 
 import pytest
+from support.clock import Clock
 
 from tinker_utils.views.throttle import Throttle
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 
 FORMAT = 2
-ENDED = ("completed", "early_stopped")
-"""Statuses of a run that came to its end, and has nothing left to do unless the settings ask for more."""
 
 Status = Literal["completed", "early_stopped", "stopped", "failed"]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
@@ -166,8 +164,8 @@ class RunState(msgspec.Struct, kw_only=True):
 
     @property
     def ended(self) -> bool:
-        """Return whether the run came to its end."""
-        return self.status in ENDED
+        """Return whether the run came to its end, and has nothing left to do unless the settings ask for more."""
+        return self.status in ("completed", "early_stopped")
 
 
 def decode_state(content: bytes, path: Path) -> RunState:

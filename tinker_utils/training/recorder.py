@@ -179,7 +179,7 @@ class Recorder:
         kept = {each.path for each in self._checkpoints.kept}
         self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
         self.logger.sync()
-        saved = [saved for each in self._points for saved in each.saved()]
+        saved = [each.saved() for each in self._points]
         self.publish(resume_points=saved, periodic_checkpoints=[*self._checkpoints.periodic])
         # Only now: until then run.json names points that may need the others.
         self._past.keep_only({step for each in self._points for step in each.compared_steps})

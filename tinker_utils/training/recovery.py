@@ -14,7 +14,6 @@ from dataclasses import replace
 
 from tinker_utils.errors import CheckpointGoneError, ResultLostError, ResumeError, ServiceGoneError
 from tinker_utils.plan.plan import Plan
-from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.evaluations import PastEvaluations
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.result import TrainingResult
@@ -37,15 +36,14 @@ class Recovery:
     """A run's attempts to reach its end; `train` is all there is to call, once.
 
     Args:
-        run: the directory.
         plan: what to train on.
         logger: where to say what is going on; its state holds the resume points.
         service: where to train.
         spending: where what is sent is written down.
     """
 
-    def __init__(self, run: RunDirectory, plan: Plan, logger: RunLogger, service: Service, spending: Spending) -> None:
-        self._run = run
+    def __init__(self, plan: Plan, logger: RunLogger, service: Service, spending: Spending) -> None:
+        self._run = logger.run
         self._plan = _skipping(plan, logger.state.skipped_steps)
         self._logger = logger
         self._service = service

@@ -44,21 +44,18 @@ class ResumePoint:
         """Return the evaluations that later ones are compared with: the best, and patience's anchor."""
         return self.early_stopping.best_step, self.early_stopping.anchor_step
 
-    def saved(self) -> list[SavedPoint]:
-        """Return what run.json keeps of the point; nothing of the start."""
-        if self.path is None:
-            return []
+    def saved(self) -> SavedPoint:
+        """Return what run.json keeps of the point, which is not the start."""
         roles = Roles(self.checkpoints.best, self.checkpoints.latest)
-        return [SavedPoint(self.path, self.progress, self.early_stopping, roles)]
+        return SavedPoint(str(self.path), self.progress, self.early_stopping, roles)
 
 
 def resume_points(state: RunState | None) -> list[ResumePoint]:
     """Return where the run can go on, the latest first; the last one is its start."""
-    saved = state.resume_points if state else []
+    state = state or RunState()
     points = [
         ResumePoint(each.path, each.progress, each.early_stopping, each.roles(state.periodic_checkpoints))
-        for each in saved
-        if state
+        for each in state.resume_points
     ]
     return [*sorted(points, key=lambda point: -point.progress.step), ResumePoint()]
 

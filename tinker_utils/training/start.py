@@ -17,7 +17,7 @@ from tinker_utils.run.directory import RunDirectory, write_atomically
 from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import Planned, RunState
+from tinker_utils.run.state import Planned, Provenance, RunState
 from tinker_utils.service.client import Service, connect
 from tinker_utils.training.checkpoint_cleanup import borrowed_models
 from tinker_utils.training.checks import PreflightReport, check_start
@@ -81,13 +81,15 @@ async def fit(
             run.archive()
         write_atomically(run.config, dump_config(config))
         points[0] = with_fresh_patience(points[0], before, plan)
-        state = _first_state(run, plan, points, before)
+        # Git may take its time, and must not hold up the event loop, on which a live view draws.
+        made_with = await asyncio.to_thread(provenance, plan)
+        state = _first_state(run, plan, points, before, made_with)
         cautions = report.warnings + stretched_schedule(before, plan)
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
             notices.append(("changed", f"the run goes on with {', '.join(map(str, changes))}"))
         with RunLogger(run, state, on_record) as logger:
-            return await _on_service(run, plan, logger, points, notices, service)
+            return await _on_service(plan, logger, points, notices, service)
 
 
 def fit_blocking(
@@ -117,7 +119,9 @@ def _checked(run: RunDirectory, plan: Plan, service: Service | None, same_data: 
     return report
 
 
-def _first_state(run: RunDirectory, plan: Plan, points: list[ResumePoint], before: RunState | None) -> RunState:
+def _first_state(
+    run: RunDirectory, plan: Plan, points: list[ResumePoint], before: RunState | None, made_with: Provenance
+) -> RunState:
     config, before = plan.config, before or RunState()
     planned = Planned(
         model=without_home(config.model),
@@ -136,8 +140,8 @@ def _first_state(run: RunDirectory, plan: Plan, points: list[ResumePoint], befor
         best_checkpoint=before.best_checkpoint,
         spent=before.spent,
         data_digest=plan.data_digest,
-        provenance=provenance(plan),
-        resume_points=[saved for point in reversed(points) for saved in point.saved()],
+        provenance=made_with,
+        resume_points=[point.saved() for point in reversed(points) if point.path is not None],
         periodic_checkpoints=before.periodic_checkpoints,
         skipped_steps=before.skipped_steps,
         models=before.models,
@@ -147,7 +151,6 @@ def _first_state(run: RunDirectory, plan: Plan, points: list[ResumePoint], befor
 
 
 async def _on_service(
-    run: RunDirectory,
     plan: Plan,
     logger: RunLogger,
     points: list[ResumePoint],
@@ -157,9 +160,9 @@ async def _on_service(
     """Open the service, restore or create the model, and loop; run.json says how it ended, also when it failed."""
     try:
         logger.activity("starting", f"connecting to {plan.config.service}")
-        async with open_service(plan.config, run.local_store, service) as connection:
-            with closing(Spending(run.spending, logger.state.spent)) as spending:
-                return await Recovery(run, plan, logger, connection, spending).train(points, notices)
+        async with open_service(plan.config, logger.run.local_store, service) as connection:
+            with closing(Spending(logger.run.spending, logger.state.spent)) as spending:
+                return await Recovery(plan, logger, connection, spending).train(points, notices)
     except (asyncio.CancelledError, KeyboardInterrupt):
         logger.abandon("stopped", "aborted; it resumes from its latest checkpoint")
         raise
@@ -169,7 +172,7 @@ async def _on_service(
         raise
     finally:
         with contextlib.suppress(RunDirectoryError):
-            run.clear_requests()
+            logger.run.clear_requests()
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
@@ -66,7 +66,7 @@ class Store:
         self._runs = self.root / _RUNS
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock: int | None = _lock(self.root / "lock")
+            self._lock_file = _lock(self.root / "lock")
             shutil.rmtree(self.scratch, ignore_errors=True)
             for directory in (self._runs, self.scratch):
                 directory.mkdir(mode=0o700, exist_ok=True)
@@ -76,9 +76,7 @@ class Store:
 
     def close(self) -> None:
         """Let another server use the directory."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock_file.close()
 
     @contextlib.contextmanager
     def writing(self, info: CheckpointInfo, overwrite: bool = False) -> Iterator[Path]:
@@ -265,28 +263,26 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     sync(path)
 
 
-def _lock(path: Path) -> int:
-    """Lock the store's file, and return its descriptor.
+def _lock(path: Path) -> IO[bytes]:
+    """Lock the store's file, and return it: the lock lasts until the file is closed.
 
     One that is locked is waited for: the server of a trainer that was just killed takes a moment to end.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+    path.chmod(0o600)
     try:
-        if not lock.take(descriptor, _LOCK_TIMEOUT_S):
+        if not lock.take(file.fileno(), _LOCK_TIMEOUT_S):
             raise ServiceError(
-                f"The store {path.parent} is in use by another server ({lock.holder(descriptor)}): end it, or choose "
-                "another --store."
+                f"The store {path.parent} is in use by another server ({lock.holder(file.fileno())}): end it, or "
+                "choose another --store."
             )
-        lock.sign(descriptor)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in lock.NO_LOCKS:
+        lock.sign(file.fileno())
+    except BaseException as error:
+        file.close()
+        if isinstance(error, OSError) and error.errno in lock.NO_LOCKS:
             raise ServiceError(
                 f"The store {path.parent} cannot be used, as its file system has no locks ({error.strerror}): choose "
                 "another --store, or another output directory."
             ) from error
         raise
-    except ServiceError:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return file
