@@ -18,7 +18,7 @@ BENCH_INSTALLED := .venv-bench/.installed
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: torture help install train test fuzz check format lab bench bench-gpu lock clean
+.PHONY: docs torture help install train test fuzz check format lab bench bench-gpu lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
@@ -28,6 +28,7 @@ help:
 	@echo "make bench-gpu  the same for a GPU, printed"
 	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
 	@echo "make check   ruff and mypy"
+	@echo "make docs    write the tables of settings and figures into docs/"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make torture kill runs $(TORTURE_KILLS) times (TORTURE_KILLS, TORTURE_SEED), and compare what they make"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
@@ -65,6 +66,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python scripts/write_docs.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -24,7 +24,11 @@ TRAIN, VALID = 22, 10  # 22 examples make 5 batches of 4 and one of 2
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with the first few of the sample's examples."""
-    directory = tmp_path_factory.mktemp("data")
+    return write_small_data(tmp_path_factory.mktemp("data"))
+
+
+def write_small_data(directory: Path) -> Path:
+    """Write the first few of the sample's examples into a directory, and return it."""
     for name, count in (("train", TRAIN), ("valid", VALID)):
         lines = (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (directory / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")

@@ -3,6 +3,7 @@ import os
 import signal
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 from tinker_utils.training.interrupts import Interrupts
 
@@ -84,3 +85,29 @@ async def test_off_the_main_thread_it_changes_nothing():
             return signal.getsignal(signal.SIGINT)
 
     assert await asyncio.to_thread(asyncio.run, work()) is before
+
+
+def test_a_kernels_first_interrupt_cancels_the_cell_that_waits():
+    """What `Interrupts` builds on: where it fails, ipykernel has changed."""
+    manager, client = start_new_kernel()
+    try:
+        code = (
+            "import asyncio\n"
+            "print('begun', flush=True)\n"
+            "try:\n    while True:\n        await asyncio.sleep(0.1)\n"
+            "except asyncio.CancelledError:\n    print('cancelled', asyncio.current_task().cancelling())\n"
+        )
+        client.execute(code)
+        told = ""
+        while told.count("\n") < 2:
+            message = client.get_iopub_msg(timeout=60)
+            if message["msg_type"] == "stream":
+                told += message["content"]["text"]
+                if told == "begun\n":
+                    manager.interrupt_kernel()
+        assert told == "begun\ncancelled 1\n", (
+            "ipykernel no longer cancels a cell's task at an interrupt: look at tinker_utils/training/interrupts.py"
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -141,5 +141,5 @@ def test_each_setting_has_a_sentence_with_its_bounds(config, plan):
 
     text = " ".join(texts(config_form(config, plan)))
     assert "16 is enough for most tasks. <i>1 to 1,024</i>" in text
-    assert "0.0002 is a good start. <i>0 to 1</i>" in text
-    assert "0 switches it off. <i>0 or more</i>" in text
+    assert "2.0e-4 is a good start for LoRA. <i>0 to 1</i>" in text
+    assert "0 switches early stopping off. <i>0 or more</i>" in text

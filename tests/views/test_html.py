@@ -5,10 +5,11 @@ import re
 
 import pytest
 
+from tinker_utils.run.figures import dollars
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunStatus
 from tinker_utils.style.curves import figure, svg
-from tinker_utils.views.html import dollars, duration, picture_html, samples_html, status_html
+from tinker_utils.views.html import duration, picture_html, samples_html, status_html
 
 EVIL = '</span><script>alert("x")</script>&'
 
@@ -26,14 +27,17 @@ def test_figures_in_words():
         epoch=1,
         epochs=2,
         seconds_left=3900,
-        tokens=620_000,
+        figures={
+            "tokens_seen": 620_000,
+            "cost_usd": 0.27,
+            "tokens_per_sec": 15_230.4,
+            "learning_rate": 1.9e-4,
+            "train_loss": 1.2345678,
+            "val_loss": 1.5,
+            "grad_norm": 0.51234,
+        },
         expected_tokens=19_845_000,
-        cost_usd=0.27,
         expected_cost_usd=8.73,
-        tokens_per_sec=15_230.4,
-        learning_rate=1.9e-4,
-        train_loss=1.2345678,
-        val_loss=1.5,
         best_val_loss=1.4321,
         best_step=750,
         evals_without_improvement=2,
@@ -51,14 +55,16 @@ def test_figures_in_words():
         "cost $0.27 of at most $8.73",
         "tokens per second 15.2 k",
         "learning rate 0.00019",
+        "gradient norm 0.5123",
     ):
         assert words in text
 
 
 def test_an_evaluation_is_shown_with_what_chance_may_have_done():
-    status = RunStatus("mine", "Training.", val_loss=1.5, val_loss_margin=0.0912, best_val_loss=1.4321, best_step=750)
-    worse = dataclasses.replace(status, val_diff_best=0.0679, val_diff_best_margin=0.05)
-    better = dataclasses.replace(status, val_diff_best=-0.0679, val_diff_best_margin=0.05)
+    known = {"val_loss": 1.5, "val_loss_margin": 0.0912}
+    status = RunStatus("mine", "Training.", figures=known, best_val_loss=1.4321, best_step=750)
+    worse = dataclasses.replace(status, figures={**known, "val_diff_best": 0.0679, "val_diff_best_margin": 0.05})
+    better = dataclasses.replace(status, figures={**known, "val_diff_best": -0.0679, "val_diff_best_margin": 0.05})
     for shown, words in (
         (status, "validation loss 1.5 ± 0.091 best 1.432 at step 750 "),
         (worse, "best 1.432 at step 750, better by 0.068 ± 0.05 "),

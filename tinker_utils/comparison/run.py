@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from tinker_utils.run import figures
 from tinker_utils.run.series import FloatArray
 
 Axis = Literal["step", "tokens", "dollars"]
@@ -18,10 +19,10 @@ Unit = Literal["nats/token", "nats/batch", "example means", "batch means"]
 # Numbers in different units say nothing about each other, though three of the four look alike: a mean of means gives
 # the tokens of short answers more weight than those of long ones, and a sum grows with the batch.
 UNIT_WORDS: dict[Unit, str] = {
-    "nats/token": "nats per completion token",
+    "nats/token": figures.UNIT_WORDS["nats/token"],
     "example means": "nats, mean of example means",
     "batch means": "nats, mean of batch means",
-    "nats/batch": "nats per batch (summed)",
+    "nats/batch": figures.UNIT_WORDS["nats/batch"],
 }
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tinker_utils.basics.table import Table
-from tinker_utils.comparison.run import AXES, Axis, Run
+from tinker_utils.comparison.run import AXES, Axis, Curve, Run
 from tinker_utils.comparison.sources import LOG_NAMES, find_log, read_log
 from tinker_utils.config.settings import find_upwards
 from tinker_utils.errors import MetricsError
 from tinker_utils.loss import perplexity
+from tinker_utils.run.figures import dollars, number
 from tinker_utils.run.metrics import ema
 
 UNKNOWN = "–"
@@ -111,45 +112,32 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len(values[key]) > 1 and key not in _BESIDE_THE_POINT]
 
 
-def _loss(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4g}"
+def _words(value: float | None, format: Callable[[float], str] = number) -> str | None:
+    return None if value is None else format(value)
 
 
-def _count(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.0f}"
-
-
-def _dollars(value: float | None) -> str | None:
-    return None if value is None else f"${value:,.2f}"
-
-
-def _last_train_loss(run: Run) -> str | None:
-    _, losses = run.train.known("step")
-    return _loss(float(ema(losses, SMOOTHING)[-1])) if len(losses) else None
-
-
-def _last_valid_loss(run: Run) -> str | None:
-    _, losses = run.valid.known("step")
-    return _loss(float(losses[-1])) if len(losses) else None
+def _last(curve: Curve, smoothing: float = 0.0) -> str | None:
+    _, losses = curve.known("step")
+    return number(float(ema(losses, smoothing)[-1])) if len(losses) else None
 
 
 def _perplexity(run: Run) -> str | None:
     """Return the perplexity of a pooled loss only: exp of a mean of means is the perplexity of nothing."""
     best, _ = run.best()
-    return _loss(perplexity(best)) if best is not None and run.unit == "nats/token" else None
+    return number(perplexity(best)) if best is not None and run.unit == "nats/token" else None
 
 
 _RESULTS: dict[str, Callable[[Run], str | None]] = {
     "log written by": lambda run: run.made_by,
     "unit of losses": lambda run: run.unit,
-    "steps": lambda run: _count(run.last("step")),
-    "epochs begun": lambda run: _count(run.epochs),
-    "tokens trained on": lambda run: _count(run.last("tokens")),
-    "cost": lambda run: _dollars(run.last("dollars")),
+    "steps": lambda run: _words(run.last("step"), "{:,.0f}".format),
+    "epochs begun": lambda run: _words(run.epochs, "{:,}".format),
+    "tokens trained on": lambda run: _words(run.last("tokens"), "{:,.0f}".format),
+    "cost": lambda run: _words(run.last("dollars"), dollars),
     "ended": lambda run: run.ending and run.ending.replace("_", " "),
-    "train loss at the end, smoothed": _last_train_loss,
-    "lowest validation loss": lambda run: _loss(run.best()[0]),
-    "at step": lambda run: _count(run.best()[1]),
+    "train loss at the end, smoothed": lambda run: _last(run.train, SMOOTHING),
+    "lowest validation loss": lambda run: _words(run.best()[0]),
+    "at step": lambda run: _words(run.best()[1], "{:,}".format),
     "perplexity there": _perplexity,
-    "last validation loss": _last_valid_loss,
+    "last validation loss": lambda run: _last(run.valid),
 }

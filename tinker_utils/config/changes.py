@@ -5,31 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.config.settings import RULES, TrainingConfig
 
-# These decide when a run looks, saves and ends, and where its files are, but not what it learns from a batch. More
-# epochs do stretch the schedule of the learning rate; the run says so.
-HARMLESS = frozenset(
-    {
-        "training.epochs",
-        "training.log_interval_steps",
-        "training.checkpoint_interval_steps",
-        "training.eval_interval_steps",
-        "training.eval_at_epoch_end",
-        "training.checkpoint_ttl_seconds",
-        "training.resume_from_checkpoint",
-        "training.early_stopping_patience",
-        "training.early_stopping_threshold",
-        "training.early_stopping_significance",
-        "training.samples_at_evaluation",
-        "training.steps_in_flight",
-        "training.budget_usd",
-        "training.on_nonfinite",
-        "training.service_timeout_s",
-        "data.dir",  # the data themselves are compared by what they are
-        "output.dir",
-    }
-)
 _WORDS = {None: "null", True: "true", False: "false"}
 
 
@@ -45,7 +22,7 @@ class SettingChange:
     def harmless(self) -> bool:
         """Return whether a run can go on with it; a server of one's own may move, if it has the checkpoint."""
         moved = self.key == "service" and not {self.old, self.new} & {"tinker", "local"}
-        return moved or self.key in HARMLESS
+        return moved or RULES[self.key].resumable
 
     def __str__(self) -> str:
         return f"{self.key}: {_word(self.old)} → {_word(self.new)}"

@@ -33,7 +33,20 @@ SettingKind = Literal["integer", "number", "true or false", "text", "path", "lis
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule of one setting; `key` is its dotted name in the YAML file."""
+    """All that is known of one setting: form, documentation, resume policy and preflight follow from it.
+
+    Attributes:
+        key: its dotted name in the YAML file.
+        help: a sentence without its capital, for errors, the form and docs/settings.md.
+        low, high: the bounds of a number; they belong to what is allowed unless `open_low` or `open_high`.
+        choices: the only texts that are allowed.
+        optional: whether null is allowed.
+        group: where it stands in the form; empty if it is not in it.
+        resumable: whether a run can go on with another value. That is so for what decides when a run looks, saves and
+            ends, and where its files are, but not for what it learns from a batch. More epochs do stretch the schedule
+            of the learning rate; the run says so.
+        as_metadata: whether services other than `local` get it as metadata only: their protocol has no place for it.
+    """
 
     key: str
     kind: SettingKind
@@ -44,6 +57,9 @@ class Rule:
     open_high: bool = False
     choices: tuple[str, ...] = ()
     optional: bool = False
+    group: str = ""
+    resumable: bool = False
+    as_metadata: bool = False
 
     def check(self, value: object) -> object:
         """Return the value in its final type.
@@ -75,16 +91,16 @@ class Rule:
         if self.choices:
             words = " or ".join(self.choices)
         elif self.kind == "true or false":
-            words = self.kind
+            words = "true or false, without quotes"
         elif self.kind == "service":
             words = "tinker, local or a URL without a key in it"
         else:
             words = ("an " if self.kind == "integer" else "a ") + self.kind
         if math.isfinite(self.low) and math.isfinite(self.high):
             brackets = "("[: self.open_low] or "[", ")"[: self.open_high] or "]"
-            words += f" in {brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
+            words += f" in {brackets[0]}{self.low:,.10g}, {self.high:,.10g}{brackets[1]}"
         elif math.isfinite(self.low):
-            words += f" {'above' if self.open_low else 'of at least'} {self.low:g}"
+            words += f" {'above' if self.open_low else 'of at least'} {self.low:,.10g}"
         return words + (" or null" if self.optional else "")
 
 

@@ -29,15 +29,22 @@ from tinker_utils.errors import ConfigError
 class LoraConfig(Checked):
     """The adapter. The hosted service takes the rank and which groups of modules to train; `local` honours all."""
 
-    rank: int = setting(16, "lora.rank", "integer", "16 is enough for most tasks.", low=1, high=1024)
-    alpha: int = setting(32, "lora.alpha", "integer", "twice the rank is the usual choice.", low=1, high=4096)
-    dropout: float = setting(0.05, "lora.dropout", "number", "0 switches it off.", low=0, high=1, open_high=True)
+    rank: int = setting(
+        16, "lora.rank", "integer", "it bounds what the adapter can learn and memorize; 16 is enough for most tasks.",
+        low=1, high=1024, group="Adapter",
+    )  # fmt: skip
+    alpha: int = setting(
+        32, "lora.alpha", "integer", "it scales the adapter; twice the rank is the usual choice.",
+        low=1, high=4096, group="Adapter", as_metadata=True,
+    )  # fmt: skip
+    dropout: float = setting(
+        0.05, "lora.dropout", "number", "it adds noise against memorizing; 0 switches it off.",
+        low=0, high=1, open_high=True, group="Adapter", as_metadata=True,
+    )  # fmt: skip
     target_modules: tuple[str, ...] = setting(
-        ATTENTION_MODULES + MLP_MODULES,
-        "lora.target_modules",
-        "list of module names",
+        ATTENTION_MODULES + MLP_MODULES, "lora.target_modules", "list of module names",
         f"choose from {', '.join(TARGET_MODULES)}.",
-    )
+    )  # fmt: skip
 
     @property
     def train_attn(self) -> bool:
@@ -62,102 +69,122 @@ class TrainingConfig(Checked):
     `base_dir` is no setting: relative paths that don't exist below the current directory are looked for there.
     """
 
-    service: str = setting("tinker", "service", "service", "a key never belongs here but in TINKER_API_KEY.")
+    service: str = setting("tinker", "service", "service", "the API key belongs in TINKER_API_KEY, never here.")
     model: str = setting("Qwen/Qwen3-8B", "model", "text", "give a base model's name, or `tiny` with service: local.")
     lora: LoraConfig = field(default_factory=LoraConfig)
-    epochs: int = setting(2, "training.epochs", "integer", "2 is a good start.", low=1, high=1000)
-    batch_size: int = setting(4, "training.batch_size", "integer", "it counts examples.", low=1, high=65536)
+    epochs: int = setting(
+        2, "training.epochs", "integer", "it counts passes over the data; the third mostly overfits.",
+        low=1, high=1000, group="Training", resumable=True,
+    )  # fmt: skip
+    batch_size: int = setting(
+        4, "training.batch_size", "integer", "it counts the examples of a step; more make the loss less noisy.",
+        low=1, high=65536, group="Training",
+    )  # fmt: skip
     learning_rate: float = setting(
-        2.0e-4, "training.learning_rate", "number", "2.0e-4 is a good start for LoRA.", low=0, high=1, open_low=True
-    )
+        2.0e-4, "training.learning_rate", "number",
+        "it is the peak after the warm-up; 2.0e-4 is a good start for LoRA.",
+        low=0, high=1, open_low=True, group="Training",
+    )  # fmt: skip
     lr_schedule: str = setting(
-        "linear", "training.lr_schedule", "text", "it follows the warm-up.", choices=("constant", "linear", "cosine")
-    )
+        "linear", "training.lr_schedule", "text", "it is what follows the warm-up.",
+        choices=("constant", "linear", "cosine"), group="Training",
+    )  # fmt: skip
     warmup_ratio: float = setting(
-        0.03, "training.warmup_ratio", "number", "it is a share of all steps.", low=0, high=1, open_high=True
-    )
+        0.03, "training.warmup_ratio", "number", "it is the share of all steps in which the learning rate rises.",
+        low=0, high=1, open_high=True, group="Training",
+    )  # fmt: skip
     weight_decay: float = setting(0.0, "training.weight_decay", "number", "0 switches it off.", low=0, high=10)
-    grad_clip_norm: float = setting(0.0, "training.grad_clip_norm", "number", "0 switches it off.", low=0, high=1e6)
-    max_seq_length: int = setting(2048, "training.max_seq_length", "integer", "it counts tokens.", low=2, high=10**6)
+    grad_clip_norm: float = setting(
+        0.0, "training.grad_clip_norm", "number", "it bounds the norm of the gradient; 0 switches it off.",
+        low=0, high=1e6,
+    )  # fmt: skip
+    max_seq_length: int = setting(
+        2048, "training.max_seq_length", "integer", "it counts tokens; longer examples are cut.",
+        low=2, high=10**6, group="Training",
+    )  # fmt: skip
     train_on: str = setting(
-        "last_assistant",
-        "training.train_on",
-        "text",
-        "it says which messages are trained on.",
+        "last_assistant", "training.train_on", "text", "it says which messages are trained on.",
         choices=("last_assistant", "all_assistant"),
-    )
-    seed: int = setting(0, "training.seed", "integer", "it fixes order and initial weights.", low=0, high=2**31 - 1)
-    log_interval_steps: int = setting(10, "training.log_interval_steps", "integer", "1 logs each step.", low=1)
+    )  # fmt: skip
+    seed: int = setting(
+        0, "training.seed", "integer", "it fixes the order of the data and the initial weights.",
+        low=0, high=2**31 - 1, group="Training",
+    )  # fmt: skip
+    log_interval_steps: int = setting(
+        10, "training.log_interval_steps", "integer", "it is the number of steps in a train record.",
+        low=1, resumable=True,
+    )  # fmt: skip
     checkpoint_interval_steps: int = setting(
-        250, "training.checkpoint_interval_steps", "integer", "0 keeps no periodic checkpoints.", low=0
-    )
+        250, "training.checkpoint_interval_steps", "integer",
+        "it is the number of steps between periodic checkpoints; 0 keeps none.",
+        low=0, resumable=True,
+    )  # fmt: skip
     eval_interval_steps: int = setting(
-        250, "training.eval_interval_steps", "integer", "0 evaluates at epoch ends only.", low=0
-    )
+        250, "training.eval_interval_steps", "integer",
+        "it is the number of steps between evaluations; 0 evaluates at the ends of epochs only.",
+        low=0, group="Evaluation", resumable=True,
+    )  # fmt: skip
     eval_at_epoch_end: bool = setting(
-        True, "training.eval_at_epoch_end", "true or false", "write true or false, without quotes."
-    )
+        True, "training.eval_at_epoch_end", "true or false", "it makes epochs comparable.",
+        group="Evaluation", resumable=True,
+    )  # fmt: skip
     checkpoint_ttl_seconds: int | None = setting(
-        None,
-        "training.checkpoint_ttl_seconds",
-        "integer",
-        "when periodic checkpoints expire that are not the best or the latest; null keeps them, 3600 is the least.",
-        low=3600,
-        high=315_360_000,
-        optional=True,
-    )
+        None, "training.checkpoint_ttl_seconds", "integer",
+        "it is the time until a periodic checkpoint expires that is neither the best nor the latest; null keeps them.",
+        low=3600, high=315_360_000, optional=True, resumable=True,
+    )  # fmt: skip
     resume_from_checkpoint: bool = setting(
-        True, "training.resume_from_checkpoint", "true or false", "write true or false, without quotes."
-    )
+        True, "training.resume_from_checkpoint", "true or false",
+        "false begins a new run, and moves the one in the directory to previous/.",
+        resumable=True,
+    )  # fmt: skip
     early_stopping_patience: int = setting(
-        0, "training.early_stopping_patience", "integer", "0 switches early stopping off.", low=0
-    )
+        0, "training.early_stopping_patience", "integer",
+        "it is the number of evaluations without improvement that end the run; 0 switches early stopping off.",
+        low=0, group="Evaluation", resumable=True,
+    )  # fmt: skip
     early_stopping_threshold: float = setting(
-        0.01, "training.early_stopping_threshold", "number", "it is in nats per completion token.", low=0, high=100
-    )
+        0.01, "training.early_stopping_threshold", "number",
+        "it is the least improvement that counts, in nats per completion token.",
+        low=0, high=100, group="Evaluation", resumable=True,
+    )  # fmt: skip
     early_stopping_significance: float | None = setting(
-        None,
-        "training.early_stopping_significance",
-        "number",
-        "null asks for none; it is in standard errors of the paired difference.",
-        low=0,
-        high=10,
-        optional=True,
-    )
+        None, "training.early_stopping_significance", "number",
+        "an improvement must exceed that many standard errors of the paired difference, too; null asks for none.",
+        low=0, high=10, optional=True, group="Evaluation", resumable=True,
+    )  # fmt: skip
     samples_at_evaluation: int = setting(
-        0, "training.samples_at_evaluation", "integer", "0 writes no samples.jsonl.", low=0, high=64
-    )
+        0, "training.samples_at_evaluation", "integer",
+        "it counts the answers that are sampled at each evaluation; 0 writes no samples.jsonl.",
+        low=0, high=64, resumable=True,
+    )  # fmt: skip
     budget_usd: float | None = setting(
-        None, "training.budget_usd", "number", "null sets no limit.", low=0, open_low=True, optional=True
-    )
+        None, "training.budget_usd", "number", "the run stops before it has spent more dollars; null sets no limit.",
+        low=0, open_low=True, optional=True, group="Money", resumable=True,
+    )  # fmt: skip
     steps_in_flight: int | None = setting(
-        None,
-        "training.steps_in_flight",
-        "integer",
-        "steps that wait at the service or are computed there at a time; null takes 4, and 2 with service: local.",
-        low=1,
-        high=64,
-        optional=True,
-    )
+        None, "training.steps_in_flight", "integer",
+        "it counts the steps that are submitted and not yet answered; null takes 4, and 2 with service: local.",
+        low=1, high=64, optional=True, resumable=True,
+    )  # fmt: skip
     on_nonfinite: str = setting(
-        "stop",
-        "training.on_nonfinite",
-        "text",
-        "it is about a loss or a gradient that is NaN or infinite; skip goes back to the latest checkpoint and skips "
-        "the batch.",
-        choices=("stop", "skip"),
-    )
+        "stop", "training.on_nonfinite", "text",
+        "it is what follows a loss or gradient that is NaN or infinite; skip goes back to the latest checkpoint and "
+        "skips the batch.",
+        choices=("stop", "skip"), resumable=True,
+    )  # fmt: skip
     service_timeout_s: float | None = setting(
-        3600.0,
-        "training.service_timeout_s",
-        "number",
-        "seconds without an answer after which the run ends, to be resumed; null waits for ever.",
-        low=0,
-        open_low=True,
-        optional=True,
+        3600.0, "training.service_timeout_s", "number",
+        "a run ends after that many seconds without an answer, and can be resumed; null waits for ever.",
+        low=0, open_low=True, optional=True, resumable=True,
+    )  # fmt: skip
+    # The data themselves are compared by what they are, wherever they lie.
+    data_dir: Path = setting(
+        Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.", resumable=True
     )
-    data_dir: Path = setting(Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.")
-    output_dir: Path = setting(Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.")
+    output_dir: Path = setting(
+        Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.", resumable=True
+    )
     base_dir: Path = field(default=Path(), compare=False, repr=False)
 
     @property
@@ -184,18 +211,17 @@ class TrainingConfig(Checked):
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, nested as in the YAML file."""
         nested: dict[str, Any] = {}
-        for (name, rule), owner in _all_rules(self):
-            section, _, leaf = rule.key.rpartition(".")
+        for key, value in self.to_flat_dict().items():
+            section, _, leaf = key.rpartition(".")
             target = nested.setdefault(section, {}) if section else nested
-            target[leaf] = _plain(getattr(owner, name))
+            target[leaf] = value
         return nested
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""
-        flat: dict[str, Any] = {}
-        for key, value in self.to_dict().items():
-            flat |= {f"{key}.{leaf}": v for leaf, v in value.items()} if isinstance(value, dict) else {key: value}
-        return flat
+        lora = {rule.key: _plain(getattr(self.lora, name)) for name, rule in rules_of(LoraConfig).items()}
+        own = {rule.key: _plain(getattr(self, name)) for name, rule in rules_of(TrainingConfig).items()}
+        return {key: (lora | own)[key] for key in RULES}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
         """Return the same with some settings replaced, by their dotted keys.
@@ -217,16 +243,18 @@ def _without_home(value: Any) -> Any:
     return without_home(value) if isinstance(value, str) else value
 
 
-def _all_rules(config: TrainingConfig) -> list[tuple[tuple[str, Rule], object]]:
-    own: list[tuple[tuple[str, Rule], object]] = [(item, config) for item in rules_of(TrainingConfig).items()]
-    return own[:2] + [(item, config.lora) for item in rules_of(LoraConfig).items()] + own[2:]
-
-
 # A configuration of this project has a few thousand characters, and YAML is slow to read.
 _MAX_FILE = 1_000_000
 _LORA_FIELDS = {rule.key: name for name, rule in rules_of(LoraConfig).items()}
 _TRAINING_FIELDS = {rule.key: name for name, rule in rules_of(TrainingConfig).items()}
-_KEYS = (*_LORA_FIELDS, *_TRAINING_FIELDS)
+_FIRST = ("service", "model")
+# The rule of each setting by its dotted key, in the order of a file.
+RULES: dict[str, Rule] = {
+    rule.key: rule
+    for rule in sorted(
+        (*rules_of(LoraConfig).values(), *rules_of(TrainingConfig).values()), key=lambda rule: rule.key not in _FIRST
+    )
+}
 
 
 def load_config_from_yaml(
@@ -269,8 +297,8 @@ def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingC
         ConfigError: a key is unknown, or a value is not allowed.
     """
     for key in values:
-        if key not in _KEYS:
-            raise ConfigError(f"{key}: there is no such setting{did_you_mean(key, _KEYS)}.")
+        if key not in RULES:
+            raise ConfigError(f"{key}: there is no such setting{did_you_mean(key, list(RULES))}.")
     lora = LoraConfig(**{_LORA_FIELDS[key]: value for key, value in values.items() if key in _LORA_FIELDS})
     rest = {_TRAINING_FIELDS[key]: value for key, value in values.items() if key in _TRAINING_FIELDS}
     return TrainingConfig(lora=lora, base_dir=base_dir, **rest)
@@ -331,7 +359,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _flatten(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    groups = {key.partition(".")[0] for key in _KEYS if "." in key}
+    groups = {key.partition(".")[0] for key in RULES if "." in key}
     flat: list[tuple[str, Any]] = []
     for key, value in section.items():
         if key in groups and isinstance(value, Mapping):
@@ -347,5 +375,5 @@ def _flatten(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _full_key(key: str) -> str:
     """Return `epochs` for `training.epochs`, where only one setting ends so."""
-    matches = [full for full in _KEYS if full == key or full.endswith(f".{key}")]
+    matches = [full for full in RULES if full == key or full.endswith(f".{key}")]
     return matches[0] if len(matches) == 1 else key

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
@@ -12,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from tinker_utils.data.compat import description_of
 from tinker_utils.data.template import Span, Tokenizer
 from tinker_utils.data.tokenizers import rust_tokenizer
 
@@ -200,7 +200,7 @@ def _keeps_all(splitter: dict[str, Any]) -> bool:
 
 def _parts(component: Any) -> Iterator[dict[str, Any]]:
     """Yield what a part of a tokenizer consists of, as it describes itself."""
-    waiting = [] if component is None else [json.loads(component.__getstate__())]
+    waiting = [] if component is None else [description_of(component)]
     while waiting:
         part = waiting.pop()
         waiting += [*part.get("pretokenizers", ()), *part.get("processors", ())]

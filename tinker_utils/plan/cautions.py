@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tinker_utils.config.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
-from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.config.settings import RULES, TrainingConfig
 
 _GROUPS = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
 
@@ -15,13 +15,15 @@ def about_service(config: TrainingConfig) -> Iterator[str]:
     if config.service == "local":
         return
     hosted = config.service == "tinker"
-    lora, service = config.lora, "the hosted service" if hosted else "a server other than the embedded one"
+    service = "the hosted service" if hosted else "a server other than the embedded one"
+    values = config.to_flat_dict()
+    sent = [f"{key} = {values[key]}" for key, rule in RULES.items() if rule.as_metadata]
     yield (
-        f"lora.alpha = {lora.alpha} and lora.dropout = {lora.dropout:g} are sent as metadata only: the protocol has no "
-        f"place for them, and {service} {'uses' if hosted else 'may use'} its own values."
+        f"{' and '.join(sent)} are sent as metadata only: the protocol has no place for them, and {service} "
+        f"{'uses' if hosted else 'may use'} its own values."
     )
     for name, modules in _GROUPS.items():
-        chosen = set(lora.target_modules) & set(modules)
+        chosen = set(config.lora.target_modules) & set(modules)
         if chosen and chosen != set(modules):
             yield (
                 f"lora.target_modules names {', '.join(sorted(chosen))} of the {name}'s modules: "

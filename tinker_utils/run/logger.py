@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory, writing
+from tinker_utils.run.figures import logged_names
 from tinker_utils.run.metrics import MetricsWriter, encode_record
 from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.series import Record
@@ -17,12 +18,8 @@ from tinker_utils.run.state import Activity, RunState, Standing, Status
 
 OnRecord = Callable[[Record], object]
 
-# What train.log shows of a record, in this order; the rest is in metrics.jsonl.
-_LOGGED = (
-    "step", "epoch", "train_loss", "val_loss", "val_loss_stderr", "val_diff_best",
-    "val_diff_best_stderr", "is_best", "learning_rate", "grad_norm",
-    "tokens_per_sec", "cost_usd", "best_step", "best_val_loss", "kind", "status", "path", "reason", "message",
-)  # fmt: skip
+# What train.log shows of an event, after the figures that it shows of train and val records.
+_OF_EVENTS = ("best_step", "best_val_loss", "kind", "status", "path", "reason", "message")
 
 
 class RunLogger:
@@ -139,7 +136,8 @@ class RunLogger:
 def log_line(record: Record) -> str:
     """Return a record as train.log has it: one line for a person."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["timestamp"]))
-    parts = [f"{name}={one_sentence(_short(record[name]))}" for name in _LOGGED if record.get(name) is not None]
+    names = ("step", *logged_names(), *_OF_EVENTS)
+    parts = [f"{name}={one_sentence(_short(record[name]))}" for name in names if record.get(name) is not None]
     return f"{moment} {record['type']:<10} {' '.join(parts)}"
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import MetricsError
-from tinker_utils.run.series import TRAIN_COLUMNS, FloatArray, MetricsLog, Record
+from tinker_utils.run.figures import train_columns
+from tinker_utils.run.series import FloatArray, MetricsLog, Record
 
 # A file is read in pieces of about this many bytes.
 _PIECE = 1 << 19
@@ -41,14 +42,14 @@ class TrainRecords:
 
 
 class TrainDecoder:
-    """Decodes the columns called `names`, and always `step`: `msgspec` reads the wanted numbers and skips the rest.
+    """Decodes the columns called `names`, all if None, and always `step`: `msgspec` reads those and skips the rest.
 
     A line that it does not accept (another type, a gap, a torn or foreign line) is left to whoever asks, as it is.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = [name for name in TRAIN_COLUMNS if name in {*names, "step"}]
-        wanted = [(name, float | None, None) for name in self._names if name not in _REQUIRED]
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        self._columns = {k: v for k, v in train_columns().items() if names is None or k in {*names, "step"}}
+        wanted = [(name, float | None, None) for name in self._columns if name not in _REQUIRED]
         total = (_TOTAL, float | None | msgspec.UnsetType, msgspec.UNSET)
         kind = ("type", Literal["train"])
         line = msgspec.defstruct(
@@ -68,7 +69,7 @@ class TrainDecoder:
                 row = None
             if row is None or (row.train_loss_total is unset) is not summed:
                 if rows:
-                    yield self._columns(rows, i)
+                    yield self._taken(rows, i)
                     rows = []
                 if row is None:
                     yield i, line
@@ -76,15 +77,16 @@ class TrainDecoder:
                 summed = not summed
             rows.append(row)
         if rows:
-            yield self._columns(rows, len(lines))
+            yield self._taken(rows, len(lines))
 
-    def _columns(self, rows: Sequence[Any], end: int) -> TrainRecords:
-        return TrainRecords(end - len(rows), end, {name: _column(rows, name) for name in self._names})
+    def _taken(self, rows: Sequence[Any], end: int) -> TrainRecords:
+        columns = {name: _column(rows, name, absent) for name, absent in self._columns.items()}
+        return TrainRecords(end - len(rows), end, columns)
 
 
-def _column(rows: Sequence[Any], name: str) -> FloatArray:
+def _column(rows: Sequence[Any], name: str, absent: float) -> FloatArray:
     values = np.fromiter(map(operator.attrgetter(name), rows), np.float64, len(rows))
-    values[np.isnan(values)] = TRAIN_COLUMNS[name]  # None became NaN, which is no JSON
+    values[np.isnan(values)] = absent  # None became NaN, which is no JSON
     return values
 
 
@@ -132,7 +134,7 @@ class MetricsReader:
     `columns` names the train columns that are wanted, all of them by default: fewer are read faster.
     """
 
-    def __init__(self, path: Path, columns: Collection[str] = tuple(TRAIN_COLUMNS)) -> None:
+    def __init__(self, path: Path, columns: Collection[str] | None = None) -> None:
         self.path = path
         self.log = MetricsLog()
         self._decoder = TrainDecoder(columns)
@@ -217,7 +219,7 @@ def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
             yield piece
 
 
-def read_metrics(path: Path | str, columns: Collection[str] = tuple(TRAIN_COLUMNS)) -> MetricsLog:
+def read_metrics(path: Path | str, columns: Collection[str] | None = None) -> MetricsLog:
     """Read a whole metrics file; `columns` are the train columns that are wanted.
 
     Raises:

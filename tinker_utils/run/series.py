@@ -11,26 +11,16 @@ import reprlib
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinker_utils.run.figures import LossUnit, train_columns
+
 Record = dict[str, Any]
 FloatArray = NDArray[np.float64]
-LossUnit = Literal["nats/token", "nats/batch"]
 
-# Columns of a train record and their defaults where the field is absent.
-TRAIN_COLUMNS: dict[str, float] = {
-    "step": math.nan,
-    "epoch": 1.0,
-    "train_loss": math.nan,
-    "tokens_per_sec": 0.0,
-    "learning_rate": math.nan,
-    "tokens_seen": math.nan,
-    "cost_usd": math.nan,
-    "timestamp": math.nan,
-}
 # Any of these in a val record says that its loss is per completion token.
 _PER_TOKEN_VAL_FIELDS = ("val_loss_total", "completion_tokens", "val_loss_stderr", "perplexity")
 # How many unusable lines are remembered one by one; further ones are only counted, as a wrong file may hold millions.
@@ -46,20 +36,21 @@ class SkippedLine:
 
 
 class TrainSeries:
-    """Train records as columns, so that a million of them fit in memory; see `TRAIN_COLUMNS` for the names."""
+    """Train records as columns, so that a million of them fit in memory: those of `train_columns`."""
 
     def __init__(self) -> None:
-        self._columns = {name: array("d") for name in TRAIN_COLUMNS}
+        self._absent = train_columns()
+        self._columns = {name: array("d") for name in self._absent}
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; a field that is absent or null takes its column's default."""
-        for name, default in TRAIN_COLUMNS.items():
+        for name, default in self._absent.items():
             value = as_float(record.get(name))
             self._columns[name].append(default if value is None else value)
 
     def extend(self, columns: Mapping[str, FloatArray]) -> None:
         """Add many records as arrays of shape [records], `step` among them; an absent column takes its default."""
-        for name, default in TRAIN_COLUMNS.items():
+        for name, default in self._absent.items():
             values = columns[name] if name in columns else np.full(len(columns["step"]), default)
             self._columns[name].frombytes(values.tobytes())
 

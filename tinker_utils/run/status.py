@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -57,17 +57,9 @@ class RunStatus:
     epoch: int | None = None
     epochs: int | None = None
     seconds_left: float | None = None
-    tokens: int | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)  # of the latest train and val record, by name
     expected_tokens: int | None = None
-    cost_usd: float | None = None
     expected_cost_usd: float | None = None
-    tokens_per_sec: float | None = None
-    learning_rate: float | None = None
-    train_loss: float | None = None
-    val_loss: float | None = None
-    val_loss_margin: float | None = None  # half its 95% band
-    val_diff_best: float | None = None  # to the best evaluation before it
-    val_diff_best_margin: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
     evals_without_improvement: int | None = None
@@ -171,17 +163,9 @@ class RunFollower:
             epoch=_whole(train.get("epoch")) or (progress.epoch if state.progress else None),
             epochs=plan.epochs,
             seconds_left=None if ended or self._gone else self._seconds_left(step, total),
-            tokens=_whole(train.get("tokens_seen")) or progress.tokens_seen or None,
+            figures=_figures(train, self._last_val, progress),
             expected_tokens=plan.expected_tokens,
-            cost_usd=_cost(train, progress),
             expected_cost_usd=plan.expected_cost_usd,
-            tokens_per_sec=as_float(train.get("tokens_per_sec")),
-            learning_rate=as_float(train.get("learning_rate")),
-            train_loss=as_float(train.get("train_loss")),
-            val_loss=as_float(self._last_val.get("val_loss")),
-            val_loss_margin=as_float(self._last_val.get("val_loss_margin")),
-            val_diff_best=as_float(self._last_val.get("val_diff_best")),
-            val_diff_best_margin=as_float(self._last_val.get("val_diff_best_margin")),
             best_val_loss=self._best[0],
             best_step=self._best[1],
             evals_without_improvement=progress.evals_without_improvement if state.progress else None,
@@ -256,10 +240,18 @@ def _clock(moment: float) -> str:
         return "some time"
 
 
-def _cost(train: Record, progress: Standing) -> float | None:
-    """Return the dollars spent: a run that went back pays twice, and its records tell one history only."""
-    known = [cost for cost in (as_float(train.get("cost_usd")), progress.cost_usd) if cost is not None]
-    return max(known, default=None)
+def _figures(train: Record, val: Record, progress: Standing) -> dict[str, float]:
+    """Return the latest value of each figure that is known.
+
+    A run that went back pays twice, and its records tell one history only: run.json may know of more dollars.
+    """
+    found = {name: as_float(value) for record in (val, train) for name, value in record.items()}
+    known = {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    if progress.tokens_seen:
+        known.setdefault("tokens_seen", progress.tokens_seen)
+    if progress.cost_usd is not None:
+        known["cost_usd"] = max(progress.cost_usd, known.get("cost_usd", 0.0))
+    return known
 
 
 def _whole(value: object) -> int | None:

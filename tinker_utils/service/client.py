@@ -25,6 +25,7 @@ from tinker_utils.basics.threads import in_background
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.run.checkpoints import model_of
+from tinker_utils.service.compat import default_address, observe_queue, observe_responses
 from tinker_utils.service.failures import service_errors
 from tinker_utils.service.model import Model, complete
 from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
@@ -54,12 +55,12 @@ class Service:
         local: LocalService | None = None,
     ) -> None:
         self._open = open_client
-        self._client = open_client()
+        self.watch = ServiceWatch(address)
+        self._client = self._watched_client()
         self._rest = rest
         self._local = local
         self._address = address
         self.base_model = base_model
-        self.watch = ServiceWatch(address)
 
     @property
     def embedded_pid(self) -> int | None:
@@ -94,9 +95,13 @@ class Service:
                     raise
                 raise CheckpointGoneError(f"The checkpoint {checkpoint} expired or was deleted.") from error
 
+    def _watched_client(self) -> tinker.ServiceClient:
+        client = self._open()
+        observe_responses(client, self.watch.responded)
+        return client
+
     def _watched(self, client: tinker.TrainingClient) -> Model:
-        """Return the model, with its queue's state told to the watch: the SDK's own observer waits 15 minutes."""
-        client._queue_state_logger = self.watch  # type: ignore[assignment]  # the SDK has no public place for it
+        observe_queue(client, self.watch)
         return Model(client)
 
     def _has(self, checkpoint: str) -> bool:
@@ -124,7 +129,7 @@ class Service:
 
     def renew(self) -> None:
         """Begin a new session: after a long outage the service may have ended the old one."""
-        old, self._client = self._client, self._open()
+        old, self._client = self._client, self._watched_client()
         old.close("interrupted")
 
     def check_alive(self) -> None:
@@ -243,10 +248,8 @@ def connect(config: TrainingConfig, store: Path) -> Service:
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
             return _open_local(lambda: _service(address, name, local.base_url, local), local)
-        from tinker.lib.base_url import resolve_base_url
-
         address = _address(config)
-        return _service(address, config.model, address.get("base_url") or resolve_base_url())
+        return _service(address, config.model, address.get("base_url") or default_address())
 
 
 def _service(address: dict[str, Any], model: str, url: str, local: LocalService | None = None) -> Service:

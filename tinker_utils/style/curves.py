@@ -17,8 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from tinker_utils.run.directory import write_atomically
+from tinker_utils.run.figures import UNIT_WORDS
 from tinker_utils.run.metrics import ema
-from tinker_utils.run.series import FloatArray, LossUnit, MetricsLog
+from tinker_utils.run.series import FloatArray, MetricsLog
 from tinker_utils.style.axes import style_axes
 from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE
 
@@ -27,10 +28,6 @@ Scale = Literal["linear", "log"]
 
 # The columns of a metrics file that a picture needs.
 COLUMNS = ("step", "epoch", "train_loss", "tokens_per_sec")
-UNIT_WORDS: dict[LossUnit, str] = {
-    "nats/token": "nats per completion token",
-    "nats/batch": "nats per batch (summed)",
-}
 
 _SIZE = (9.6, 5.2)  # inches
 # Records are pooled over several steps already: more would lag behind the curve of a short run.

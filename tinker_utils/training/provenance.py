@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 
+from tinker_utils.data.compat import revision_of
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.state import DataFile, Provenance
 
@@ -22,7 +23,7 @@ def provenance(plan: Plan) -> Provenance:
         packages={name: version for name in _PACKAGES if (version := _version(name))},
         git_commit=_git("rev-parse", "HEAD") or None,
         git_clean=None if changed is None else not changed,
-        tokenizer_revision=getattr(plan.tokenizer, "init_kwargs", {}).get("_commit_hash"),
+        tokenizer_revision=revision_of(plan.tokenizer),
         data={name: DataFile(size, digest) for name, (size, digest) in plan.files.items()},
     )
 

@@ -12,6 +12,7 @@ from tinker_utils.batching import Batch
 from tinker_utils.early_stopping import Decision
 from tinker_utils.loss import disagreement
 from tinker_utils.plan.plan import Plan
+from tinker_utils.run import figures
 from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 from tinker_utils.run.evaluations import Evaluation, PastEvaluations
 from tinker_utils.run.logger import RunLogger
@@ -57,10 +58,10 @@ class Recorder:
         self._warned: set[str] = set()  # what was said once
         self._window_began = time.monotonic() - self.progress.window_seconds
 
-    def trained(self, step: int, batch: Batch, loss: BatchLoss, figures: dict[str, float], log: bool) -> None:
+    def trained(self, step: int, batch: Batch, loss: BatchLoss, of_service: dict[str, float], log: bool) -> None:
         """Count a step; with `log`, write a train record of the steps since the last one.
 
-        `figures` are the optimizer's own, and go into the record.
+        `of_service` are figures that the service gives of the optimizer; they go into the record.
         """
         progress = self.progress
         progress.step = step
@@ -71,7 +72,7 @@ class Recorder:
         progress.window_completion_tokens += batch.completion_tokens
         self._cross_check(step, loss)
         if log:
-            self.record_window(figures)
+            self.record_window(of_service)
 
     def skipped(self, step: int) -> None:
         """Count a step whose batch is skipped; its window is logged as if the batch were trained on."""
@@ -97,23 +98,20 @@ class Recorder:
             self._warned.add(about)
             self.logger.record("notice", step, kind="warning", message=message)
 
-    def record_window(self, figures: dict[str, float] | None = None) -> None:
+    def record_window(self, of_service: dict[str, float] | None = None) -> None:
         """Write a train record of the steps since the last one, if there are any."""
         progress, now = self.progress, time.monotonic()
         if not progress.window_completion_tokens:
             return
-        own = {
-            "epoch": self._plan.batches.epoch_of(progress.step),
-            "train_loss": progress.window_nll / progress.window_completion_tokens,
-            "train_loss_total": progress.window_nll,
-            "tokens_per_sec": round(progress.window_tokens / max(now - self._window_began, 1e-9), 1),
-            "tokens": progress.window_tokens,
-            "completion_tokens": progress.window_completion_tokens,
-            "tokens_seen": progress.tokens,
-            "learning_rate": self._plan.learning_rate(progress.step),
-            "cost_usd": self._plan.cost_usd(progress.tokens, progress.eval_tokens),
-        }
-        extra = {key.partition(":")[0]: value for key, value in (figures or {}).items()}
+        window = figures.Window(
+            progress,
+            epoch=self._plan.batches.epoch_of(progress.step),
+            seconds=now - self._window_began,
+            learning_rate=self._plan.learning_rate(progress.step),
+            cost_usd=self._plan.cost_usd(progress.tokens, progress.eval_tokens),
+        )
+        own = figures.fields_of(figures.TRAIN, window)
+        extra = {key.partition(":")[0]: value for key, value in (of_service or {}).items()}
         self.logger.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
         progress.window_nll, progress.window_tokens, progress.window_completion_tokens = 0.0, 0, 0
         self._window_began = now
@@ -125,29 +123,14 @@ class Recorder:
     def evaluated(self, step: int, batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Decision:
         """Write a val record, and say what the evaluation means."""
         evaluation = _evaluation(batches, losses)
-        pooled = evaluation.pooled
-        tokens = sum(batch.tokens for batch in batches)
-        self.progress.eval_tokens += tokens
+        self.progress.eval_tokens += sum(batch.tokens for batch in batches)
         for loss in losses:
             self._cross_check(step, loss)
         best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
         decision = self._decide(step, evaluation)
-        self.logger.record(
-            "val",
-            step,
-            epoch=self._plan.batches.epoch_of(step),
-            val_loss=pooled.loss,
-            val_batches=len(batches),
-            val_loss_total=pooled.total,
-            completion_tokens=pooled.completion_tokens,
-            val_loss_stderr=pooled.stderr,
-            val_loss_margin=pooled.margin,
-            perplexity=pooled.perplexity,
-            val_diff_best=None if best is None or pooled.loss is None else pooled.loss - best,
-            val_diff_best_stderr=difference and difference.stderr,
-            val_diff_best_margin=difference and difference.margin,
-            is_best=decision.is_best,
-        )
+        epoch = self._plan.batches.epoch_of(step)
+        evaluated = figures.Evaluated(epoch, len(batches), evaluation.pooled, best, difference, decision.is_best)
+        self.logger.record("val", step, **figures.fields_of(figures.VAL, evaluated))
         return decision
 
     def _decide(self, step: int, evaluation: Evaluation) -> Decision:

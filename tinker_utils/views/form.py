@@ -11,46 +11,21 @@ runs trains with its parameters.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
-from tinker_utils.config.rules import Rule, rules_of
-from tinker_utils.config.settings import LoraConfig, TrainingConfig
+from tinker_utils.config.rules import Rule
+from tinker_utils.config.settings import RULES, TrainingConfig
 from tinker_utils.errors import ConfigError
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import DataLengths, Forecast, forecast
 from tinker_utils.plan.plan import Plan
-from tinker_utils.views.html import STYLE, dollars, figures_html, short, show_widget, warnings_html
+from tinker_utils.run.figures import dollars, short
+from tinker_utils.views.html import STYLE, figures_html, show_widget, warnings_html
 
-# What the form offers, in groups, and what each setting means; `lora.` leads to the adapter's own settings.
-_GROUPS = {
-    "Adapter": {
-        "lora.rank": "How much it can learn, and memorize; 16 is enough for most tasks.",
-        "lora.alpha": "Its scale; twice the rank is usual.",
-        "lora.dropout": "Noise against memorizing; 0 switches it off.",
-    },
-    "Training": {
-        "epochs": "Passes over the data; the third mostly overfits.",
-        "batch_size": "Examples a step; the loss does not depend on it, its noise does.",
-        "learning_rate": "The peak, after the warm-up; 0.0002 is a good start.",
-        "lr_schedule": "What follows the warm-up.",
-        "warmup_ratio": "Share of all steps in which the rate rises.",
-        "max_seq_length": "Tokens; longer examples are cut.",
-        "seed": "Fixes the order and the initial weights.",
-    },
-    "Evaluation": {
-        "eval_interval_steps": "Steps between two; 0 evaluates at epoch ends only.",
-        "eval_at_epoch_end": "So that epochs can be compared.",
-        "early_stopping_patience": "Evaluations without improvement that end the run; 0 switches it off.",
-        "early_stopping_threshold": "Nats per token that count as an improvement.",
-        "early_stopping_significance": "Errors of the paired difference that it must pass, too; 0 asks for none.",
-    },
-    "Money": {"budget_usd": "Dollars that the run may not pass; 0 sets no limit."},
-}
 _MAX_INPUT = 10**9  # where a rule knows no upper bound, a bounded input still needs one
 
 
@@ -68,9 +43,11 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
     def __init__(self, config: TrainingConfig, plan: Plan | None = None) -> None:
         self._config = config
         self._data = _lengths(config, plan)
-        self._inputs = {name: _input(_rule(name), _value(config, name)) for group in _GROUPS.values() for name in group}
-        self._untouched = {name: control.value for name, control in self._inputs.items()}
-        groups = [self._group(title, sentences) for title, sentences in _GROUPS.items()]
+        values, offered = config.to_flat_dict(), [rule for rule in RULES.values() if rule.group]
+        self._inputs = {rule.key: _input(rule, values[rule.key]) for rule in offered}
+        self._untouched = {key: control.value for key, control in self._inputs.items()}
+        titles = dict.fromkeys(rule.group for rule in offered)
+        groups = [self._group(title, [rule for rule in offered if rule.group == title]) for title in titles]
         settings = widgets.VBox([widgets.HTML(STYLE), *groups], layout={"flex": "3 1 520px", "margin": "0 20px 0 0"})
         self._consequences = widgets.HTML(layout={"flex": "2 1 290px"})
         super().__init__(
@@ -96,22 +73,20 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
             ConfigError: a value is not allowed.
         """
         touched = {
-            name: _setting(_rule(name), control.value)
-            for name, control in self._inputs.items()
-            if control.value != self._untouched[name]
+            key: _setting(RULES[key], control.value)
+            for key, control in self._inputs.items()
+            if control.value != self._untouched[key]
         }
-        lora = {name.removeprefix("lora."): value for name, value in touched.items() if name.startswith("lora.")}
-        own = {name: value for name, value in touched.items() if not name.startswith("lora.")}
-        return dataclasses.replace(self._config, lora=dataclasses.replace(self._config.lora, **lora), **own)
+        return self._config.with_overrides(touched)
 
-    def _group(self, title: str, sentences: dict[str, str]) -> widgets.VBox:
+    def _group(self, title: str, rules: list[Rule]) -> widgets.VBox:
         heading = widgets.HTML(f'<div class="tinker-run"><strong>{title}</strong></div>')
-        return widgets.VBox([heading, *(self._row(name, sentence) for name, sentence in sentences.items())])
+        return widgets.VBox([heading, *map(self._row, rules)])
 
-    def _row(self, name: str, sentence: str) -> widgets.HBox:
-        bounds = _bounds(_rule(name))
-        help_ = widgets.HTML(f'<div class="tinker-run"><small>{escape(sentence)} <i>{bounds}</i></small></div>')
-        return widgets.HBox([self._inputs[name], help_], layout={"align_items": "center"})
+    def _row(self, rule: Rule) -> widgets.HBox:
+        sentence = escape(f"{rule.help[0].upper()}{rule.help[1:]}")
+        help_ = widgets.HTML(f'<div class="tinker-run"><small>{sentence} <i>{_bounds(rule)}</i></small></div>')
+        return widgets.HBox([self._inputs[rule.key], help_], layout={"align_items": "center"})
 
     def _show_consequences(self, _: object = None) -> None:
         try:
@@ -153,31 +128,24 @@ def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | None:
         return None
 
 
-def _rule(name: str) -> Rule:
-    owner, _, field = name.rpartition(".")
-    return rules_of(LoraConfig if owner else TrainingConfig)[field]
-
-
-def _value(config: TrainingConfig, name: str) -> Any:
-    owner, _, field = name.rpartition(".")
-    return getattr(config.lora if owner else config, field)
-
-
 def _bounds(rule: Rule) -> str:
-    """Return a number's bounds in words: `1 to 1,024`, `0 or more`."""
+    """Return a number's bounds in words: `1 to 1,024`, `0 or more`, `0 or more; 0 for null`."""
     if rule.kind not in ("integer", "number"):
         return ""
-    return f"{rule.low:,g} to {rule.high:,.10g}" if math.isfinite(rule.high) else f"{rule.low:,g} or more"
+    words = f"{rule.low:,g} to {rule.high:,.10g}" if math.isfinite(rule.high) else f"{rule.low:,g} or more"
+    return words + ("; 0 for null" if rule.optional else "")
 
 
 def _input(rule: Rule, value: Any) -> Any:
-    """Return a control with the rule's bounds; an optional number that is not set is 0."""
+    """Return a control with the rule's bounds; an optional number that is null is 0."""
     how = {"description": rule.key.rpartition(".")[2], "style": {"description_width": "196px"}}
     how["layout"] = {"width": "292px", "flex": "0 0 auto"}
     if rule.choices:
         return widgets.Dropdown(options=rule.choices, value=value, **how)
     if rule.kind == "true or false":
         return widgets.Dropdown(options=[("yes", True), ("no", False)], value=value, **how)
+    if rule.kind in ("text", "path"):
+        return widgets.Text(value, **how)
     low, high = max(rule.low, -_MAX_INPUT), min(rule.high, _MAX_INPUT)
     if rule.kind == "integer":
         return widgets.BoundedIntText(value or 0, min=int(low), max=int(high), **how)

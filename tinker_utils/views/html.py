@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from tinker_utils.run.series import LossUnit, Record
+from tinker_utils.run import figures
+from tinker_utils.run.figures import UNIT_WORDS, LossUnit, dollars, short
+from tinker_utils.run.series import Record
 from tinker_utils.run.status import RunStatus
-from tinker_utils.style.curves import UNIT_WORDS, png
+from tinker_utils.style.curves import png
 from tinker_utils.style.palette import GRID, INK, PALE_INK, WHITE
 
 if TYPE_CHECKING:
@@ -82,19 +84,18 @@ _DECIMALS = re.compile(r"(\d\d\.\d)\d+")
 
 def status_html(status: RunStatus, unit: LossUnit) -> str:
     """Name, sentence, progress bar and figures of a run."""
-    figures = figures_html(_figures(status, unit))
     warnings = warnings_html(status.warnings[-_MAX_WARNINGS:])
     return (
         f'<section class="tinker-run" aria-label="Run {escape(status.name)}">'
         f'<div class="head"><span class="name">{escape(status.name)}</span>'
         f'<span role="status" aria-live="polite">{escape(status.sentence)}</span></div>'
-        f"{_progress_bar(status)}{figures}{warnings}</section>"
+        f"{_progress_bar(status)}{figures_html(_figures(status, unit))}{warnings}</section>"
     )
 
 
-def figures_html(figures: Iterable[tuple[str, str, str]]) -> str:
+def figures_html(shown: Iterable[tuple[str, str, str]]) -> str:
     """Return a row of figures, each given as (label, value, detail); these stand in the HTML as they are."""
-    blocks = (f"<div><span>{label}</span><b>{value}</b><span>{detail}</span></div>" for label, value, detail in figures)
+    blocks = (f"<div><span>{label}</span><b>{value}</b><span>{detail}</span></div>" for label, value, detail in shown)
     return f'<div class="figures">{"".join(blocks)}</div>'
 
 
@@ -144,19 +145,24 @@ def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]
     yield "step", _of(status.step, status.total_steps), epoch
     if status.seconds_left is not None:
         yield "time left", duration(status.seconds_left), "if nothing stops it early" if status.patience else ""
-    yield "train loss", _number(status.train_loss), UNIT_WORDS[unit]
-    margin = "" if status.val_loss_margin is None else f" ± {status.val_loss_margin:.2g}"
-    yield "validation loss", _number(status.val_loss) + margin, _best(status)
-    if status.patience:
-        used = min(status.evals_without_improvement or 0, status.patience)
-        pips = "●" * used + "○" * (status.patience - used) if status.patience <= _MAX_PIPS else ""
-        yield "without improvement", f"{used} of {status.patience}", f'<i aria-hidden="true">{pips}</i>'
-    yield "tokens", short(status.tokens), f"of {short(status.expected_tokens)}" if status.expected_tokens else ""
-    if status.cost_usd is not None:
-        expected = status.expected_cost_usd
-        yield "cost", dollars(status.cost_usd), "" if expected is None else f"of at most {dollars(expected)}"
-    yield "tokens per second", short(status.tokens_per_sec), ""
-    yield "learning rate", "–" if status.learning_rate is None else f"{status.learning_rate:.3g}", ""
+    details = {
+        "train_loss": UNIT_WORDS[unit],
+        "val_loss": _best(status),
+        "tokens_seen": f"of {short(status.expected_tokens)}" if status.expected_tokens else "",
+        "cost_usd": "" if status.expected_cost_usd is None else f"of at most {dollars(status.expected_cost_usd)}",
+    }
+    for each in (*figures.VAL, *figures.TRAIN):
+        if each.label and (each.name in status.figures or not each.optional):
+            yield each.label, _value(status, each), details.get(each.name, "")
+        if each.name == "val_loss" and status.patience:
+            used = min(status.evals_without_improvement or 0, status.patience)
+            pips = "●" * used + "○" * (status.patience - used) if status.patience <= _MAX_PIPS else ""
+            yield "without improvement", f"{used} of {status.patience}", f'<i aria-hidden="true">{pips}</i>'
+
+
+def _value(status: RunStatus, figure: figures.Figure) -> str:
+    value, margin = status.figures.get(figure.name), status.figures.get(figure.margin)
+    return ("–" if value is None else figure.format(value)) + ("" if margin is None else f" ± {margin:.2g}")
 
 
 def _best(status: RunStatus) -> str:
@@ -164,7 +170,7 @@ def _best(status: RunStatus) -> str:
     if status.best_val_loss is None:
         return ""
     at = "" if status.best_step is None else f" at step {status.best_step:,}"
-    difference, margin = status.val_diff_best, status.val_diff_best_margin
+    difference, margin = status.figures.get("val_diff_best"), status.figures.get("val_diff_best_margin")
     if difference is None or margin is None:
         return f"best {status.best_val_loss:.4g}{at}"
     than = " than before" if difference < 0 else ""
@@ -179,29 +185,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
-def dollars(amount: float) -> str:
-    """Return dollars and cents; more places for amounts below a cent."""
-    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
-
-
 def _of(value: int | None, total: int | None) -> str:
     so_far = "–" if value is None else f"{value:,}"
     return so_far if total is None else f"{so_far} of {total:,}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def short(value: float | None) -> str:
-    """Return a count with three figures: `1,234`, `56.7 k`, `8.9 M`."""
-    if value is None:
-        return "–"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= size:
-            unit = 1e3 if letter == "k" else size
-            return f"{value / unit:.3g} {letter}"
-    return f"{value:,.0f}"
 
 
 def show_picture(drawing: Figure, alternative_text: str) -> None:

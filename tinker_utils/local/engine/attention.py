@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tinker_utils.local.engine.compat import flash_attention_on_cpu, flash_attention_on_cpu_backward
+
 _BLOCK = 128
 _MIN_IN_BLOCKS, MAX_IN_BLOCKS = 128, 1024
 """Tokens of the rows that are taken in blocks: shorter ones gain nothing by it, longer ones would keep too much."""
@@ -102,12 +104,10 @@ class _Fused(NamedTuple):
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor) -> _Fused:
-        return cls(q, k, v, *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True))
+        return cls(q, k, v, *flash_attention_on_cpu(q, k, v))
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        found: tuple[Tensor, ...] = backward(gradient, *self, 0.0, True)
-        return found
+        return flash_attention_on_cpu_backward(gradient, *self)
 
 
 class _Blocks(NamedTuple):

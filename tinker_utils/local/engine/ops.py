@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tinker_utils.local.engine.compat import silu_backward
+
 
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x / rms(x) over the last dimension, in x's type, and 1 / rms(x) in float32, its last dimension 1.
@@ -64,5 +66,5 @@ def swiglu_backward(dy: Tensor, gate_up: Tensor) -> Tensor:
     dgate, dup = gradient.chunk(2, dim=1)
     # Computed once more: reading it back from memory takes longer.
     torch.mul(dy, functional.silu(gate), out=dup)
-    torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=dgate)
+    silu_backward(dy * up, gate, out=dgate)
     return gradient

@@ -1,0 +1,65 @@
+"""What an upgrade of the `tinker` SDK has broken, said in so many words."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+
+import httpx
+import pytest
+import tinker
+from support.faulty_service import Fault, FaultyService, refused
+
+from tinker_utils.service import compat
+from tinker_utils.service.client import connect
+
+pytestmark = pytest.mark.usefixtures("key")
+BROKEN = f"tinker {importlib.metadata.version('tinker')} has changed: mend tinker_utils/service/compat.py. "
+
+
+def test_the_sdk_is_one_that_was_tested():
+    assert importlib.metadata.version("tinker").startswith("0.38."), BROKEN + "Then widen the range in pyproject.toml."
+
+
+def test_it_has_an_address_of_its_own(monkeypatch):
+    assert httpx.URL(compat.default_address()).host.endswith("thinkingmachines.dev"), BROKEN
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:1")
+    assert compat.default_address() == "http://127.0.0.1:1", BROKEN
+
+
+def test_a_models_polls_tell_an_observer(config, service):
+    client = service.new_model(config)._client
+    assert hasattr(client, "_queue_state_logger"), BROKEN + "A model has no _queue_state_logger."
+    assert callable(getattr(client._queue_state_logger, "on_queue_state_change", None)), BROKEN
+
+
+def test_each_response_to_a_model_is_seen_and_the_http_logger_is_left_as_it_was(
+    config, service, local_service, tmp_path
+):
+    level, filters = logging.getLogger("httpx").level, list(logging.getLogger("httpx").filters)
+    assert type(service._client.holder._default_auth).async_auth_flow, BROKEN
+    seen = []
+    with FaultyService(local_service.base_url) as faulty:
+        faulty.faults = [Fault("create_model", refused(503), times=1)]
+        client = tinker.ServiceClient(base_url=faulty.base_url, api_key=local_service.api_key)
+        compat.observe_responses(client, lambda response: seen.append((response.url.path, response.status_code)))
+        client.create_lora_training_client("tiny", rank=4).result()
+        client.close("success").result()
+    assert ("/api/v1/create_model", 503) in seen, BROKEN + "A refusal was not seen."
+    assert ("/api/v1/create_model", 200) in seen, BROKEN + "A response was not seen."
+    with connect(config, tmp_path):
+        assert (logging.getLogger("httpx").level, logging.getLogger("httpx").filters) == (level, filters)
+
+
+@pytest.mark.parametrize(
+    "name", ["APIConnectionError", "APITimeoutError", "AuthenticationError", "PermissionDeniedError"]
+)
+def test_the_errors_that_failures_are_told_apart_by_are_there(name):
+    assert issubclass(getattr(tinker, name, type(None)), tinker.TinkerError), f"{BROKEN}There is no tinker.{name}."
+
+
+def test_the_errors_that_it_hands_out_of_private_modules_have_their_names():
+    from tinker.lib.retryable_exception import RetryableException
+
+    assert RetryableException.__name__ == "RetryableException", BROKEN
+    assert tinker.RequestFailedError.__name__ == "RequestFailedError", BROKEN

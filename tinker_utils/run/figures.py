@@ -1,0 +1,191 @@
+"""The figures of a run, each said once: what it is, how it is computed, how it is written, and where it is seen.
+
+metrics.jsonl, train.log, the columns that readers keep, the live view and the tables of docs/metrics.md follow from
+`TRAIN` and `VAL`: a new figure is one entry here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tinker_utils.loss import PooledLoss
+from tinker_utils.run.state import Progress
+
+LossUnit = Literal["nats/token", "nats/batch"]
+UNIT_WORDS: dict[LossUnit, str] = {
+    "nats/token": "nats per completion token",
+    "nats/batch": "nats per batch (summed)",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The content of a train record: the steps since the record before it.
+
+    Attributes:
+        progress: the run's counters after the last of the steps, and the sums over the window.
+        epoch: that of the last step, from 1.
+        seconds: how long the steps took, pauses left out.
+        learning_rate: that of the last step.
+        cost_usd: dollars since the run's start; None where no price is known.
+    """
+
+    progress: Progress
+    epoch: int
+    seconds: float
+    learning_rate: float
+    cost_usd: float | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The content of a val record: one evaluation.
+
+    Attributes:
+        epoch: that of the step after which it was made, from 1.
+        batches: requests that the validation set was sent in.
+        pooled: the loss over the whole set.
+        best: the lowest loss before this one, in nats per completion token; None at the first evaluation.
+        difference: the paired difference to the evaluation that `best` is of; None where it is not known.
+        is_best: whether this one is now the best.
+    """
+
+    epoch: int
+    batches: int
+    pooled: PooledLoss
+    best: float | None
+    difference: PooledLoss | None
+    is_best: bool
+
+
+def number(value: float) -> str:
+    """Return four digits of a number."""
+    return f"{value:.4g}"
+
+
+def dollars(amount: float) -> str:
+    """Return dollars and cents; more places for amounts below a cent."""
+    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
+
+
+def short(value: float) -> str:
+    """Return a count with three digits: `1,234`, `56.7 k`, `8.9 M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            unit = 1e3 if letter == "k" else size
+            return f"{value / unit:.3g} {letter}"
+    return f"{value:,.0f}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a record.
+
+    Attributes:
+        name: its field in metrics.jsonl.
+        meaning: what it is, for docs/metrics.md.
+        of: computes it from a `Window` or an `Evaluated`; None for one that the service gives.
+        unit: for the documentation and the live view.
+        logged: whether train.log shows it.
+        absent: what a reader takes where a train record lacks it; None keeps no column of it in memory.
+        label: its name in the live view; empty if it is not shown there.
+        format: writes it for a person.
+        margin: the name of the figure that is half the width of its 95% band.
+        optional: whether the live view leaves it out where it is unknown, instead of showing a dash.
+    """
+
+    name: str
+    meaning: str
+    of: Callable[[Any], float | int | bool | None] | None = None
+    unit: str = ""
+    logged: bool = False
+    absent: float | None = None
+    label: str = ""
+    format: Callable[[float], str] = number
+    margin: str = ""
+    optional: bool = False
+
+
+_NATS = UNIT_WORDS["nats/token"]
+TRAIN = (
+    Figure("epoch", "from 1; a record without it is of epoch 1", lambda w: w.epoch, logged=True, absent=1.0),
+    Figure(
+        "train_loss", "`train_loss_total / completion_tokens`",
+        lambda w: w.progress.window_nll / w.progress.window_completion_tokens,
+        _NATS, logged=True, absent=math.nan, label="train loss",
+    ),
+    Figure("train_loss_total", "the negative log-likelihood of the steps", lambda w: w.progress.window_nll, "nats"),
+    Figure(
+        "tokens_per_sec", "`tokens` over the time that the steps took, pauses left out",
+        lambda w: round(w.progress.window_tokens / max(w.seconds, 1e-9), 1),
+        "tokens per second", logged=True, absent=0.0, label="tokens per second", format=short,
+    ),
+    Figure("tokens", "that the steps were trained on, prompts included", lambda w: w.progress.window_tokens, "tokens"),
+    Figure(
+        "completion_tokens", "among them, those that the loss is over",
+        lambda w: w.progress.window_completion_tokens, "tokens",
+    ),
+    Figure(
+        "tokens_seen", "trained on since the run's start", lambda w: w.progress.tokens,
+        "tokens", absent=math.nan, label="tokens", format=short,
+    ),
+    Figure(
+        "learning_rate", "of the record's own step", lambda w: w.learning_rate,
+        logged=True, absent=math.nan, label="learning rate", format="{:.3g}".format,
+    ),
+    Figure(
+        "cost_usd", "spent since the run's start; null where no price is known", lambda w: w.cost_usd,
+        "dollars", logged=True, absent=math.nan, label="cost", format=dollars, optional=True,
+    ),
+    Figure(
+        "grad_norm", "the gradient's norm before clipping, where the service gives it",
+        logged=True, label="gradient norm", optional=True,
+    ),
+)  # fmt: skip
+VAL = (
+    TRAIN[0],
+    Figure(
+        "val_loss", "`val_loss_total / completion_tokens`", lambda e: e.pooled.loss,
+        _NATS, logged=True, label="validation loss", margin="val_loss_margin",
+    ),
+    Figure("val_batches", "requests that the validation set was sent in", lambda e: e.batches),
+    Figure("val_loss_total", "the set's negative log-likelihood", lambda e: e.pooled.total, "nats"),
+    Figure("completion_tokens", "of the validation set", lambda e: e.pooled.completion_tokens, "tokens"),
+    Figure(
+        "val_loss_stderr", "the standard error of `val_loss`, with examples as the units; null without logprobs",
+        lambda e: e.pooled.stderr, _NATS, logged=True,
+    ),
+    Figure("val_loss_margin", "half the width of its 95% band", lambda e: e.pooled.margin, _NATS),
+    Figure("perplexity", "exp of `val_loss`", lambda e: e.pooled.perplexity),
+    Figure(
+        "val_diff_best", "`val_loss` minus that of the best evaluation before this one; negative: this one is better",
+        lambda e: None if e.best is None or e.pooled.loss is None else e.pooled.loss - e.best, _NATS, logged=True,
+    ),
+    Figure(
+        "val_diff_best_stderr", "its standard error, paired example by example",
+        lambda e: e.difference and e.difference.stderr, _NATS, logged=True,
+    ),
+    Figure(
+        "val_diff_best_margin", "half the width of its 95% band", lambda e: e.difference and e.difference.margin, _NATS,
+    ),
+    Figure("is_best", "whether it is the lowest so far", lambda e: e.is_best, logged=True),
+)  # fmt: skip
+
+
+def fields_of(figures: Sequence[Figure], about: Window | Evaluated) -> dict[str, float | int | bool | None]:
+    """Return a record's fields by name: what is computed of `figures`, `TRAIN` or `VAL`."""
+    return {figure.name: figure.of(about) for figure in figures if figure.of is not None}
+
+
+def logged_names() -> list[str]:
+    """Return the names of what train.log shows, in its order."""
+    return list(dict.fromkeys(figure.name for figure in (*TRAIN, *VAL) if figure.logged))
+
+
+def train_columns() -> dict[str, float]:
+    """Return what readers keep of train records: names, and what is taken where a record lacks the field."""
+    own = {figure.name: figure.absent for figure in TRAIN if figure.absent is not None}
+    return {"step": math.nan, **own, "timestamp": math.nan}
