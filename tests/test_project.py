@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tinker_utils.local.protocol.lora import LoraSpec
+from tinker_utils.local.protocol.paths import Reference
+from tinker_utils.local.store.checkpoint import CheckpointInfo, ModelProgress
 from tinker_utils.run.state import (
     Activity,
     DataFile,
@@ -49,6 +52,13 @@ def test_conda_users_get_the_same_environment():
 
 def test_the_tables_of_settings_and_figures_are_those_of_the_code():
     subprocess.run([sys.executable, ROOT / "scripts" / "write_docs.py", "--check"], check=True)
+
+
+def test_the_page_on_the_store_names_every_field_of_a_checkpoint():
+    page = (ROOT / "docs" / "local_service.md").read_text(encoding="utf-8")
+    owners = [CheckpointInfo, ModelProgress, LoraSpec, Reference]
+    names = {name for owner in owners for name in getattr(owner, "__match_args__", ()) or owner.__struct_fields__}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def test_the_page_on_run_json_names_every_field():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import tinker
 from support.local_service import MODEL, Running, service_client
@@ -53,7 +54,7 @@ def test_defaults_are_all_modules_of_the_groups_that_are_on() -> None:
     spec = resolve("m", LoraSwitches(8, seed=1, train_mlp=False), LoraMetadata(), MODULES)
     assert (spec.alpha, spec.dropout) == (32.0, 0.0)
     assert spec.target_modules == ("k_proj", "lm_head", "q_proj")
-    assert LoraSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=LoraSpec) == spec
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import json
@@ -11,6 +10,7 @@ import signal
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 import tinker
 from support.local_service import MODEL, Running, logprobs, random_data, rest_client, service_client
@@ -55,7 +55,12 @@ def store(tmp_path: Path, now: Time):
 
 def info(name: str = "a", kind: str = "weights", **fields) -> CheckpointInfo:
     return CheckpointInfo(
-        Reference(RUN, kind, name), 5.0, fields.pop("expires", None), SPEC, ModelProgress(3, 2), **fields
+        reference=Reference(RUN, kind, name),
+        created=5.0,
+        expires=fields.pop("expires", None),
+        lora=SPEC,
+        progress=ModelProgress(3, 2),
+        **fields,
     )
 
 
@@ -71,7 +76,7 @@ def content(store: Store, name: str = "a") -> bytes:
 def test_a_checkpoint_round_trips(store: Store) -> None:
     written = info(user_metadata={"note": "ü"}, run_metadata={"lora_alpha": "32"}, has_optimizer=True)
     write(store, written)
-    assert store.read(written.reference).info == dataclasses.replace(written, size_bytes=len(b"weights"))
+    assert store.read(written.reference).info == msgspec.structs.replace(written, size_bytes=len(b"weights"))
     assert store.list() == store.list(RUN) == [store.read(written.reference).info]
     assert store.list(RUN.replace("train:0", "train:1")) == []
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import peft
 import safetensors.torch
 import torch
@@ -124,7 +124,7 @@ class Engine:
         if not adapter.has_gradient:
             raise RequestError("optim_step was not taken, because no forward_backward came before it.")
         norm = adapter.step(params)
-        adapter.progress = dataclasses.replace(adapter.progress, optim_steps=adapter.progress.optim_steps + 1)
+        adapter.progress = msgspec.structs.replace(adapter.progress, optim_steps=adapter.progress.optim_steps + 1)
         return {"grad_norm": norm} if math.isfinite(norm) else {"grad_norm_nonfinite": 1.0}
 
     def write(self, model_id: str, directory: Path, optimizer: bool) -> None:
@@ -171,7 +171,7 @@ class Engine:
                 output = compute(self._network(adapter, masks), request.data, loss, options, backward=True)
             finally:
                 adapter.train(False)
-        adapter.progress = dataclasses.replace(adapter.progress, forward_backwards=done + 1)
+        adapter.progress = msgspec.structs.replace(adapter.progress, forward_backwards=done + 1)
         adapter.has_gradient = True
         return output
 

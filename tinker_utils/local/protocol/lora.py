@@ -7,13 +7,14 @@ sides import the keys from here, so this module imports neither torch nor tinker
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Literal
+
+import msgspec
 
 from tinker_utils.local.protocol.errors import RequestError
 
@@ -73,23 +74,14 @@ class LoraSpec:
     """Everything that determines an adapter's shape, its initial weights and its dropout; stored with checkpoints."""
 
     base_model: str
-    rank: int
+    rank: Annotated[int, msgspec.Meta(ge=1, le=MAX_RANK)]
     alpha: float
-    dropout: float
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     target_modules: tuple[str, ...]
-    seed: int
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object that `from_json` reads."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Invert `to_json`."""
-        return cls(**{**data, "target_modules": tuple(data["target_modules"])})
 
     def shape(self) -> tuple[int, tuple[str, ...]]:
         """Return what must agree for one adapter's weights to fit another."""

@@ -1,11 +1,15 @@
-"""Facts about a checkpoint: who made it, from what, how far it was trained, and until when it is kept."""
+"""checkpoint.json: who made a checkpoint, from what, how far it was trained, and until when it is kept.
+
+The struct is the file: docs/local_service.md describes its fields, and what does not fit them is refused.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraSpec
@@ -15,75 +19,44 @@ MIN_TTL_S = 3600
 MAX_TTL_S = 10 * 365 * 86400
 """Tinker's bounds for `ttl_seconds`: an hour and ten years."""
 
-_FORMAT = 1
-_MAX_TIME = 2**37  # unix seconds, in the year 6325
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Moment = Annotated[float, msgspec.Meta(ge=0, lt=2**37)]  # Unix seconds, up to the year 6325
 
 
-@dataclass(frozen=True)
-class ModelProgress:
+class ModelProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The progress of a model: what its dropout and its optimizer continue from."""
 
-    forward_backwards: int = 0
-    optim_steps: int = 0
+    forward_backwards: Count = 0
+    optim_steps: Count = 0
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """Facts about a checkpoint that are known without opening its tensors; times are unix seconds."""
+class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Facts about a checkpoint that are known without opening its tensors."""
 
+    format: Literal[1] = 1
     reference: Reference
-    created: float
-    expires: float | None
+    created: Moment
+    expires: Moment | None
     lora: LoraSpec
     progress: ModelProgress
     has_optimizer: bool = False
     user_metadata: dict[str, str] | None = None
-    run_metadata: dict[str, str] = field(default_factory=dict)
-    size_bytes: int = 0
+    run_metadata: dict[str, str] = {}
+    size_bytes: Count = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of checkpoint.json."""
-        return {"format": _FORMAT, **dataclasses.asdict(self), "lora": self.lora.to_json()}
+        content: dict[str, Any] = msgspec.to_builtins(self)
+        return content
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Invert `to_json`; raise KeyError, TypeError or ValueError on anything else."""
-        fields = dict(data)
-        if fields.pop("format") != _FORMAT:
-            raise ValueError(f"format {data['format']!r} is not {_FORMAT}")
-        info = cls(
-            **{
-                **fields,
-                "reference": Reference(**data["reference"]),
-                "lora": LoraSpec.from_json(data["lora"]),
-                "progress": ModelProgress(**data["progress"]),
-            }
-        )
-        info.check()
-        return info
+    def from_json(cls, data: object) -> CheckpointInfo:
+        """Invert `to_json`.
 
-    def check(self) -> None:
-        """Raise ValueError where a value is not one that the store writes: it would fail later, in whatever uses it."""
-        lora, progress = self.lora, self.progress
-        counts = (self.size_bytes, lora.rank, lora.seed, progress.forward_backwards, progress.optim_steps)
-        moments = (self.created, 0 if self.expires is None else self.expires)
-        switches = (self.has_optimizer, lora.train_attn, lora.train_mlp, lora.train_unembed)
-        texts = {lora.base_model: "", **(self.user_metadata or {}), **self.run_metadata}
-        sound = (
-            all(_is_number(count, int) and 0 <= count < 2**63 for count in counts)
-            and all(_is_number(moment, int | float) and 0 <= moment < _MAX_TIME for moment in moments)
-            and all(isinstance(switch, bool) for switch in switches)
-            and all(isinstance(text, str) for text in (*texts, *texts.values(), *lora.target_modules))
-            and _is_number(lora.alpha, int | float)
-            and _is_number(lora.dropout, int | float)
-            and 0 <= lora.dropout < 1
-        )
-        if not sound:
-            raise ValueError("a value is of another type than the store writes, or out of range")
-
-
-def _is_number(value: object, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+        Raises:
+            msgspec.ValidationError, RequestError: it is not what the store writes; the message names the field.
+        """
+        return msgspec.convert(data, cls)
 
 
 @dataclass(frozen=True)

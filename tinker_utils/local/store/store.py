@@ -16,7 +16,6 @@ expired because the clock was wrong, it is there again once the clock has been p
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -25,7 +24,9 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
+
+import msgspec
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
@@ -92,7 +93,7 @@ class Store:
         try:
             yield draft
             size = sum(file.stat().st_size for file in draft.iterdir())
-            _write_json(draft / _INFO, dataclasses.replace(info, size_bytes=size).to_json())
+            _write_json(draft / _INFO, msgspec.structs.replace(info, size_bytes=size).to_json())
             for file in draft.iterdir():
                 file.chmod(0o600)
                 sync(file)
@@ -135,7 +136,7 @@ class Store:
         """Let a checkpoint expire that many seconds from now, or never."""
         with self._guard:
             checkpoint = self.read(reference)
-            info = dataclasses.replace(checkpoint.info, expires=expiry(self.clock.latest(), ttl_seconds))
+            info = msgspec.structs.replace(checkpoint.info, expires=expiry(self.clock.latest(), ttl_seconds))
             draft = self.scratch / uuid.uuid4().hex
             _write_json(draft, info.to_json())
             draft.replace(checkpoint.directory / _INFO)
@@ -241,8 +242,8 @@ def _generation(directory: Path) -> int:
 
 def _read_info(directory: Path) -> CheckpointInfo | None:
     try:
-        return CheckpointInfo.from_json(cast(dict[str, Any], parse_json((directory / _INFO).read_bytes())))
-    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
+        return CheckpointInfo.from_json(parse_json((directory / _INFO).read_bytes()))
+    except (ValueError, msgspec.ValidationError, RequestError) as error:
         logger.warning("The checkpoint in %s is damaged and left alone: %s", directory.name, one_sentence(str(error)))
         return None
 
