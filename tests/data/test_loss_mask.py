@@ -1,6 +1,8 @@
-"""Tokens and their places, by counting bytes, are what the tokenizer itself says of each character."""
+"""Which tokens lie in a span, beside what the tokenizer says of each character, and beside parts encoded one by one."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.loss_mask import ByteOffsets, is_byte_level, tokens_and_mask
+from tinker_utils.data.loss_mask import tokens_and_mask
 from tinker_utils.data.rendering import encode
 from tinker_utils.data.tokenizers import load_tokenizer
 
@@ -32,15 +34,13 @@ def with_added(*tokens: AddedToken) -> Tokenizer:
 
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-BYTE_LEVEL = {
+KINDS = {
     "packaged": backend(),
     "composes": changed(normalizer=normalizers.NFC()),
     "words together": changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
     "digits": changed(pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Digits(True), BYTES])),
     "added": with_added(AddedToken("é🜂"), AddedToken("the th")),
     "greedy": with_added(AddedToken("<mask>", lstrip=True, rstrip=True)),  # takes the space around it
-}
-OTHERS = {
     "compatible": changed(normalizer=normalizers.NFKC()),
     "lower case": changed(normalizer=normalizers.Lowercase()),
     "prefix": changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
@@ -50,7 +50,6 @@ OTHERS = {
     "trimmed": changed(post_processor=processors.ByteLevel(trim_offsets=True)),
     "no bytes": changed(pre_tokenizer=pre_tokenizers.Whitespace()),
 }
-KINDS = BYTE_LEVEL | OTHERS
 PIECES = ["a", "the ", "th", " ", "\n", "12", "é", "e\u0301", "\u0958", "ﬁ", "漢", "🜂", "<|im_end|>", "<mask>", "A", ""]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 # A text in parts, of which every other one is a span.
@@ -61,58 +60,53 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind])
 
 
-class Plain:
-    """A tokenizer of whose parts nothing is known."""
-
-    is_fast = True
-
-    def __init__(self, tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, text, **options):
-        return self._tokenizer(text, **options)
-
-
 def with_spans(parts):
     edges = [sum(map(len, parts[:i])) for i in range(len(parts) + 1)]
     return "".join(parts), list(zip(edges[1::2], edges[2::2], strict=False))
 
 
-def as_lists(tokens):
-    return [(ids.tolist(), mask.tolist()) for ids, mask in tokens]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(PARTS.map(with_spans), min_size=1, max_size=6))
-def test_tokens_and_spans_are_those_by_the_place_of_every_character(kind, texts):
+def test_no_token_reaches_over_an_edge_and_those_of_a_span_are_marked(kind, texts):
     tokenizer = tokenizer_of(kind)
-    assert as_lists(tokens_and_mask(texts, tokenizer)) == as_lists(tokens_and_mask(texts, Plain(tokenizer)))
+    for (text, spans), (tokens, mask) in zip(texts, tokens_and_mask(texts, tokenizer), strict=True):
+        if (tokens.tolist(), mask.tolist()) == in_parts(kind, text, spans):
+            continue
+        whole = KINDS[kind].encode(text, add_special_tokens=False)
+        assert tokens.tolist() == whole.ids
+        for (start, end), marked in zip(whole.offsets, mask.tolist(), strict=True):
+            assert not any(start < edge < end for span in spans for edge in span)
+            if start < end:  # a token of white space alone may have no place
+                assert marked == any(s <= start and end <= e for s, e in spans)
 
 
-def test_what_is_byte_level():
-    assert {kind: is_byte_level(each) for kind, each in KINDS.items()} == {kind: kind in BYTE_LEVEL for kind in KINDS}
+def in_parts(kind, text, spans):
+    """Return the tokens of prompts and completions, each encoded by itself, and which are those of completions."""
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    parts = [KINDS[kind].encode(text[a:b], add_special_tokens=False).ids for a, b in itertools.pairwise(edges)]
+    return [token for part in parts for token in part], [i % 2 == 1 for i, part in enumerate(parts) for _ in part]
 
 
-def test_bytes_say_where_most_tokens_are():
+def test_most_texts_are_encoded_as_a_whole():
     text = "the naïve 漢字 🜂 word\n"
-    ((tokens, mask),) = ByteOffsets(KINDS["packaged"]).encode([(text, [(3, 12)])])
+    ((tokens, mask),) = tokens_and_mask([(text, [(3, 12)])], tokenizer_of("packaged"))
     assert tokens.tolist() == KINDS["packaged"].encode(text).ids
     assert KINDS["packaged"].decode(tokens[mask].tolist()) == " naïve 漢字"
 
 
-def test_what_bytes_do_not_say_is_left_open():
-    composing, packaged = ByteOffsets(KINDS["composes"]), ByteOffsets(KINDS["packaged"])
-    decomposed = ("e\u0301 the", [(2, 6)])
-    assert composing.encode([decomposed, ("é the", [(1, 5)])])[0] is None
-    assert packaged.encode([("a the", [(3, 5)])]) == [None]  # a token reaches over the edge
-    known = packaged.encode([("a the", [(3, 5)]), decomposed, ("the", [(0, 3)])])
-    assert [each is not None for each in known] == [False, True, True]
-    assert known[2][1].all()
+def test_a_token_that_would_reach_over_an_edge_is_none():
+    text, spans = "a the", [(3, 5)]
+    ((tokens, mask),) = tokens_and_mask([(text, spans)], tokenizer_of("packaged"))
+    assert tokens.tolist() != KINDS["packaged"].encode(text).ids
+    assert KINDS["packaged"].decode(tokens[mask].tolist()) == "he"
 
 
-def test_spans_in_disorder_are_left_open():
-    assert ByteOffsets(KINDS["packaged"]).encode([("a a", [(1, 3), (0, 1)])]) == [None]
+def test_white_space_without_a_place_belongs_to_the_span_that_it_ends():
+    """As in the tokenizers that take the space around a word out of its place."""
+    text, spans = "q\nok\n", [(2, 5)]
+    ((tokens, mask),) = tokens_and_mask([(text, spans)], tokenizer_of("trimmed"))
+    assert KINDS["trimmed"].decode(tokens[mask].tolist()) == "ok\n"
 
 
 def test_a_token_added_later_is_known():
@@ -123,11 +117,3 @@ def test_a_token_added_later_is_known():
     after = encode([chat], tokenizer)[0]
     assert len(after.tokens) < len(before.tokens)
     assert tokenizer.decode(after.tokens[after.completion]) == "ok ok<|im_end|>\n"
-
-
-def test_a_tokenizer_that_splits_special_tokens_is_called_as_it_is():
-    tokenizer = load_tokenizer(TrainingConfig(service="local", model="tiny"))
-    tokenizer.split_special_tokens = True
-    text = ("<|im_end|> a", [(10, 12)])
-    assert as_lists(tokens_and_mask([text], tokenizer)) == as_lists(tokens_and_mask([text], Plain(tokenizer)))
-    assert len(tokens_and_mask([text], tokenizer)[0][0]) > 3

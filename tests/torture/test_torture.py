@@ -104,18 +104,18 @@ def test_a_forked_run_is_the_ordinary_one(data, expected, tmp_path):
     assert differences(made(stage), expected("embedded")) == []
 
 
-# At readings of the wall clock by the trainer and its server, of which a run makes 697. By the 480th, the first
+# At readings of the wall clock by the trainer and its server, of which a run makes about 580. By the 405th, the first
 # checkpoint is on its way to expire, and saves and removals come after it.
 @pytest.mark.parametrize(
     ("scenario", "jumps"),
     [
-        ("expiring", [(1, 0.5), (100, -HOUR), (250, 0.0), (480, HOUR), (600, 0.0)]),
-        ("expiring", [(480, DAY)]),
-        ("expiring", [(480, 400 * DAY), (600, 0.0)]),
-        ("expiring", [(300, to_1970())]),
-        ("expiring", [(1, to_1970()), (480, 0.0)]),
+        ("expiring", [(1, 0.5), (85, -HOUR), (210, 0.0), (405, HOUR), (505, 0.0)]),
+        ("expiring", [(405, DAY)]),
+        ("expiring", [(405, 400 * DAY), (505, 0.0)]),
+        ("expiring", [(250, to_1970())]),
+        ("expiring", [(1, to_1970()), (405, 0.0)]),
         # Samples that the SDK gives up are asked for once more: one jump ahead, so that no second one hits those.
-        ("samples", [(370, 3 * HOUR), (595, 0.0)]),
+        ("samples", [(317, 3 * HOUR), (500, 0.0)]),
     ],
     ids=["an hour, time and again", "a day", "a year, put right", "to 1970", "from 1970", "while it samples"],
 )

@@ -1,4 +1,4 @@
-"""Loads a model's tokenizer, and finds what in it encodes a text."""
+"""Loads a model's tokenizer."""
 
 from __future__ import annotations
 
@@ -38,20 +38,3 @@ def load_tokenizer(config: TrainingConfig) -> Any:
     if not getattr(tokenizer, "chat_template", None):
         raise ServiceError(f"model: {config.model} has no chat template; choose an instruction-tuned model.")
     return tokenizer
-
-
-def rust_tokenizer(tokenizer: Any) -> Any:
-    """Return the `tokenizers.Tokenizer` that alone encodes a text for a transformers tokenizer.
-
-    None where calling the Python one does something of its own, or would set the Rust one up in another way.
-    """
-    with _IMPORTING:
-        from transformers import PreTrainedTokenizerBase
-
-    plain = isinstance(tokenizer, PreTrainedTokenizerBase)
-    if not plain or type(tokenizer).__call__ is not PreTrainedTokenizerBase.__call__:
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.truncation or backend.padding or backend.encode_special_tokens:
-        return None
-    return None if tokenizer.split_special_tokens else backend
