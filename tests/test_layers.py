@@ -119,17 +119,12 @@ def test_a_room_is_of_a_size_and_hands_on_its_public_names(room):
     modules = {path.stem for path in room.glob("*.py")} - {"__init__"}
     assert len(modules) < MAX_MODULES
     door = importlib.import_module(dotted(room / "__init__.py"))
-    tree = ast.parse((room / "__init__.py").read_text(encoding="utf-8"))
-    checked = [node for node in tree.body if isinstance(node, ast.If)]
-    assert {
-        alias.asname for node in ast.walk(checked[0]) if isinstance(node, ast.ImportFrom) for alias in node.names
-    } == {*door.__all__}
     # A module of a function's name would take its place as soon as it is imported.
     beside = modules | {path.name for path in room.iterdir() if path.is_dir()}
     assert not beside & set(door.__all__)
     assert all(getattr(door, name) is not None for name in door.__all__)
     assert set(door.__all__) <= set(dir(door))
-    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+    with pytest.raises(AttributeError, match="fitt"):
         _ = door.fitt
 
 

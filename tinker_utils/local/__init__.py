@@ -18,17 +18,6 @@ What it adds to Tinker, and where it is stricter:
 Images, other optimizers, top-k log-probabilities and encryption are refused with an error that says so.
 """
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from tinker_utils.basics.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from tinker_utils.local.launcher import (
-        LocalService as LocalService,
-        lora_user_metadata as lora_user_metadata,
-        start_local_service as start_local_service,
-    )
-
-__all__, __getattr__, __dir__ = lazy_names(
-    __name__, {"launcher": "LocalService lora_user_metadata start_local_service"}
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

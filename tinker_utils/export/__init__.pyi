@@ -1,0 +1,1 @@
+from .adapter import export_adapter as export_adapter

@@ -1,0 +1,10 @@
+from .cost import (
+    Prices as Prices,
+    estimate_training_cost as estimate_training_cost,
+    load_prices as load_prices,
+    prices_for as prices_for,
+    token_cost as token_cost,
+)
+from .estimate import DataLengths as DataLengths, Forecast as Forecast, forecast as forecast
+from .plan import Plan as Plan, prepare as prepare
+from .schedule import learning_rate as learning_rate, warmup_steps as warmup_steps
