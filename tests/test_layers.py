@@ -53,6 +53,10 @@ FRAMEWORKS = {
     "papermill": {"sweeps"},
     "tqdm": {"sweeps"},
 }
+OF_POSIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
+CALLS_OF_POSIX = (
+    "chown fchmod fchown fork geteuid getuid killpg mkfifo pread pwrite sched_getaffinity setsid statvfs umask uname"
+)
 # A room with more is two rooms.
 MAX_MODULES = 16
 
@@ -126,6 +130,17 @@ def test_a_room_is_of_a_size_and_hands_on_its_public_names(room):
     assert set(door.__all__) <= set(dir(door))
     with pytest.raises(AttributeError, match="fitt"):
         _ = door.fitt
+
+
+def test_nothing_on_the_way_to_a_hosted_service_is_of_one_system_only():
+    """Windows lacks these; `local/` is for Linux, but its launcher and what that imports are on the way, too."""
+    for path in MODULES:
+        if path.is_relative_to(PACKAGE / "local") and path.stem != "launcher" and path.parent.name != "store":
+            continue
+        assert not {name.split(".")[0] for name in imports(path)} & OF_POSIX, path
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not used & {f"os.{name}" for name in CALLS_OF_POSIX.split()}, path
 
 
 def test_docstrings_of_functions_open_with_a_verb():

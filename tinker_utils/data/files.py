@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import threading
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,7 @@ class ChatIndex:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.unanswered = 0
+        self._reading = threading.Lock()  # a place is sought and read by one thread at a time
         offsets, sizes, numbers = array("q"), array("I"), array("I")
         with open_data_file(path) as file:
             for offset, number, lines in _pieces(file):
@@ -111,7 +113,9 @@ class ChatIndex:
         return list(map(self._conversation, sizes, offsets, numbers, repeat(path)))
 
     def _conversation(self, size: int, offset: int, number: int, path: str) -> Conversation:
-        raw = os.pread(self._file, size, offset)
+        with self._reading:
+            os.lseek(self._file, offset, os.SEEK_SET)
+            raw = os.read(self._file, size)
         try:
             plain = _decode_checked(raw).messages
         except _REFUSALS:

@@ -281,6 +281,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def sync(path: Path) -> None:
     """Bring a file or the names in a directory to the disk, so that they outlast a power cut."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no directory, and has nothing to bring to the disk there
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

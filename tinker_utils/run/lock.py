@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import time
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 _HOST = " on "
 # For how many seconds a lock is tried for, and how often: `is_free` takes it for a moment to find out.
@@ -24,7 +25,7 @@ def take(descriptor: int, patience_s: float = _PATIENCE_S) -> bool:
         OSError: it cannot be locked; the number is one of `NO_LOCKS` where the file system is to blame.
     """
     deadline = time.monotonic() + patience_s
-    while not _locked(descriptor, fcntl.LOCK_EX):
+    while not lock_descriptor(descriptor, blocking=False):
         if time.monotonic() > deadline:
             return False
         time.sleep(_PAUSE_S)
@@ -34,12 +35,16 @@ def take(descriptor: int, patience_s: float = _PATIENCE_S) -> bool:
 def sign(descriptor: int) -> None:
     """Write into a locked file who holds it."""
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()}{_HOST}{socket.gethostname()}".encode(), 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, f"process {os.getpid()}{_HOST}{socket.gethostname()}".encode())
 
 
 def holder(descriptor: int) -> str:
-    """Return who signed it last, `process N on HOST`; "" if nobody did."""
-    return os.pread(descriptor, 200, 0).decode("utf-8", "replace")
+    """Return who signed it last, `process N on HOST`; "" if nobody did, or where a locked file cannot be read."""
+    with contextlib.suppress(OSError):
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return os.read(descriptor, 200).decode("utf-8", "replace")
+    return ""
 
 
 def is_free(path: Path) -> bool:
@@ -53,15 +58,8 @@ def is_free(path: Path) -> bool:
         return isinstance(error, FileNotFoundError)
     try:
         host = holder(descriptor).partition(_HOST)[2]
-        return host in ("", socket.gethostname()) and _locked(descriptor, fcntl.LOCK_SH)
+        return host in ("", socket.gethostname()) and lock_descriptor(descriptor, blocking=False)
     except OSError:
         return False
     finally:
         os.close(descriptor)
-
-
-def _locked(descriptor: int, kind: int) -> bool:
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        return True
-    return False
