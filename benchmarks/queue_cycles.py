@@ -25,7 +25,7 @@ from tinker_utils.local import start_local_service  # noqa: E402
 from tinker_utils.plan.plan import Plan, prepare  # noqa: E402
 from tinker_utils.run.directory import RunDirectory  # noqa: E402
 from tinker_utils.service.client import Service, connect  # noqa: E402
-from tinker_utils.service.model import Model, SubmittedStep  # noqa: E402
+from tinker_utils.service.model import Model, Submitted  # noqa: E402
 from tinker_utils.training.start import fit_blocking  # noqa: E402
 
 STEPS = 100
@@ -70,7 +70,7 @@ def this_project(service: Service, plan: Plan, directory: Path) -> str:
 def by_hand(service: Service, plan: Plan, ahead: int) -> str:
     """A loop that keeps `ahead` steps queued, and stops for evaluations and saves."""
     model, config = service.new_model(plan.config), plan.config
-    queued: list[SubmittedStep] = []
+    queued: list[Submitted] = []
     for step in range(1, plan.total_steps + 1):
         batch, rate = plan.batches.batch(step), plan.learning_rate(step)
         queued.append(model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm))

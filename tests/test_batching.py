@@ -48,7 +48,6 @@ def test_each_epoch_sees_every_example_once_and_the_last_batch_is_smaller():
         sizes = [len(run.batch(step).data) for step in steps]
         assert sizes == [4, 4, 2]
         assert Counter(i for step in steps for i in run.indices(step)) == Counter(range(10))
-    assert [run.ends_epoch(step) for step in range(1, 10)] == [False, False, True] * 3
 
 
 def test_order_depends_on_seed_and_epoch_and_on_nothing_else():

@@ -110,10 +110,6 @@ class BatchPlan:
         """Return the epoch, from 1, that step `step`, from 1, belongs to."""
         return (step - 1) // self.steps_per_epoch + 1
 
-    def ends_epoch(self, step: int) -> bool:
-        """Return whether step `step` is the last of its epoch."""
-        return step % self.steps_per_epoch == 0
-
     def indices(self, step: int) -> NDArray[np.int32]:
         """Return which examples step `step` trains on, shape [batch_size] or less at an epoch's end."""
         order = epoch_order(len(self.examples), self.seed, self.epoch_of(step))

@@ -73,7 +73,7 @@ class TestQueue:
         plan = dataclasses.replace(small_plan, batches=batches)
         queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
         queue.fill()
-        assert (queue.first.kind, queue.first.futures, queue.first.tokens) == ("skipped step", (), 0)
+        assert (queue.first.kind, queue.first.request.futures, queue.first.tokens) == ("skipped step", (), 0)
         assert model.kinds == ["step", "evaluation", "save", "step"]
 
     def test_no_step_is_sent_that_would_pass_the_budget(self, small_plan, logger, spending):

@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NoReturn, Self
+from typing import IO, NoReturn, Self, TypeVar
 
 from tinker_utils.errors import ServiceError
 from tinker_utils.local.protocol.lora import lora_user_metadata
@@ -27,6 +28,10 @@ START_TIMEOUT_S = 600.0
 """Long enough to download a model; the tiny one is ready in seconds."""
 
 _TAIL_LINES = 20
+# Seconds between two looks at whether the service still runs, while a session is opened.
+_CHECK_SECONDS = 0.5
+
+T = TypeVar("T")
 
 
 class LocalService:
@@ -69,6 +74,31 @@ class LocalService:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+    def check_alive(self) -> None:
+        """Raise a ServiceError if the service has ended; the message ends with what it said last."""
+        if self.process.poll() is not None:
+            last = self._log[-1] if self._log else "nothing"
+            raise ServiceError(
+                f"the embedded service ended with status {self.process.returncode} (it last said: {last}); "
+                "start the run again, and it goes on from its latest checkpoint."
+            )
+
+    def wait_for(self, opened: Future[T]) -> T:
+        """Wait for a session to be opened, but not if the service has ended: the SDK would try for minutes.
+
+        Raises:
+            ServiceError: the service has ended. It is ended, too, where the session cannot be opened.
+        """
+        try:
+            while not opened.done():
+                wait([opened], timeout=_CHECK_SECONDS)
+                if not opened.done():
+                    self.check_alive()
+            return opened.result()
+        except BaseException:
+            self.close()
+            raise
 
     def log_tail(self) -> str:
         """Return the last lines that the service logged."""

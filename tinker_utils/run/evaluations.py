@@ -53,32 +53,28 @@ class PastEvaluations:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._read: dict[int, NDArray[np.float64] | None] = {}
 
     def keep(self, step: int, evaluation: Evaluation) -> None:
         """Keep the evaluation after `step`."""
-        if evaluation.totals is None:
-            self._read[step] = None
-            self._file(step).unlink(missing_ok=True)
-        else:
-            self._read[step] = values = np.array(evaluation.totals, dtype=_DTYPE)
-            with writing(self._directory):
+        with writing(self._directory):
+            if evaluation.totals is None:
+                self._file(step).unlink(missing_ok=True)
+            else:
                 self._directory.mkdir(exist_ok=True)
-            write_atomically(self._file(step), values.tobytes())
+                write_atomically(self._file(step), np.array(evaluation.totals, dtype=_DTYPE).tobytes())
 
     def difference(self, step: int | None, evaluation: Evaluation) -> PooledLoss | None:
         """Return the paired difference between an evaluation and the one kept for `step`.
 
         None where one of the two is not known example by example.
         """
-        before = None if step is None else self._kept(step)
+        before = None if step is None else self._load(step)
         if before is None or evaluation.totals is None or len(before) != len(evaluation.totals):
             return None
         return paired_difference(evaluation.totals, before, evaluation.completion_tokens)
 
     def keep_only(self, steps: Collection[int | None]) -> None:
         """Remove the files of all other steps than these, those of an attempt that was cut off among them."""
-        self._read = {step: values for step, values in self._read.items() if step in steps}
         needed = {self._file(step).name for step in steps if step is not None}
         if self._directory.exists():
             with writing(self._directory):
@@ -88,11 +84,6 @@ class PastEvaluations:
 
     def _file(self, step: int) -> Path:
         return self._directory / f"step-{step:06d}{_SUFFIX}"
-
-    def _kept(self, step: int) -> NDArray[np.float64] | None:
-        if step not in self._read:
-            self._read[step] = self._load(step)
-        return self._read[step]
 
     def _load(self, step: int) -> NDArray[np.float64] | None:
         """Return the file's values; None where it is missing or torn, as after a run of an older version."""

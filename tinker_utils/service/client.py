@@ -7,7 +7,6 @@ to import, so they are imported where they are first used.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import functools
 import importlib
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 10
 _ANSWER_SECONDS = 30
-# Seconds between two looks at whether the embedded server still runs, while it is waited for.
-_CHECK_SECONDS = 0.5
 _EXPORT_TTL_SECONDS = 3600
 _ASKING = "asking the service what it offers"
 
@@ -139,7 +136,7 @@ class Service:
             ServiceError: it has; the message ends with what it said last.
         """
         if self._local is not None:
-            _check_alive(self._local)
+            self._local.check_alive()
 
     def served_models(self) -> dict[str, int | None]:
         """Ask as `ask_for_models` does, over this connection."""
@@ -247,7 +244,7 @@ def connect(config: TrainingConfig, store: Path) -> Service:
             address = {"base_url": local.base_url, "api_key": local.api_key}
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
-            return _open_local(lambda: _service(address, name, local.base_url, local), local)
+            return local.wait_for(in_background(lambda: _service(address, name, local.base_url, local), "the session"))
         address = _address(config)
         return _service(address, config.model, address.get("base_url") or default_address())
 
@@ -257,29 +254,6 @@ def _service(address: dict[str, Any], model: str, url: str, local: LocalService 
 
     client = functools.partial(tinker.ServiceClient, **address)
     return Service(client, tinker.RestClient(**address), model, url, local)
-
-
-def _open_local(opening: Callable[[], Service], local: LocalService) -> Service:
-    """Wait for a session to begin, but not with a server that has ended: the SDK would try for minutes."""
-    opened = in_background(opening, "the session")
-    try:
-        while not opened.done():
-            concurrent.futures.wait([opened], timeout=_CHECK_SECONDS)
-            if not opened.done():
-                _check_alive(local)
-        return opened.result()
-    except BaseException:
-        local.close()
-        raise
-
-
-def _check_alive(local: LocalService) -> None:
-    if local.process.poll() is not None:
-        last = next(iter(reversed(local.log_tail().splitlines())), "nothing")
-        raise ServiceError(
-            f"the embedded service ended with status {local.process.returncode} (it last said: {last}); "
-            "start the run again, and it goes on from its latest checkpoint."
-        )
 
 
 def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 # The SDK gives up samples when none came for two hours; sooner than this, it was misled.
 _STUCK_SECONDS = 3600.0
+T = TypeVar("T")
 _CROSS_ENTROPY: Literal["cross_entropy"] = "cross_entropy"
 
 
@@ -46,60 +46,16 @@ class BatchLoss:
 
 
 @dataclass(frozen=True)
-class SubmittedStep:
-    """An optimizer step in flight: forward_backward and optim_step, submitted together."""
+class Submitted(Generic[T]):
+    """A request in flight.
 
-    batch: Batch
-    _passed: Future[Any]
-    _stepped: Future[Any]
-
-    @property
-    def futures(self) -> tuple[Future[Any], ...]:
-        """Return what has to be waited for before `result` answers at once."""
-        return (self._passed, self._stepped)
-
-    def result(self) -> tuple[BatchLoss, dict[str, float]]:
-        """Return the batch's loss, and the optimizer's own figures where the service gives them."""
-        loss = _batch_loss(self._passed.result(), self.batch, scale=self.batch.completion_tokens)
-        figures = dict(self._stepped.result().metrics or {})
-        # The protocol's JSON holds no NaN: the embedded service says in this way that the norm is none.
-        if figures.pop("grad_norm_nonfinite", 0.0):
-            figures["grad_norm"] = math.nan
-        return loss, figures
-
-
-@dataclass(frozen=True)
-class SubmittedEvaluation:
-    """Forward passes over a validation set in flight, all at the same weights."""
-
-    batches: tuple[Batch, ...]
-    futures: tuple[Future[Any], ...]
-
-    def result(self) -> list[BatchLoss]:
-        """Return the loss of each batch."""
-        return [_batch_loss(f.result(), batch, scale=1) for f, batch in zip(self.futures, self.batches, strict=True)]
-
-
-@dataclass(frozen=True)
-class SubmittedSave:
-    """A save in flight."""
+    Attributes:
+        futures: what has to be waited for before `result` answers at once.
+        result: reads what the request came to.
+    """
 
     futures: tuple[Future[Any], ...]
-
-    def result(self) -> str:
-        """Return the checkpoint's `tinker://` path."""
-        return str(self.futures[0].result().path)
-
-
-@dataclass(frozen=True)
-class SubmittedSamples:
-    """Completions in flight, written by the weights of one moment."""
-
-    futures: tuple[Future[list[list[int]]], ...]
-
-    def result(self) -> list[list[int]]:
-        """Return the token ids of each completion."""
-        return self.futures[0].result()
+    result: Callable[[], T]
 
 
 class Model:
@@ -115,38 +71,52 @@ class Model:
 
     def submit_step(
         self, batch: Batch, learning_rate: float, weight_decay: float, grad_clip_norm: float
-    ) -> SubmittedStep:
-        """Submit a step on the mean loss over the batch's completion tokens; nothing is sent of an empty batch."""
+    ) -> Submitted[tuple[BatchLoss, dict[str, float]]]:
+        """Submit a step on the mean loss over the batch's completion tokens; nothing is sent of an empty batch.
+
+        Its result is the batch's loss, and the optimizer's own figures where the service gives them.
+        """
         if not batch.data:
-            return SubmittedStep(batch, _nothing(), _nothing())
+            return Submitted((), lambda: (BatchLoss((), 0.0, None), {}))
         import tinker
 
-        passed = self._client.forward_backward(_datums(batch, batch.normalized_weights()), _CROSS_ENTROPY)
+        passed = self._client.forward_backward(_datums(batch, batch.normalized_weights()), _CROSS_ENTROPY).future()
         stepped = self._client.optim_step(
             tinker.AdamParams(learning_rate=learning_rate, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
+        ).future()
+        return Submitted(
+            (passed, stepped),
+            lambda: (_batch_loss(passed.result(), batch, batch.completion_tokens), _figures(stepped.result())),
         )
-        return SubmittedStep(batch, passed.future(), stepped.future())
 
-    def submit_evaluation(self, batches: Sequence[Batch]) -> SubmittedEvaluation:
-        """Submit forward passes at the weights that the requests submitted so far lead to, without gradients."""
-        futures = [
+    def submit_evaluation(self, batches: Sequence[Batch]) -> Submitted[list[BatchLoss]]:
+        """Submit forward passes at the weights that the requests submitted so far lead to, without gradients.
+
+        Its result is the loss of each batch.
+        """
+        futures = tuple(
             self._client.forward(_datums(batch, [example.weights for example in batch.data]), _CROSS_ENTROPY).future()
             for batch in batches
-        ]
-        return SubmittedEvaluation(tuple(batches), tuple(futures))
+        )
+        return Submitted(
+            futures, lambda: [_batch_loss(f.result(), batch, 1) for f, batch in zip(futures, batches, strict=True)]
+        )
 
-    def submit_save(self, name: str) -> SubmittedSave:
+    def submit_save(self, name: str) -> Submitted[str]:
         """Submit a save of weights and optimizer as the requests so far leave them; the checkpoint does not expire.
 
-        A checkpoint of the same name is replaced: it is what an attempt that was cut off left behind.
+        Its result is the checkpoint's `tinker://` path. A checkpoint of the same name is replaced: it is what an
+        attempt that was cut off left behind.
         """
-        return SubmittedSave((self._client.save_state(name, overwrite=True).future(),))
+        saved = self._client.save_state(name, overwrite=True).future()
+        return Submitted((saved,), lambda: str(saved.result().path))
 
-    def submit_samples(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> SubmittedSamples:
-        """Submit greedy completions at the weights that the requests submitted so far lead to."""
+    def submit_samples(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Submitted[list[list[int]]]:
+        """Submit greedy completions at the weights that the requests so far lead to: token ids of each, in the end."""
         opening = self._client.save_weights_and_get_sampling_client()
         # The SDK hands out a sampling client only once its weights are there: a thread waits for that.
-        return SubmittedSamples((in_background(lambda: complete(opening.result(), prompts, max_tokens), "samples"),))
+        samples = in_background(lambda: complete(opening.result(), prompts, max_tokens), "samples")
+        return Submitted((samples,), samples.result)
 
 
 def complete(
@@ -226,11 +196,13 @@ def _totals(outputs: Sequence[Mapping[str, Any]], batch: Batch) -> tuple[float, 
     )
 
 
-def _nothing() -> Future[Any]:
-    """Return the answer to a request that was not made."""
-    answer: Future[Any] = Future()
-    answer.set_result(SimpleNamespace(loss_fn_outputs=[], metrics={}))
-    return answer
+def _figures(output: Any) -> dict[str, float]:
+    """Return the optimizer's own figures."""
+    figures = dict(output.metrics or {})
+    # The protocol's JSON holds no NaN: the embedded service says in this way that the norm is none.
+    if figures.pop("grad_norm_nonfinite", 0.0):
+        figures["grad_norm"] = math.nan
+    return figures
 
 
 def _reported_sum(metrics: Mapping[str, float] | None, scale: float) -> float | None:

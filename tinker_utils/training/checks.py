@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tinker_utils.basics.table import Table
 from tinker_utils.config.settings import TrainingConfig
@@ -181,44 +181,33 @@ def _of_duplicates(config: TrainingConfig) -> list[Check]:
     """Look for conversations that stand twice, above all those that the model is trained and then tested on."""
     directory = config.resolve(config.data_dir)
     sentences: list[str] = []
-    train = _LookedThrough.of(directory / TRAIN_FILE)  # was read before, so it can be
+    train, keys = _looked_through(directory / TRAIN_FILE)  # was read before, so it can be
     try:
-        known = set(train.keys)
-        if repeated := len(train.keys) - len(known):
+        known = set(keys)
+        if repeated := len(keys) - len(known):
             sentences.append(f"{repeated:,} of {train} repeat an earlier one.")
         for file in (directory / VALID_FILE, directory / TEST_FILE):
-            held_out = _LookedThrough.of(file) if file.exists() else None
-            if held_out and (shared := sum(key in known for key in held_out.keys)):
+            held_out, keys = _looked_through(file) if file.exists() else ("", [])
+            if shared := sum(key in known for key in keys):
                 sentences.append(
                     f"{shared:,} of {held_out} are among {train}, too: "
-                    "how well the model does on them says nothing of what it has not seen."
+                    "the model's loss on them says nothing of data that it has not seen."
                 )
     except DataError as error:  # of test.jsonl: no run needs it, and the others were read before
         sentences.append(str(error))
     return warn_or_pass("duplicates", sentences, f"None within {train}, nor between them and what is held out.")
 
 
-class _LookedThrough(NamedTuple):
-    """A hash of what each conversation of a file says, as far as duplicates are looked for in it."""
-
-    name: str
-    keys: list[int]
-    whole: bool
-
-    @classmethod
-    def of(cls, file: Path) -> _LookedThrough:
-        keys: list[int] = []
-        characters = 0
-        for conversation in iterate_conversations(file):
-            characters += sum(len(message["content"]) for message in conversation.messages)
-            if characters > _LOOKED_THROUGH:
-                return cls(file.name, keys, whole=False)
-            keys.append(hash(conversation_key(conversation)))
-        return cls(file.name, keys, whole=True)
-
-    def __str__(self) -> str:
-        first = "" if self.whole else "the first "
-        return f"{first}{len(self.keys):,} conversations in {self.name}"
+def _looked_through(file: Path) -> tuple[str, list[int]]:
+    """Return in words how much of a file was looked through, and a hash of what each conversation in it says."""
+    keys: list[int] = []
+    characters = 0
+    for conversation in iterate_conversations(file):
+        characters += sum(len(message["content"]) for message in conversation.messages)
+        if characters > _LOOKED_THROUGH:
+            return f"the first {len(keys):,} conversations in {file.name}", keys
+        keys.append(hash(conversation_key(conversation)))
+    return f"{len(keys):,} conversations in {file.name}", keys
 
 
 def _of_lengths(plan: Plan) -> list[Check]:

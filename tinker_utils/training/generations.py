@@ -11,7 +11,7 @@ from tinker_utils.plan.cost import SAMPLED_TOKENS
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.service.failures import service_error
-from tinker_utils.service.model import Model, SubmittedSamples
+from tinker_utils.service.model import Model, Submitted
 from tinker_utils.service.sampling import as_samples
 
 
@@ -22,7 +22,7 @@ class Generations:
         self._plan = plan
         self._logger = logger
         self._model = model
-        self._pending: deque[tuple[int, SubmittedSamples]] = deque()
+        self._pending: deque[tuple[int, Submitted[list[list[int]]]]] = deque()
         self._failed: set[int] = set()
 
     def submit(self, step: int) -> None:

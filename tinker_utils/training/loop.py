@@ -118,7 +118,7 @@ class TrainingLoop:
     async def _take(self, work: Work) -> None:
         """Wait for an answer and act on it."""
         self._logger.activity(*self._doing(work))
-        answers = [asyncio.wrap_future(future) for future in work.futures]
+        answers = [asyncio.wrap_future(future) for future in work.request.futures]
         overdue_after = self._answer_times.overdue_after(work.tokens)
         seconds = await self._waiting.until(answers, work.step, work.words, overdue_after)
         self._queue.answered()
@@ -136,7 +136,7 @@ class TrainingLoop:
             self._evaluated(work)
         else:
             await self._generations_written(work.step)
-            self._cleanup.release(self._recorder.saved(work.step, work.result()))
+            self._cleanup.release(self._recorder.saved(work.step, work.request.result()))
         self._generations.record(self._last_step)
 
     def _doing(self, work: Work) -> tuple[str, str]:
@@ -147,7 +147,7 @@ class TrainingLoop:
         return "training", "training"
 
     def _trained(self, work: Work) -> None:
-        loss, figures = work.result()
+        loss, figures = work.request.result()
         finite = math.isfinite(loss.total) and all(math.isfinite(value) for value in figures.values())
         if not finite and self._may_skip(work.step):
             self._recorder.discarded(work.tokens)
@@ -164,7 +164,7 @@ class TrainingLoop:
         return self._plan.config.on_nonfinite == "skip" and not self.ending and not too_many
 
     def _evaluated(self, work: Work) -> None:
-        losses = work.result()
+        losses = work.request.result()
         # NaN comes of spoiled weights, also where no step has shown it: the save behind it must not count. Infinity
         # may be one token that the model holds for impossible.
         spoiled = any(math.isnan(loss.total) for loss in losses)
@@ -199,7 +199,7 @@ class TrainingLoop:
         if work.kind == "step":
             self._recorder.discarded(work.tokens)
         elif work.kind == "save":
-            self._cleanup.remove(work.result())
+            self._cleanup.remove(work.request.result())
 
     # Pausing, stopping, ending
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from tinker_utils.batching import Batch, in_batches
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.spending import Spending
-from tinker_utils.service.model import Model
+from tinker_utils.service.model import Model, Submitted
 from tinker_utils.training.generations import Generations
 
 # Examples in one request of an evaluation: few requests, as each takes a round trip before the next can be sent; and
@@ -29,17 +28,8 @@ _WORDS: dict[Kind, str] = {
     "evaluation": "the evaluation after step",
     "save": "the checkpoint after step",
 }
-
-
-class Submitted(Protocol):
-    """A request that was submitted to a `Model`."""
-
-    @property
-    def futures(self) -> tuple[Future[Any], ...]:
-        """Return what has to be waited for before `result` answers at once."""
-
-    def result(self) -> Any:
-        """Return what the request came to."""
+# A step whose batch is skipped has its place in the queue, and nothing is waited for.
+_NOTHING: Submitted[None] = Submitted((), lambda: None)
 
 
 @dataclass(frozen=True)
@@ -48,17 +38,8 @@ class Work:
 
     kind: Kind
     step: int
-    request: Submitted | None = None  # None for a step whose batch is skipped: there is nothing to wait for
+    request: Submitted[Any]
     batches: Sequence[Batch] = ()
-
-    @property
-    def futures(self) -> tuple[Future[Any], ...]:
-        """Return what has to be waited for."""
-        return self.request.futures if self.request else ()
-
-    def result(self) -> Any:
-        """Return what the request came to: a `Model`'s words for its kind."""
-        return self.request.result() if self.request else None
 
     @property
     def tokens(self) -> int:
@@ -124,7 +105,7 @@ class RequestQueue:
     def cancel_all(self) -> None:
         """Cancel what is in flight, the last first, so that nothing is sent for which what came before is missing."""
         for work in reversed(self._works):
-            for future in work.futures:
+            for future in work.request.futures:
                 future.cancel()
 
     def _cost_with_next_step(self) -> float | None:
@@ -148,7 +129,7 @@ class RequestQueue:
 
     def _submit_step(self, step: int) -> None:
         if step in self._plan.batches.skipped:
-            self._works.append(Work("skipped step", step))
+            self._works.append(Work("skipped step", step, _NOTHING))
             return
         config, batch = self._plan.config, self._plan.batches.batch(step)
         self._spending.sent(step, batch.tokens)
