@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
-from types import TracebackType
-from typing import IO, NoReturn, Self, TypeVar
+from typing import IO, NoReturn, TypeVar
 
+from tinker_utils.basics.closing import Closing
 from tinker_utils.errors import ServiceError
 from tinker_utils.local.protocol.lora import lora_user_metadata
 from tinker_utils.local.store.store import holds_run
@@ -34,7 +34,7 @@ _CHECK_SECONDS = 0.5
 T = TypeVar("T")
 
 
-class LocalService:
+class LocalService(Closing):
     """A running embedded service; a context manager that ends it.
 
     The process also ends by itself when this one does, however that happens: it watches the pipe between them.
@@ -103,14 +103,6 @@ class LocalService:
     def log_tail(self) -> str:
         """Return the last lines that the service logged."""
         return "\n".join(self._log)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         # Without the key: a repr ends up in notebooks.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
+from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory, writing
@@ -22,7 +23,7 @@ OnRecord = Callable[[Record], object]
 _OF_EVENTS = ("best_step", "best_val_loss", "kind", "status", "path", "reason", "message")
 
 
-class RunLogger:
+class RunLogger(Closing):
     """Writes a run's records and status; use as a context manager.
 
     Args:
@@ -125,12 +126,6 @@ class RunLogger:
             self._metrics.close()
         with contextlib.suppress(OSError):
             self._log.close()
-
-    def __enter__(self) -> RunLogger:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def log_line(record: Record) -> str:

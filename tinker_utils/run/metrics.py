@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Literal, TextIO
 
 import msgspec
 import numpy as np
 
+from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import train_columns
@@ -99,7 +99,7 @@ def encode_record(record: Mapping[str, Any]) -> str:
     return json.dumps(clean, ensure_ascii=False, allow_nan=False)
 
 
-class MetricsWriter:
+class MetricsWriter(Closing):
     """Appends records to a metrics file and flushes each, so that a reader sees it at once."""
 
     def __init__(self, path: Path) -> None:
@@ -118,14 +118,6 @@ class MetricsWriter:
     def close(self) -> None:
         """Close the file; the writer can't be used afterwards."""
         self._file.close()
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class MetricsReader:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.run.directory import writing
 from tinker_utils.run.rollback import repair_last_line
 from tinker_utils.run.state import Spent
 
 
-class Spending:
+class Spending(Closing):
     """Tokens trained on and evaluated since the run began; a context manager that closes the file.
 
     Args:

@@ -17,9 +17,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.threads import in_background
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
@@ -40,7 +40,7 @@ _EXPORT_TTL_SECONDS = 3600
 _ASKING = "asking the service what it offers"
 
 
-class Service:
+class Service(Closing):
     """An open connection. Its calls wait for the answer; those that train go through a `Model`."""
 
     def __init__(
@@ -213,14 +213,6 @@ class Service:
             in_background(lambda: self._client.close("success").result(), "closing").result(timeout=5)
         if self._local is not None:
             self._local.close()
-
-    def __enter__(self) -> Service:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def connect(config: TrainingConfig, store: Path) -> Service:

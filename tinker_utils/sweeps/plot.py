@@ -9,18 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from tinker_utils.style.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from tinker_utils.run.figures import UNIT_WORDS
+from tinker_utils.style.axes import style_axes
+from tinker_utils.style.palette import INK, SERIES, WHITE
 from tinker_utils.sweeps.study import StudyRun
 
-# A marker for each colour, for readers in grey.
-_COLOURS = (BLACK, ORANGE, SKY, GREEN, PURPLE, VERMILION, BLUE)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = "os^DvPX"  # one for each colour, for readers in grey
 
 
 def study_figure(runs: Sequence[StudyRun]) -> Figure:
     """Draw validation loss by step: a line a variant, the mean over the seeds that got so far, bars of one stderr."""
-    drawing = Figure(figsize=(9, 4.5), layout="constrained")
+    drawing = Figure(figsize=(9.6, 4.5), facecolor=WHITE, layout="constrained")
     axes = drawing.add_subplot()
+    style_axes(axes)
     for i, variant in enumerate(dict.fromkeys(run.variant for run in runs)):
         steps, means, errors = _by_step([run for run in runs if run.variant == variant])
         axes.errorbar(
@@ -28,17 +29,15 @@ def study_figure(runs: Sequence[StudyRun]) -> Figure:
             means,
             errors,
             label=variant,
-            color=_COLOURS[i % len(_COLOURS)],
+            color=SERIES[i % len(SERIES)],
             marker=_MARKERS[i % len(_MARKERS)],
             markersize=4,
             linewidth=1.5,
             capsize=2,
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("validation loss, nats per completion token")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.set_ylabel(f"validation loss, {UNIT_WORDS['nats/token']}")
+    axes.legend(frameon=False, labelcolor=INK)
     return drawing
 
 

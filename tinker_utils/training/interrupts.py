@@ -5,48 +5,21 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 _Target = tuple[asyncio.AbstractEventLoop, "asyncio.Task[Any]"]
-
-
-class _Handler:
-    """The one handler of all runs that are armed: it comes with the first of them and goes with the last.
-
-    One for each run would save another's as what was in force, and bring that back when its run has long ended.
-    """
-
-    def __init__(self) -> None:
-        self._targets: set[_Target] = set()
-        self._before: Any = None
-
-    def add(self, target: _Target) -> None:
-        """Let each interrupt from now on cancel this task, too; on the main thread."""
-        self._targets.add(target)
-        if signal.getsignal(signal.SIGINT) != self._cancel:
-            self._before = signal.signal(signal.SIGINT, self._cancel)
-
-    def remove(self, target: _Target) -> None:
-        """Take the task out; with the last one, what was in force comes back, unless another handler has taken over."""
-        self._targets.discard(target)
-        if not self._targets and signal.getsignal(signal.SIGINT) == self._cancel:
-            # None stands for a handler that was not installed from Python, and cannot be from here.
-            signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)
-
-    def _cancel(self, *_: object) -> None:
-        for loop, task in self._targets:
-            loop.call_soon_threadsafe(task.cancel)
-
-
-_HANDLER = _Handler()
 
 
 class Interrupts:
     """Inside the block, `rearm` makes the next SIGINT cancel the current task again; what was in force comes back.
 
-    Several tasks may be armed at a time, as when runs train side by side: one SIGINT cancels them all.
+    Several tasks may be armed at a time, as when runs train side by side: one SIGINT cancels them all. The handler is
+    one for all of them, and comes with the first and goes with the last: one for each run would save another's as what
+    was in force, and bring that back when its run has long ended.
     """
+
+    _armed: ClassVar[set[_Target]] = set()
+    _before: ClassVar[Any] = None
 
     def __init__(self) -> None:
         self._target: _Target | None = None
@@ -57,14 +30,24 @@ class Interrupts:
         if self._target is not None or task is None or threading.current_thread() is not threading.main_thread():
             return
         self._target = (asyncio.get_running_loop(), task)
-        _HANDLER.add(self._target)
+        self._armed.add(self._target)
+        if signal.getsignal(signal.SIGINT) != _cancel:
+            Interrupts._before = signal.signal(signal.SIGINT, _cancel)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._target is not None:
-            _HANDLER.remove(self._target)
-            self._target = None
+    def __exit__(self, *exception: object) -> None:
+        if self._target is None:
+            return
+        self._armed.discard(self._target)
+        self._target = None
+        # Another handler may have taken over since; that one is left in force.
+        if not self._armed and signal.getsignal(signal.SIGINT) == _cancel:
+            # None stands for a handler that was not installed from Python, and cannot be from here.
+            signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)
+
+
+def _cancel(*_: object) -> None:
+    for loop, task in Interrupts._armed:
+        loop.call_soon_threadsafe(task.cancel)

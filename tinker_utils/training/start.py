@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tinker_utils.basics.redaction import one_sentence, without_home
@@ -161,7 +161,7 @@ async def _on_service(
     try:
         logger.activity("starting", f"connecting to {plan.config.service}")
         async with open_service(plan.config, logger.run.local_store, service) as connection:
-            with closing(Spending(logger.run.spending, logger.state.spent)) as spending:
+            with Spending(logger.run.spending, logger.state.spent) as spending:
                 return await Recovery(plan, logger, connection, spending).train(points, notices)
     except (asyncio.CancelledError, KeyboardInterrupt):
         logger.abandon("stopped", "aborted; it resumes from its latest checkpoint")

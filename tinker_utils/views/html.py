@@ -17,16 +17,20 @@ from tinker_utils.run.figures import UNIT_WORDS, LossUnit, dollars, short
 from tinker_utils.run.series import Record
 from tinker_utils.run.status import RunStatus
 from tinker_utils.style.curves import png
-from tinker_utils.style.palette import GRID, INK, PALE_INK, WHITE
+from tinker_utils.style.palette import BLUE, GRID, INK, ORANGE, PALE_INK, WHITE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = r"""<style>
+# Marks have the palette's colours; ink has the theme's, or the palette's on a page that sets none.
+_COLOURS = f"--tinker-mark: {BLUE}; --tinker-caution: {ORANGE}; --tinker-dark: {INK}; --tinker-grey: {PALE_INK};"
+STYLE = (
+    f"<style>.tinker-run {{ {_COLOURS} }}"
+    + r"""
 .tinker-run { color: var(--tinker-ink); font-family: var(--jp-ui-font-family, sans-serif); font-size: 13px;
   line-height: 1.4; max-width: 960px;
-  --tinker-ink: var(--jp-content-font-color1, var(--vscode-editor-foreground, #262626));
-  --tinker-pale-ink: var(--jp-content-font-color2, var(--vscode-descriptionForeground, #595959));
+  --tinker-ink: var(--jp-content-font-color1, var(--vscode-editor-foreground, var(--tinker-dark)));
+  --tinker-pale-ink: var(--jp-content-font-color2, var(--vscode-descriptionForeground, var(--tinker-grey)));
   --tinker-ground: var(--jp-layout-color0, var(--vscode-editor-background, #ffffff));
   --tinker-raised: var(--jp-layout-color2, var(--vscode-editorWidget-background, #eeeeee));
   --tinker-line: var(--jp-border-color2, var(--vscode-editorWidget-border, #e0e0e0));
@@ -34,7 +38,7 @@ STYLE = r"""<style>
 .tinker-run .head { display: flex; gap: 2px 10px; align-items: baseline; flex-wrap: wrap; margin: 2px 0 8px; }
 .tinker-run .name { font-weight: 600; font-size: 15px; }
 .tinker-run .bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--tinker-line); }
-.tinker-run .bar > div { height: 100%; background: #0072B2; }
+.tinker-run .bar > div { height: 100%; background: var(--tinker-mark); }
 .tinker-run .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 8px 12px;
   margin: 10px 0 4px; }
 .tinker-run .figures > div { border-left: 2px solid var(--tinker-line); padding-left: 8px; }
@@ -42,7 +46,7 @@ STYLE = r"""<style>
 .tinker-run .figures b { font-weight: 400; font-size: 16px; font-variant-numeric: tabular-nums; }
 .tinker-run small { color: var(--tinker-pale-ink); font-size: 11px; line-height: 1.25; display: block; }
 .tinker-run small i { font-style: normal; white-space: nowrap; opacity: 0.75; }
-.tinker-run .warning { border-left: 3px solid #E69F00; padding-left: 8px; margin: 6px 0; }
+.tinker-run .warning { border-left: 3px solid var(--tinker-caution); padding-left: 8px; margin: 6px 0; }
 .tinker-run svg { display: block; width: 100%; height: auto; }
 .tinker-run svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .tinker-run summary { cursor: pointer; font-weight: 600; padding: 2px 0; }
@@ -58,6 +62,7 @@ STYLE = r"""<style>
 /* The still picture, displayed below, is for those who open the notebook without its kernel. */
 .jp-OutputArea-child:has(.tinker-run) ~ .jp-OutputArea-child:has(.jp-needs-light-background) { display: none; }
 </style>"""
+)
 # Displayed beside a widget. In a notebook that is opened without its kernel, JupyterLab puts an error message in the
 # place of each widget; a reader is told what to do instead.
 LOST_WIDGET = """<div class="tinker-lost"><style>
