@@ -13,7 +13,7 @@ from pathlib import Path
 from measure import say, table
 
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.metrics import MetricsWriter
+from tinker_utils.run.logger import MetricsWriter
 
 RECORDS = (100, 100_000)
 SECONDS, EVALUATE_EVERY = 120.0, 15.0

@@ -17,7 +17,7 @@ from support.small_runs import records
 from support.states import state_of
 
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.metrics import MetricsWriter
+from tinker_utils.run.logger import MetricsWriter
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tinker_utils.errors import MetricsError
-from tinker_utils.run.metrics import MetricsReader, MetricsWriter, ema, encode_record, read_metrics
+from tinker_utils.run.logger import MetricsWriter, encode_record
+from tinker_utils.run.metrics import MetricsReader, ema, read_metrics
 
 
 def train(step, loss=2.0, **fields):

@@ -11,7 +11,7 @@ from support.clock import Clock
 from support.states import state_of
 
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.metrics import MetricsWriter
+from tinker_utils.run.logger import MetricsWriter
 from tinker_utils.run.rollback import roll_back_metrics
 from tinker_utils.run.status import RunFollower
 

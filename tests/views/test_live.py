@@ -15,7 +15,7 @@ from support.states import state_of
 
 import tinker_utils
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.metrics import MetricsWriter
+from tinker_utils.run.logger import MetricsWriter
 from tinker_utils.style import curves
 from tinker_utils.views.live import Dashboard, dashboard
 

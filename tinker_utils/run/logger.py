@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from tinker_utils.basics.closing import Closing
@@ -12,7 +16,6 @@ from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory, writing
 from tinker_utils.run.figures import logged_names
-from tinker_utils.run.metrics import MetricsWriter, encode_record
 from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.series import Record
 from tinker_utils.run.state import Activity, RunState, Standing, Status
@@ -21,6 +24,36 @@ OnRecord = Callable[[Record], object]
 
 # What train.log shows of an event, after the figures that it shows of train and val records.
 _OF_EVENTS = ("best_step", "best_val_loss", "kind", "status", "path", "reason", "message")
+
+
+def encode_record(record: Mapping[str, Any]) -> str:
+    """Return one line of JSON without its newline; NaN and infinity become null, named in the field `nonfinite`."""
+    nonfinite = [key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    clean: Record = {key: None if key in nonfinite else value for key, value in record.items()}
+    if nonfinite:
+        clean["nonfinite"] = nonfinite
+    return json.dumps(clean, ensure_ascii=False, allow_nan=False)
+
+
+class MetricsWriter(Closing):
+    """Appends records to a metrics file and flushes each, so that a reader sees it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; raises OSError when the disk refuses it."""
+        self._file.write(encode_record(record) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until all of it is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; the writer can't be used afterwards."""
+        self._file.close()
 
 
 class RunLogger(Closing):

@@ -1,24 +1,22 @@
-"""metrics.jsonl: writes it a line at a time, reads it (old kinds too) as it grows, and smooths what was read."""
+"""metrics.jsonl, read: as a whole or as it grows, old kinds too; and what was read, smoothed."""
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 import numpy as np
 
-from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import train_columns
-from tinker_utils.run.series import FloatArray, MetricsLog, Record
+from tinker_utils.run.series import FloatArray, MetricsLog
 
 # A file is read in pieces of about this many bytes.
 _PIECE = 1 << 19
@@ -88,36 +86,6 @@ def _column(rows: Sequence[Any], name: str, absent: float) -> FloatArray:
     values = np.fromiter(map(operator.attrgetter(name), rows), np.float64, len(rows))
     values[np.isnan(values)] = absent  # None became NaN, which is no JSON
     return values
-
-
-def encode_record(record: Mapping[str, Any]) -> str:
-    """Return one line of JSON without its newline; NaN and infinity become null, named in the field `nonfinite`."""
-    nonfinite = [key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
-    clean: Record = {key: None if key in nonfinite else value for key, value in record.items()}
-    if nonfinite:
-        clean["nonfinite"] = nonfinite
-    return json.dumps(clean, ensure_ascii=False, allow_nan=False)
-
-
-class MetricsWriter(Closing):
-    """Appends records to a metrics file and flushes each, so that a reader sees it at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: TextIO = path.open("a", encoding="utf-8")
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; raises OSError when the disk refuses it."""
-        self._file.write(encode_record(record) + "\n")
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Wait until all of it is on the disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file; the writer can't be used afterwards."""
-        self._file.close()
 
 
 class MetricsReader:
