@@ -26,7 +26,7 @@ def test_the_notebooks_are_written_with_what_they_read_and_nothing_is_written_ov
     }
     assert {name.split("/")[1] for name in written if name.startswith("data/")} == {"sample", "examples"}
     assert main(["notebooks", str(tmp_path / "mine")]) == 2
-    assert "nothing is written over" in capsys.readouterr().err
+    assert "no file is overwritten" in capsys.readouterr().err
 
 
 def test_a_run_is_looked_at_trained_and_compared(data, tmp_path, capsys):

@@ -50,7 +50,7 @@ def _notebooks(options: argparse.Namespace) -> int:
     files = [file for name in _MATERIAL for file in (source / name).rglob("*") if file.suffix in _WRITTEN]
     names = [file.relative_to(source) for file in files if ".ipynb_checkpoints" not in file.parts]
     if there := [str(name) for name in names if (target / name).exists()]:
-        raise ConfigError(f"{target}: has {there[0]} already; nothing is written over: choose another directory.")
+        raise ConfigError(f"{target}: has {there[0]} already; no file is overwritten: choose another directory.")
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     notebooks.set_defaults(run=_notebooks)
 
     for name, run, words in (
-        ("train", _train, "begin a run, or go on with it"),
-        ("preflight", _preflight, "look at all that a run needs, and write nothing"),
+        ("train", _train, "start a run, or resume it"),
+        ("preflight", _preflight, "check everything that a run needs, and write nothing"),
     ):
         command = commands.add_parser(name, help=words)
         command.add_argument("--config", type=Path, default=Path("configs/training.yaml"), metavar="FILE")

@@ -103,8 +103,8 @@ def _report_unused(path: Path, log: MetricsLog) -> None:
         print(f"{path}: skipped lines: {log.skipped_lines:,}: {named}{more}.", file=sys.stderr)
     if log.other_unit_records:
         print(
-            f"{path}: {log.other_unit_records:,} records are not drawn, as their losses are not in {log.loss_unit} "
-            "like those of the picture.",
+            f"{path}: {log.other_unit_records:,} records are not drawn, because their losses are not in "
+            f"{log.loss_unit} like those in the picture.",
             file=sys.stderr,
         )
 

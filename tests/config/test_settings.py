@@ -97,8 +97,8 @@ def test_an_integer_with_a_leading_zero_is_decimal(load):
         ),
         ("cloud: {training: {checkpoint_ttl_seconds: 60}}", "checkpoint_ttl_seconds.*or null, received 60"),
         ("cloud: {training: {lr_schedule: step}}", "lr_schedule: expected constant or linear or cosine"),
-        ("cloud: {training: {epochs: 1, epochs: 2}}", "epochs stands there twice"),
-        ("cloud: {training.epochs: 1, training: {epochs: 2}}", "training.epochs: stands there twice"),
+        ("cloud: {training: {epochs: 1, epochs: 2}}", "epochs is given twice"),
+        ("cloud: {training.epochs: 1, training: {epochs: 2}}", "training.epochs: is given twice"),
         ("cloud: {training: {learning_rate: 1" + "0" * 400 + "}}", "training.learning_rate"),
         ("cloud: {training: {epochs: !!bool maybe}}", "not valid YAML"),
         ('cloud: {data: {dir: "a\\0b"}}', "data.dir"),
@@ -144,7 +144,7 @@ def test_overrides_win_by_full_key_by_unique_ending_and_as_text(load):
     assert load(text, overrides={"epochs": 2, "lora.rank": 8}).lora.rank == 8
     assert load(text, overrides="{training.seed: 7}").seed == 7
     assert load(text, overrides={"training": {"epochs": 4}}).epochs == 4
-    with pytest.raises(ConfigError, match="training.epochs: stands there twice"):
+    with pytest.raises(ConfigError, match="training.epochs: is given twice"):
         load(text, overrides={"training": {"epochs": 4}, "training.epochs": 5})
     with pytest.raises(ConfigError, match="training.epoch: there is no such setting"):
         load(text, overrides={"training.epoch": 1})

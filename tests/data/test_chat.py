@@ -60,7 +60,7 @@ def test_a_bad_line_names_file_and_line(read, line, message):
 
 
 def test_an_empty_and_a_missing_file_say_so(read, tmp_path):
-    with pytest.raises(DataError, match="holds no conversation"):
+    with pytest.raises(DataError, match="has no conversations"):
         read(" \n\n")
     with pytest.raises(DataError, match="cannot be read"):
         read_conversations(tmp_path / "absent.jsonl")

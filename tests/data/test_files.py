@@ -86,7 +86,7 @@ def test_a_missing_and_an_empty_file_say_so(tmp_path, path):
     with pytest.raises(DataError, match="cannot be read"):
         ChatIndex(tmp_path)
     path.write_bytes(b"\n\n")
-    with pytest.raises(DataError, match="holds no conversation"):
+    with pytest.raises(DataError, match="has no conversations"):
         ChatIndex(path)
 
 
@@ -95,7 +95,7 @@ def test_a_file_that_changes_is_refused(path):
     index = ChatIndex(path)
     with path.open("ab") as file:
         file.write(ANSWERED)
-    with pytest.raises(DataError, match=r"train.jsonl: was changed while it was in use"):
+    with pytest.raises(DataError, match=r"train.jsonl: was changed during the run"):
         index.conversations([0])
 
 

@@ -220,7 +220,7 @@ POINT = {"path": "tinker://x/weights/y", "progress": {}, "early_stopping": {}, "
 def test_a_state_that_no_run_wrote_is_refused_in_one_sentence_and_shown_as_damaged(tmp_path, state):
     run = RunDirectory(tmp_path)
     run.state.write_text(json.dumps(state))
-    with pytest.raises(RunDirectoryError, match=r"run\.json: .*start anew in another directory") as refused:
+    with pytest.raises(RunDirectoryError, match=r"run\.json: .*start a new run in another directory") as refused:
         run.read_state()
     assert len(str(refused.value)) <= 1000 and str(refused.value).isprintable()
     follower = RunFollower(run)

@@ -122,7 +122,7 @@ def test_watched_paused_resumed_stopped_and_reopened(lab, run):
     lab.page.keyboard.press("Tab")
     lab.page.keyboard.press("Enter")  # on Stop
     notebook.wait_for_sentence("Stop")
-    notebook.wait_for_sentence("Stopped: a stop was asked for.")
+    notebook.wait_for_sentence("Stopped: a stop was requested.")
     notebook.wait_until_free()
     (end,) = records(run, "end")
     assert end["step"] == trained(run)[-1] <= noticed(run, "stopping") + AHEAD_EMBEDDED
@@ -165,7 +165,7 @@ def test_heard_while_the_service_does_not_answer_and_interrupted_once_and_twice(
         notebook.wait_for_sentence("Waiting since")
         held_at = trained(run)[-1]
         notebook.press("Pause")
-        notebook.wait_for_sentence("Pause heard")
+        notebook.wait_for_sentence("Pause requested")
         notebook.press("Resume")
         notebook.wait_for_sentence("Waiting since")
         notebook.interrupt()
@@ -191,7 +191,7 @@ def test_heard_while_the_service_does_not_answer_and_interrupted_once_and_twice(
     notebook.run_all()
     until(lambda: trained(run)[-1] > aborted_at, "training to go on")
     notebook.press("Stop")
-    notebook.wait_for_sentence("Stopped: a stop was asked for.")
+    notebook.wait_for_sentence("Stopped: a stop was requested.")
     notebook.wait_until_free()
     assert trained(run) == list(range(1, records(run, "end")[-1]["step"] + 1))
     assert_the_best_is_kept(run)
@@ -226,7 +226,7 @@ def test_attached_from_another_kernel_to_a_run_of_papermill(lab, run, local_serv
             notebook.wait_for_sentence("Training")
             notebook.wait_for_change(notebook.svg())
             notebook.press("Stop")
-            notebook.wait_for_sentence("Stopped: a stop was asked for.")
+            notebook.wait_for_sentence("Stopped: a stop was requested.")
             assert training.wait() == 0
         finally:
             training.kill()

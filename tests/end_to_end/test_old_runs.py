@@ -75,7 +75,7 @@ def test_it_is_known_beforehand_whether_a_run_goes_on(old, name):
     _, goes_on, _ = LEFT[name]
     report = preflight(settings(old, name), old / name)
     report.raise_for_failures()
-    found = "The run in it goes on after step 6." if goes_on else "The run in it has ended; nothing is left to do."
+    found = "The run in it resumes after step 6." if goes_on else "The run in it has ended; nothing is left to do."
     assert found in str(report)
 
 

@@ -98,7 +98,7 @@ def test_what_was_cut_when_it_was_counted():
         ({}, {"valid": None}, "There is no valid.jsonl"),
         ({"eval_interval_steps": 0, "eval_at_epoch_end": False}, {}, "No evaluation is due"),
         ({"early_stopping_patience": 0}, {}, "Early stopping is off"),
-        ({"service": "https://example.org", "budget_usd": 1.0}, {}, "training.budget_usd cannot be kept"),
+        ({"service": "https://example.org", "budget_usd": 1.0}, {}, "training.budget_usd cannot be applied"),
         ({"service": "tinker", "budget_usd": 0.0001}, {}, "All epochs would cost $0.00; the run stops"),
     ],
 )

@@ -51,7 +51,7 @@ def test_the_directory_is_private(run):
 
 def test_a_file_in_the_way_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunDirectoryError, match="cannot be made a run directory"):
+    with pytest.raises(RunDirectoryError, match="cannot be created as a run directory"):
         RunDirectory(tmp_path / "file").create()
 
 
@@ -173,7 +173,7 @@ def test_a_directory_that_was_moved_away_is_not_written_to_at_its_old_place(run)
     with run.lock():
         run.write_state(RunState())
         run.path.rename(elsewhere)
-        with pytest.raises(RunDirectoryError, match="moved or removed while the run was at work"):
+        with pytest.raises(RunDirectoryError, match="moved or removed during the run"):
             run.write_state(RunState())
         run.create()
         with RunDirectory(run.path).lock(), pytest.raises(RunDirectoryError, match="moved or removed"):

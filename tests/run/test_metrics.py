@@ -164,7 +164,7 @@ class TestReading:
     @pytest.mark.parametrize("content", ["", "\n\n", "nonsense\n", '{"type": "notice"}\n'])
     def test_a_file_without_a_record_is_an_error(self, path, content):
         path.write_text(content)
-        with pytest.raises(MetricsError, match="holds no train and no val record"):
+        with pytest.raises(MetricsError, match="has no train or val records"):
             read_metrics(path)
 
     def test_a_missing_file_and_a_directory_are_errors(self, path, tmp_path):

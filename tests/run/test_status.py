@@ -84,7 +84,7 @@ class TestSentence:
             ("training", "training", "Training."),
             ("evaluating", "evaluating after step 250", "Evaluating after step 250."),
             ("waiting", "waiting since 14:02:03 for the service", "Waiting since 14:02:03 for the service."),
-            ("stopping", "a stop was asked for", "Stopping: a stop was asked for."),
+            ("stopping", "a stop was requested", "Stopping: a stop was requested."),
         ],
     )
     def test_of_what_it_does(self, run, doing, detail, sentence):
@@ -110,9 +110,9 @@ class TestSentence:
     def test_a_request_is_heard_before_the_run_answers(self, run):
         write_state(run)
         run.request_pause()
-        assert status_of(run).sentence.startswith("Pause heard")
+        assert status_of(run).sentence.startswith("Pause requested")
         run.request_stop()
-        assert status_of(run).sentence.startswith("Stop heard")
+        assert status_of(run).sentence.startswith("Stop requested")
         assert status_of(run).stop_asked
 
     def test_while_it_pauses_and_when_it_goes_on(self, run):
@@ -120,7 +120,7 @@ class TestSentence:
         run.request_pause()
         assert status_of(run).sentence == f"Paused since {time.strftime('%H:%M:%S', time.localtime(1_700_000_000))}."
         run.request_resume()
-        assert status_of(run).sentence == "Resume heard."
+        assert status_of(run).sentence == "Resume requested."
 
     def test_silence_is_said(self, run):
         write_state(run)
@@ -195,7 +195,7 @@ class TestSentence:
     def test_metrics_without_a_state_are_of_a_run_that_has_ended(self, run):
         write_metrics(run, train(1, 0.0))
         assert status_of(run).ended
-        assert "without a run.json" in status_of(run).sentence
+        assert "no run.json" in status_of(run).sentence
 
     def test_a_damaged_state_is_said_and_not_raised(self, run):
         run.state.write_text("{")

@@ -63,8 +63,8 @@ def test_runs_differ_in_colour_line_and_marker():
 def test_a_run_without_the_axis_is_named_below():
     drawing = overlay([run("with"), run("without", tokens=False)], "tokens")
     assert labels(drawing.axes[0]) == ["with"]
-    assert any("do not tell tokens: without" in text.get_text() for text in drawing.texts)
-    assert "Not drawn, as their logs do not tell tokens: without." in describe_overlay(
+    assert any("do not give tokens: without" in text.get_text() for text in drawing.texts)
+    assert "Not drawn, because their logs do not give tokens: without." in describe_overlay(
         [run("with"), run("without", tokens=False)], "tokens"
     )
 

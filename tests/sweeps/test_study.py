@@ -203,5 +203,5 @@ async def test_a_run_that_fails_ends_the_study(config, local_service, tmp_path):
 
 
 async def test_less_than_one_run_at_once_is_refused(config, tmp_path):
-    with pytest.raises(TinkerUtilsError, match="at_once: 0 runs"):
+    with pytest.raises(TinkerUtilsError, match="at_once: expected at least 1, received 0"):
         await run_study({"was": config}, [3], tmp_path / "runs", at_once=0)

@@ -94,7 +94,7 @@ def test_of_a_large_file_it_says_how_far_it_was_looked_through(quiet, run, monke
     monkeypatch.setattr("tinker_utils.training.checks._LOOKED_THROUGH", 500)
     ((status, sentence),) = found(preflight(quiet, run.path, preparation=plan), "duplicates")
     assert status == "ok"
-    assert re.fullmatch(r"None within the first [1-9] conversations in train.jsonl, nor between .*", sentence)
+    assert re.fullmatch(r"No duplicates within the first [1-9] conversations in train.jsonl, nor between .*", sentence)
 
 
 def test_what_is_cut_and_skipped_is_counted(quiet, run):
@@ -186,7 +186,7 @@ def test_it_says_what_becomes_of_the_run_that_is_there(whole, config):
         ("ok", "The run in it has ended; nothing is left to do.")
     ]
     more = dataclasses.replace(config, epochs=3)
-    assert found(preflight(more, whole.run.path), "directory") == [("ok", "The run in it goes on after step 12.")]
+    assert found(preflight(more, whole.run.path), "directory") == [("ok", "The run in it resumes after step 12.")]
     with pytest.raises(ResumeError, match="training.seed: 0 → 1"):
         preflight(dataclasses.replace(config, seed=1), whole.run.path).raise_for_failures()
 

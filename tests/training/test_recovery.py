@@ -284,7 +284,7 @@ async def test_an_evaluation_that_gives_no_number_stops_the_run_at_sound_weights
     faulty.faults = [Fault("retrieve_future", rewritten(no_number), on=about(":11"))]
     result = await fit(through(faulty, config), run.path)
     assert result.status == "failed"
-    assert "the evaluation after step 4 gives no number" in result.reason
+    assert "the loss of the evaluation after step 4 is not a number" in result.reason
     assert run.read_state().resume_points[-1].progress.step == 2, "not the weights that were spoiled"
     assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[:2]
     await fit(through(faulty, config), run.path)

@@ -100,7 +100,7 @@ def test_changes_are_taken_up_or_refused(small_plan, run):
     assert changes_to_take_up(run, state, small_plan) == []
     (change,) = changes_to_take_up(run, state, plan_with(small_plan, epochs=9))
     assert str(change) == "training.epochs: 2 → 9"
-    with pytest.raises(ResumeError, match=r"lora\.rank: 4 → 8; training\.seed: 0 → 1\. Take the changes back"):
+    with pytest.raises(ResumeError, match=r"lora\.rank: 4 → 8; training\.seed: 0 → 1\. Undo the changes"):
         lora = dataclasses.replace(small_plan.config.lora, rank=8)
         changes_to_take_up(run, state, plan_with(small_plan, lora=lora, seed=1, epochs=9))
     other = msgspec.structs.replace(state, data_digest="0" * 64)

@@ -47,7 +47,7 @@ async def test_what_is_taken_up_is_said(impatient, service, run):
     await fit(changed, run.path, service=service)
     (notice,) = (record["message"] for record in records(run, "notice") if record["kind"] == "changed")
     assert notice == (
-        "the run goes on with training.epochs: 1 → 2, training.log_interval_steps: 3 → 1, "
+        "the run resumes with training.epochs: 1 → 2, training.log_interval_steps: 3 → 1, "
         "training.early_stopping_patience: 2 → 0"
     )
     assert [record["step"] for record in records(run, "train")] == [3, 6, 7, 8, 9, 10, 11, 12]

@@ -111,7 +111,7 @@ class TestWithoutALoop:
     def test_an_error_in_the_view_is_said_in_it_and_a_control_tries_again(self, run, monkeypatch):
         monkeypatch.setattr(curves, "figure", lambda *_, **__: 1 / 0)
         view = dashboard(run)
-        assert "The view met an error, the run is not affected: ZeroDivisionError" in status(view)
+        assert "The view has an error; the run is not affected: ZeroDivisionError" in status(view)
         assert not controls(view)[1].disabled
         controls(view)[4].value = "log"
         assert "ZeroDivisionError" in status(view)
@@ -143,14 +143,14 @@ class TestWithoutALoop:
         pause, stop = controls(view)[:2]
         pause.click()
         assert run.pause_requested()
-        assert "Pause heard" in status(view)
+        assert "Pause requested" in status(view)
         assert pause.description == "Resume"
         pause.click()
         assert not run.pause_requested()
         assert pause.description == "Pause"
         stop.click()
         assert run.stop_requested()
-        assert "Stop heard" in status(view)
+        assert "Stop requested" in status(view)
         assert pause.disabled
         assert stop.disabled
 
@@ -291,7 +291,7 @@ class TestFollowing:
         view = dashboard(run)
         thread = threading.Thread(target=controls(view)[1].click)
         thread.start()
-        await until(view.children[1], lambda html: "Stop heard" in html)
+        await until(view.children[1], lambda html: "Stop requested" in html)
         thread.join()
         assert run.stop_requested()
         view.close()

@@ -60,9 +60,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise MetricsError(f"{path}: cannot be read ({error.strerror}); give a file that can.") from error
+        raise MetricsError(f"{path}: cannot be read ({error.strerror}); give a readable file.") from error
     except UnicodeDecodeError as error:
-        raise MetricsError(f"{path}: is not UTF-8 text (byte {error.start + 1}); give a file that is.") from error
+        raise MetricsError(f"{path}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
     except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
         raise MetricsError(f"{path}: there is no such file; give a file that can be read.") from error
 

@@ -57,7 +57,7 @@ def read_log(path: Path, name: str) -> Run:
     """
     run = _reader_of(path)(path, name)
     if not len(run.train) and not len(run.valid):
-        raise MetricsError(f"{path}: holds no loss at any step; {_ADVICE}.")
+        raise MetricsError(f"{path}: has no loss at any step; {_ADVICE}.")
     return run
 
 
@@ -73,7 +73,7 @@ def _reader_of(path: Path) -> Callable[[Path, str], Run]:
     content = decoded(text)
     if isinstance(content, dict) and "log_history" in content:
         return read_trainer
-    raise MetricsError(f"{path}: holds no record that tinker_utils, tinker-cookbook or a Trainer writes; {_ADVICE}.")
+    raise MetricsError(f"{path}: has no record that tinker_utils, tinker-cookbook or a Trainer writes; {_ADVICE}.")
 
 
 def _read_own(path: Path, name: str) -> Run:

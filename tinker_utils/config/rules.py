@@ -141,7 +141,7 @@ def _modules(value: object) -> tuple[str, ...] | None:
     for name in value:
         if name not in TARGET_MODULES:
             raise ConfigError(
-                f"lora.target_modules: {quoted(name)} is no module this project knows"
+                f"lora.target_modules: {quoted(name)} is not a module that this project knows"
                 f"{did_you_mean(name, TARGET_MODULES)}."
             )
     return tuple(dict.fromkeys(value))

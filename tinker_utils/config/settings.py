@@ -73,11 +73,12 @@ class TrainingConfig(Checked):
     model: str = setting("Qwen/Qwen3-8B", "model", "text", "give a base model's name, or `tiny` with service: local.")
     lora: LoraConfig = field(default_factory=LoraConfig)
     epochs: int = setting(
-        2, "training.epochs", "integer", "it counts passes over the data; the third mostly overfits.",
+        2, "training.epochs", "integer", "it counts passes over the data; a third one mostly overfits.",
         low=1, high=1000, group="Training", resumable=True,
     )  # fmt: skip
     batch_size: int = setting(
-        4, "training.batch_size", "integer", "it counts the examples of a step; more make the loss less noisy.",
+        4, "training.batch_size", "integer",
+        "it counts the examples of a step; a larger batch makes the loss less noisy.",
         low=1, high=65536, group="Training",
     )  # fmt: skip
     learning_rate: float = setting(
@@ -86,7 +87,7 @@ class TrainingConfig(Checked):
         low=0, high=1, open_low=True, group="Training",
     )  # fmt: skip
     lr_schedule: str = setting(
-        "linear", "training.lr_schedule", "text", "it is what follows the warm-up.",
+        "linear", "training.lr_schedule", "text", "it shapes the learning rate after the warm-up.",
         choices=("constant", "linear", "cosine"), group="Training",
     )  # fmt: skip
     warmup_ratio: float = setting(
@@ -130,7 +131,7 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     checkpoint_ttl_seconds: int | None = setting(
         None, "training.checkpoint_ttl_seconds", "integer",
-        "it is the time until a periodic checkpoint expires that is neither the best nor the latest; null keeps them.",
+        "it is the time after which a periodic checkpoint expires, unless it is the best or the latest; null keeps it.",
         low=3600, high=315_360_000, optional=True, resumable=True,
     )  # fmt: skip
     resume_from_checkpoint: bool = setting(
@@ -150,7 +151,7 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     early_stopping_significance: float | None = setting(
         None, "training.early_stopping_significance", "number",
-        "an improvement must exceed that many standard errors of the paired difference, too; null asks for none.",
+        "an improvement must also exceed this many standard errors of the paired difference; null asks for none.",
         low=0, high=10, optional=True, group="Evaluation", resumable=True,
     )  # fmt: skip
     samples_at_evaluation: int = setting(
@@ -159,7 +160,8 @@ class TrainingConfig(Checked):
         low=0, high=64, resumable=True,
     )  # fmt: skip
     budget_usd: float | None = setting(
-        None, "training.budget_usd", "number", "the run stops before it has spent more dollars; null sets no limit.",
+        None, "training.budget_usd", "number",
+        "the run stops before it costs more dollars than this; null sets no limit.",
         low=0, open_low=True, optional=True, group="Money", resumable=True,
     )  # fmt: skip
     steps_in_flight: int | None = setting(
@@ -169,7 +171,7 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     on_nonfinite: str = setting(
         "stop", "training.on_nonfinite", "text",
-        "it is what follows a loss or gradient that is NaN or infinite; skip goes back to the latest checkpoint and "
+        "it says what to do after a NaN or infinite loss or gradient; skip goes back to the latest checkpoint and "
         "skips the batch.",
         choices=("stop", "skip"), resumable=True,
     )  # fmt: skip
@@ -353,7 +355,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise ConfigError(f"{key}: stands there twice; keep one of the two.")
+            raise ConfigError(f"{key}: is given twice; keep one of the two.")
         values[key] = value
     return values
 

@@ -31,7 +31,7 @@ class StrictLoader(yaml.SafeLoader):
             if not isinstance(key, str | int | float | bool | None):
                 raise ConfigError(f"line {line}: a key must be plain text, received {quoted(key)}; write `key: value`.")
             if key in mapping:
-                raise ConfigError(f"line {line}: {key} stands there twice; keep one of the two.")
+                raise ConfigError(f"line {line}: {key} is given twice; keep one of the two.")
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
@@ -50,7 +50,7 @@ class StrictLoader(yaml.SafeLoader):
         """Return the document's root, unless its aliases make it too large or lead back to themselves."""
         root: yaml.Node | None = super().get_single_node()
         if root is not None and _values(root, {}) > _MAX_VALUES:
-            raise ConfigError(f"it has more than {_MAX_VALUES:,} values, aliases counted; write less.")
+            raise ConfigError(f"it has more than {_MAX_VALUES:,} values, aliases included; shorten it.")
         return root
 
 

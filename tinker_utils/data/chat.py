@@ -42,7 +42,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     """
     conversations = list(iterate_conversations(path))
     if not conversations:
-        raise DataError(f'{path}: holds no conversation; write one {{"messages": […]}} a line.')
+        raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
     return conversations
 
 
@@ -79,7 +79,7 @@ def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
     except ValueError as error:
-        raise DataError(f"{source}: is not JSON ({json_problem(error)}); write one JSON object a line.") from error
+        raise DataError(f"{source}: is not JSON ({json_problem(error)}); write one JSON object per line.") from error
     messages = line.get("messages") if isinstance(line, dict) else None
     if not isinstance(messages, list) or not messages:
         received = f"the keys {quoted(sorted(line))}" if isinstance(line, dict) else type(line).__name__
@@ -91,7 +91,7 @@ def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:
         if problem:
             raise DataError(f"{source}: message {position} {problem}; correct the line.")
     if (b"\\ud" in raw or b"\\uD" in raw) and _has_half_pair(messages):
-        raise DataError(f"{source}: holds half of a surrogate pair, which is no character; correct the line.")
+        raise DataError(f"{source}: holds half of a surrogate pair, which is not a character; correct the line.")
     return Conversation(tuple(messages), source)
 
 

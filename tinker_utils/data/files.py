@@ -90,7 +90,7 @@ class ChatIndex:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
         if not offsets and not self.unanswered:
-            raise DataError(f'{path}: holds no conversation; write one {{"messages": […]}} a line.')
+            raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
         self.sizes: NDArray[np.uint32] = np.frombuffer(sizes, np.uint32)
         self._offsets: NDArray[np.int64] = np.frombuffer(offsets, np.int64)
         self._numbers: NDArray[np.uint32] = np.frombuffer(numbers, np.uint32)
@@ -106,7 +106,7 @@ class ChatIndex:
             DataError: the file has been changed.
         """
         if self._stat() != self._version:
-            raise DataError(f"{self.path}: was changed while it was in use; start again with the data as they are now.")
+            raise DataError(f"{self.path}: was changed during the run; start again with the new data.")
         places = np.asarray(rows, np.int64)
         sizes, offsets, numbers = (known[places].tolist() for known in (self.sizes, self._offsets, self._numbers))
         path = str(self.path)  # once: it takes as long as to decode a line

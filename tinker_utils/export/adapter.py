@@ -34,7 +34,7 @@ def export_adapter(
     state = files.read_state()
     checkpoint = state.best_checkpoint if state else None
     if not checkpoint:
-        raise RunDirectoryError(f"{files.path}: holds no run with a checkpoint to export; train there first.")
+        raise RunDirectoryError(f"{files.path}: has no checkpoint to export; train there first.")
     if service is not None:
         _download(service, checkpoint, target)
     else:

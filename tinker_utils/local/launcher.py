@@ -81,7 +81,7 @@ class LocalService(Closing):
             last = self._log[-1] if self._log else "nothing"
             raise ServiceError(
                 f"the embedded service ended with status {self.process.returncode} (it last said: {last}); "
-                "start the run again, and it goes on from its latest checkpoint."
+                "start the run again, and it resumes from its latest checkpoint."
             )
 
     def wait_for(self, opened: Future[T]) -> T:

@@ -45,7 +45,7 @@ def about_money(config: TrainingConfig, cost_usd: float | None) -> Iterator[str]
     """Yield whether the budget, if any, will be kept; `cost_usd` is that of all epochs, None without a price."""
     budget = config.budget_usd
     if budget is not None and cost_usd is None:
-        yield "training.budget_usd cannot be kept: no price of this model on this service is known."
+        yield "training.budget_usd cannot be applied: the price of this model on this service is not known."
     elif budget is not None and cost_usd is not None and cost_usd > budget:
         yield f"All epochs would cost ${cost_usd:.2f}; the run stops before it passes ${budget:.2f}."
 

@@ -67,7 +67,8 @@ class RunDirectory:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(
-                f"{self.path}: cannot be made a run directory ({error.strerror}); choose another output directory."
+                f"{self.path}: cannot be created as a run directory ({error.strerror}); choose another "
+                "output directory."
             ) from error
 
     @contextlib.contextmanager
@@ -107,8 +108,9 @@ class RunDirectory:
                 if error.errno not in lock.NO_LOCKS:
                     raise
                 raise RunDirectoryError(
-                    f"{self.path}: its file system has no locks ({error.strerror}), without which two processes could "
-                    "train here at once; choose an output directory on another disk, or mount this one with locks."
+                    f"{self.path}: its file system has no locks ({error.strerror}), so two processes could "
+                    "train here at the same time; choose an output directory on another disk, or mount this one with "
+                    "locks."
                 ) from error
 
     @contextlib.contextmanager
@@ -156,8 +158,8 @@ class RunDirectory:
             same = False
         if not same:
             raise RunDirectoryError(
-                f"{self.path}: was moved or removed while the run was at work; put it back and start the run again, "
-                "and it goes on from its latest checkpoint."
+                f"{self.path}: was moved or removed during the run; put it back and start the run again: "
+                "it resumes from its latest checkpoint."
             )
 
     def _clear_temporaries(self) -> None:
@@ -177,7 +179,7 @@ class RunDirectory:
             return None
         except OSError as error:
             raise RunDirectoryError(
-                f"{self.state}: cannot be read ({error.strerror}); restore it, or start anew in another directory."
+                f"{self.state}: cannot be read ({error.strerror}); restore it, or start a new run in another directory."
             ) from error
         return decode_state(content, self.state)
 
@@ -253,7 +255,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunDirectoryError(
             f"{path}: cannot be written ({error.strerror or error}); repair the disk or make room on it, "
-            "and start the run again: it goes on from its latest checkpoint."
+            "and start the run again: it resumes from its latest checkpoint."
         ) from error
 
 

@@ -98,7 +98,7 @@ class RunLogger(Closing):
             self._on_record = None
             self.record(
                 "notice", record["step"], kind="warning",
-                message=one_sentence(f"on_record raised {type(error).__name__} ({error}) and is not called any more."),
+                message=one_sentence(f"on_record raised {type(error).__name__} ({error}) and is no longer called."),
             )  # fmt: skip
 
     def roll_back(self, checkpoint: str | None, step: int) -> bool:

@@ -183,7 +183,7 @@ def read_metrics(path: Path | str, columns: Collection[str] | None = None) -> Me
     """Read a whole metrics file; `columns` are the train columns that are wanted.
 
     Raises:
-        MetricsError: the file is missing, cannot be read, or holds no train and no val record.
+        MetricsError: the file is missing, cannot be read, or has no train or val records.
     """
     reader = MetricsReader(Path(path), columns)
     try:
@@ -197,7 +197,7 @@ def read_metrics(path: Path | str, columns: Collection[str] | None = None) -> Me
     if not len(log.train) and not log.val:
         first = log.skipped[0] if log.skipped else None
         why = f"line {first.line} {first.reason}" if first else "it is empty"
-        raise MetricsError(f"{path}: holds no train and no val record ({why}); give the metrics.jsonl of a run.")
+        raise MetricsError(f"{path}: has no train or val records ({why}); give the metrics.jsonl of a run.")
     return log
 
 

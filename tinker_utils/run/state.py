@@ -20,7 +20,7 @@ FORMAT = 2
 Status = Literal["completed", "early_stopped", "stopped", "failed"]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Number = Annotated[float, msgspec.Meta(gt=-1e300, lt=1e300)]  # neither NaN nor infinite
-_ADVICE = "restore it, or start anew in another directory."
+_ADVICE = "restore it, or start a new run in another directory."
 
 
 class Activity(msgspec.Struct):
@@ -179,7 +179,7 @@ def decode_state(content: bytes, path: Path) -> RunState:
         if isinstance(raw, dict) and raw.get("format") not in (1, FORMAT):
             raise RunDirectoryError(
                 f"{path}: has the format {quoted(raw.get('format'))}, and this version reads 1 and {FORMAT}; "
-                "start anew in another directory."
+                "start a new run in another directory."
             )
         return msgspec.convert(_upgraded(raw), RunState)
     except (ValueError, msgspec.ValidationError) as error:

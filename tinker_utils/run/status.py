@@ -27,7 +27,7 @@ ENDINGS = {
     "stopped": "Stopped",
     "failed": "Failed",
 }
-_ONLY_METRICS = "Metrics without a run.json: nothing is known of the run itself."
+_ONLY_METRICS = "There are metrics but no run.json, so the state of the run is not known."
 _GONE = "The process that trained here is gone: run it again, and it resumes from its latest checkpoint."
 _NOT_BEGUN = "Waiting for the run to begin."
 # Records over which the speed is taken that tells the time left.
@@ -202,9 +202,9 @@ class RunFollower:
         if doing == "stopping":
             return _sentence("Stopping", activity.detail)
         if self.run.stop_requested():
-            return "Stop heard: finishing the steps in flight, then saving."
+            return "Stop requested: finishing the steps in flight, then saving."
         if self.run.pause_requested() != (doing == "paused"):
-            return "Resume heard." if doing == "paused" else "Pause heard: finishing the steps in flight."
+            return "Resume requested." if doing == "paused" else "Pause requested: finishing the steps in flight."
         if doing not in ("paused", "waiting") and self._clock() - self._heard > _SILENCE:
             written = max(modified for _, _, modified in self._seen.values()) / 1e9
             return f"No news since {_clock(written)}: if the process has died, run it again to resume."

@@ -201,7 +201,7 @@ class Service(Closing):
         if not {"adapter_config.json", "adapter_model.safetensors"} <= names:
             raise ServiceError(
                 f"exporting {checkpoint}: the service gave {', '.join(sorted(names)) or 'no file'}, "
-                f"and not a PEFT adapter; look at what lies in {directory}."
+                f"and not a PEFT adapter; look at the files in {directory}."
             )
         return files
 

@@ -26,7 +26,7 @@ def service_errors(doing: str) -> Iterator[None]:
 
 def service_error(doing: str, error: BaseException) -> ServiceError:
     """Return a `ServiceError` for what the SDK raised: one sentence."""
-    advice = "look at the service's status and try again; a run resumes where it was"
+    advice = "look at the service's status and try again; a run resumes from its latest checkpoint"
     if "api_key" in str(error).lower() or type(error).__name__ in ("AuthenticationError", "PermissionDeniedError"):
         advice = "set TINKER_API_KEY to a valid key, or use service: local, which needs none"
     said = first_line(_SDK_DETAIL.sub("", str(error)))

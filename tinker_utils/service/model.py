@@ -172,13 +172,13 @@ def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
     except (ValueError, TypeError, AttributeError) as error:
         raise ResultLostError(
             f"reading a loss: the service's answer cannot be read ({error}); look at the service's status and try "
-            "again; a run resumes where it was."
+            "again; a run resumes from its latest checkpoint."
         ) from error
     if totals is not None:
         return BatchLoss(totals, float(np.sum(totals)), reported)
     if reported is None:
         raise ServiceError(
-            "reading a loss: the service returned neither logprobs nor loss:sum, so there is nothing to train by; "
+            "reading a loss: the service returned neither logprobs nor loss:sum, so there is no loss to train on; "
             "use a server that returns one of them."
         )
     return BatchLoss(None, reported, reported)

@@ -132,7 +132,10 @@ def _legend(axes: Axes, names: Iterable[str]) -> None:
 
 
 def _notes(drawing: Figure, runs: Sequence[Run], by: Axis, height: float) -> None:
-    notes = [f"thick with a star at the best: validation; thin: train, smoothed {SMOOTHING:g}", _not_drawn(runs, by)]
+    notes = [
+        f"thick line: validation, with a star at its best; thin line: train, smoothed {SMOOTHING:g}",
+        _not_drawn(runs, by),
+    ]
     for line, note in enumerate(filter(None, notes)):
         y = (0.22 - 0.16 * line) / height
         drawing.text(0.075, y, note, color=PALE_INK, fontsize=8.5, parse_math=False)
@@ -140,7 +143,7 @@ def _notes(drawing: Figure, runs: Sequence[Run], by: Axis, height: float) -> Non
 
 def _not_drawn(runs: Sequence[Run], by: Axis) -> str:
     missing = [_short(run.name) for run in runs if not _can_be_drawn(run, by)]
-    return f"Not drawn, as their logs do not tell {by}: {', '.join(missing)}." if missing else ""
+    return f"Not drawn, because their logs do not give {by}: {', '.join(missing)}." if missing else ""
 
 
 def _in_words(run: Run) -> str:

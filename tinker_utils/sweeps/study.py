@@ -121,7 +121,9 @@ async def run_study(
         TinkerUtilsError: a run was stopped or failed. Those beside it are stopped, too, and everything is saved.
     """
     if at_once < 1:
-        raise TinkerUtilsError(f"at_once: {at_once} runs at a time train nothing; give at least 1.")
+        raise TinkerUtilsError(
+            f"at_once: expected at least 1, received {at_once}; give how many runs train side by side."
+        )
     directory = Path(output_dir)
     planned = [(seed, name) for seed in seeds for name in variants]
     done: dict[_Planned, StudyRun] = {}
@@ -186,9 +188,9 @@ async def _trained(
     config = dataclasses.replace(variants[name], seed=seed)
     result = await fit(config, run.path, service=service)
     if result.status == "stopped":
-        raise TinkerUtilsError(f"{run.path}: was stopped ({result.reason}); run the study again, and it goes on there.")
+        raise TinkerUtilsError(f"{run.path}: was stopped ({result.reason}); run the study again to resume it.")
     if result.status == "failed":
-        raise TinkerUtilsError(f"{run.path}: failed, so that the study has no result for it: {result.reason}")
+        raise TinkerUtilsError(f"{run.path}: failed, so the study has no result for it: {result.reason}")
     return StudyRun(name, seed, config.early_stopping_patience > 0, evaluations_of(read_metrics(run.metrics)))
 
 

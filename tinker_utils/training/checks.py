@@ -155,7 +155,7 @@ def check_start(
 def _of_plan(plan: Plan) -> Iterator[Check]:
     held_out = f", {len(plan.valid.examples):,} for validation" if plan.valid else ""
     yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
-    yield Check("tokenizer", "ok", "It loads, and the chat template tells prompts from answers.")
+    yield Check("tokenizer", "ok", "It loads, and its chat template separates prompts from answers.")
     steps, epochs = plan.total_steps, plan.config.epochs
     yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {plan.evaluations:,} evaluations.")
 
@@ -166,12 +166,12 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
         if state is None:
             yield Check("directory", "ok", "A new run begins in it.")
         elif not plan.config.resume_from_checkpoint:
-            yield Check("directory", "warn", "A new run begins in it; the one that is there is moved aside.")
+            yield Check("directory", "warn", "A new run begins in it; the earlier one is moved to previous/.")
         else:
             changes_to_take_up(run, state, plan)
             point = resume_points(state)[0]
             ended = has_ended(state, point, plan)
-            goes_on = f"The run in it goes on after step {point.progress.step:,}."
+            goes_on = f"The run in it resumes after step {point.progress.step:,}."
             yield Check("directory", "ok", "The run in it has ended; nothing is left to do." if ended else goes_on)
     except (ResumeError, RunDirectoryError) as error:
         yield Check.failed("directory", error)
@@ -195,7 +195,9 @@ def _of_duplicates(config: TrainingConfig) -> list[Check]:
                 )
     except DataError as error:  # of test.jsonl: no run needs it, and the others were read before
         sentences.append(str(error))
-    return warn_or_pass("duplicates", sentences, f"None within {train}, nor between them and what is held out.")
+    return warn_or_pass(
+        "duplicates", sentences, f"No duplicates within {train}, nor between them and the held-out data."
+    )
 
 
 def _looked_through(file: Path) -> tuple[str, list[int]]:
@@ -252,14 +254,14 @@ def _of_evaluation(plan: Plan) -> list[Check]:
 def _of_cost(plan: Plan) -> list[Check]:
     config, cost = plan.config, plan.expected_cost_usd
     if cost is None and config.service == "tinker" and config.budget_usd is not None:
-        advice = "take the budget out, or add the model to prices.yaml"
+        advice = "remove the budget, or add the model to prices.yaml"
         error = ConfigError(
-            f"training.budget_usd: cannot be kept, because no price of {config.model} is known; {advice}."
+            f"training.budget_usd: cannot be applied, because the price of {config.model} is not known; {advice}."
         )
         return [Check.failed("cost", error)]
     if config.service == "local":
         return [Check("cost", "ok", "Nothing: the embedded service is free.")]
-    known = "No price of this model on this service is known." if cost is None else f"At most ${cost:.2f}."
+    known = "The price of this model on this service is not known." if cost is None else f"At most ${cost:.2f}."
     return warn_or_pass("cost", about_money(config, cost), known)
 
 
@@ -276,7 +278,7 @@ def _of_disk(run: RunDirectory, plan: Plan | None) -> Check:
         )
         return Check.failed("disk", error)
     nearly_full = [f"Only {free / 1e6:,.0f} MB are free on the disk of the run."] if free < _NEARLY_FULL else []
-    return warn_or_pass("disk", nearly_full, "There is room for what the run writes.")[0]
+    return warn_or_pass("disk", nearly_full, "There is enough room for the run.")[0]
 
 
 def _records(plan: Plan | None) -> int:

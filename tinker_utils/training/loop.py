@@ -1,8 +1,19 @@
-"""The training loop: batches queued ahead, evaluations and saves in line, stopped in time.
+"""The training loop: keeps steps in flight, takes their answers in order, and ends the run in time.
 
-Requests of one model run in the order of their submission. So an evaluation submitted after a step sees exactly that
-step's weights, and a save submitted after the evaluation holds them, while the next steps already wait in the service's
-queue. Answers are taken in the same order; what was still in flight when an evaluation ended the run is discarded.
+What is in flight, and when. A step is a `forward_backward` and an `optim_step`, submitted together. Where an evaluation
+is due after it, `forward` over the validation set and `save_state` follow at once, behind the step and before the next
+one. Nothing is waited for in between: `training.steps_in_flight` steps (4, or 2 with `service: local`), and whatever
+stands behind them, are with the service while the loop waits for the first answer. With 2, and evaluations after every
+second step:
+
+    submitted at first     step 1, step 2, evaluation 2, save 2
+    step 1 is answered     step 3
+    step 2 is answered     step 4, evaluation 4, save 4
+    evaluation 2 …         nothing: steps 3 and 4 are in flight already
+
+The service runs the requests of one model in the order of their submission. So evaluation 2 sees the weights after step
+2 and save 2 holds them, although steps 3 and 4 were submitted before its outcome is known. Where evaluation 2 ends the
+run, what was submitted behind its save is discarded, and counted.
 """
 
 from __future__ import annotations
@@ -32,8 +43,8 @@ _NOT_FINITE = (
     "training.grad_clip_norm, or skip such batches with training.on_nonfinite: skip"
 )
 _NO_NUMBER = (
-    "the evaluation after step {step} gives no number, so the weights are spoiled: lower training.learning_rate, set "
-    "training.grad_clip_norm, or skip such batches with training.on_nonfinite: skip"
+    "the loss of the evaluation after step {step} is not a number, so the weights are spoiled: lower "
+    "training.learning_rate, set training.grad_clip_norm, or skip such batches with training.on_nonfinite: skip"
 )
 _TIDY_SECONDS = 30
 # What an embedded server that was killed takes to be seen as ended, after its connections have broken.
@@ -205,7 +216,7 @@ class TrainingLoop:
 
     def _heed_requests(self) -> None:
         if self._logger.run.stop_requested():
-            self._stop("a stop was asked for")
+            self._stop("a stop was requested")
         more = self._ending is None and not self._queue.complete
         paused = more and self._logger.run.pause_requested()
         if paused != self._paused:
@@ -277,7 +288,9 @@ class TrainingLoop:
             self._interrupt()
             return
         if left:
-            message = f"{left} superseded checkpoints could not be removed from the service, or not be let expire"
+            message = (
+                f"{left} superseded checkpoints could not be removed from the service, or could not be set to expire"
+            )
             self._logger.record("notice", self._recorder.progress.step, kind="warning", message=message)
 
     async def _sweep(self) -> None:

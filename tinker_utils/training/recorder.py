@@ -90,7 +90,7 @@ class Recorder:
             self._warn_once(
                 "loss:sum", step,
                 f"the service's loss:sum is {loss.reported:.6g} nats where its logprobs give {loss.total:.6g}; "
-                "the logprobs are used, but its gradients may be scaled in another way, too.",
+                "the logprobs are used, but the service's gradients may be scaled differently, too.",
             )  # fmt: skip
 
     def _warn_once(self, about: str, step: int, message: str) -> None:
@@ -141,8 +141,8 @@ class Recorder:
         if stopper.significance and math.isfinite(stopper.anchor) and error is None:
             self._warn_once(
                 "significance", step,
-                "training.early_stopping_significance cannot be kept to, because the losses of single examples are not "
-                "known; training.early_stopping_threshold alone decides.",
+                "training.early_stopping_significance cannot be applied, because the losses of single examples are not "
+                "known; only training.early_stopping_threshold decides.",
             )  # fmt: skip
         decision = stopper.update(evaluation.pooled.loss, step, error)
         if decision.is_best or decision.improved:

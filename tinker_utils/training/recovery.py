@@ -78,7 +78,7 @@ class Recovery:
                 points = self._go_back()
                 if self._in_vain(lost) or (loop is not None and loop.ending):
                     raise
-                notices = [("warning", f"{lost} The run went back to step {points[0].progress.step} by itself.")]
+                notices = [("warning", f"{lost} The run went back to step {points[0].progress.step} automatically.")]
                 if isinstance(lost, ServiceGoneError):
                     await self._reconnect(points[0].progress.step)
             except SpoiledStepError as spoiled:
@@ -101,7 +101,7 @@ class Recovery:
         if not logger.roll_back(point.path, step):
             cautions.append(
                 f"{self._run.metrics} has no record of the checkpoint after step {step}, from which the "
-                "run goes on: what the file says of the steps before may be incomplete."
+                "run resumes: its records of earlier steps may be incomplete."
             )
         for kind, message in [*notices, *(("warning", caution) for caution in cautions)]:
             logger.record("notice", step, kind=kind, message=message)
@@ -141,7 +141,7 @@ class Recovery:
         self._logger.publish(skipped_steps=sorted(self._plan.batches.skipped))
         return (
             f"the loss or the gradient of step {step} was not a finite number: its batch is skipped, and the run "
-            f"went back to step {back_to} for weights that are sound."
+            f"went back to step {back_to} for weights that are finite."
         )
 
     async def _reconnect(self, step: int) -> None:
@@ -170,12 +170,12 @@ def _model(service: Service, plan: Plan, points: Sequence[ResumePoint]) -> tuple
         try:
             model = service.restored_model(str(point.path), plan.config)
         except CheckpointGoneError as error:
-            cautions.append(f"{error} The run goes on from the checkpoint before it.")
+            cautions.append(f"{error} The run resumes from the checkpoint before it.")
             continue
         return model, point.without_lost_best(points[0].checkpoints) if cautions else point, cautions
     if cautions:
         raise ResumeError(
             "none of the run's checkpoints is left on the service; choose another output directory, "
-            "or set training.resume_from_checkpoint: false to start anew."
+            "or set training.resume_from_checkpoint: false to start a new run."
         )
     return service.new_model(plan.config), start, cautions

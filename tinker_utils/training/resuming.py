@@ -90,7 +90,7 @@ def changes_to_take_up(run: RunDirectory, state: RunState, plan: Plan) -> list[S
     try:
         before = load_config_from_yaml(run.config, "run")
     except ConfigError as error:
-        raise ResumeError(f"the run cannot be continued: {error}") from error
+        raise ResumeError(f"the run cannot be resumed: {error}") from error
     changes = setting_changes(before, plan.config)
     refused = [str(change) for change in changes if not change.harmless]
     if (old := state.data_digest) != plan.data_digest:
@@ -98,9 +98,9 @@ def changes_to_take_up(run: RunDirectory, state: RunState, plan: Plan) -> list[S
         refused.append(f"the data in {plan.config.data_dir} (SHA-256): {old[:12]} → {new[:12]}")
     if refused:
         raise ResumeError(
-            f"{run.path}: the run there cannot be continued with other settings or data than it began with: "
-            f"{'; '.join(refused)}. Take the changes back, choose another output directory, or set "
-            "training.resume_from_checkpoint: false to start anew."
+            f"{run.path}: the run there cannot be resumed with settings or data other than those that it began with: "
+            f"{'; '.join(refused)}. Undo the changes, choose another output directory, or set "
+            "training.resume_from_checkpoint: false to start a new run."
         )
     return [change for change in changes if change.harmless]
 

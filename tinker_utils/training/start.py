@@ -69,7 +69,8 @@ async def fit(
         plan = await asyncio.to_thread(prepare, config) if preparation is None else preparation
         if changed := setting_changes(plan.config, config):
             raise ConfigError(
-                f"preparation: was made of other settings ({'; '.join(map(str, changed))}); prepare(config) again."
+                f"preparation: was made with other settings ({'; '.join(map(str, changed))}); call "
+                "prepare(config) again."
             )
         before = run.read_state() if config.resume_from_checkpoint else None
         changes = changes_to_take_up(run, before, plan) if before else []
@@ -87,7 +88,7 @@ async def fit(
         cautions = report.warnings + stretched_schedule(before, plan)
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
-            notices.append(("changed", f"the run goes on with {', '.join(map(str, changes))}"))
+            notices.append(("changed", f"the run resumes with {', '.join(map(str, changes))}"))
         with RunLogger(run, state, on_record) as logger:
             return await _on_service(plan, logger, points, notices, service)
 
@@ -109,7 +110,9 @@ def fit_blocking(
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(fit(config, output_dir, service=service, preparation=preparation, on_record=on_record))
-    raise TinkerUtilsError("fit_blocking was called where an event loop runs, as in a notebook; use `await fit(…)`.")
+    raise TinkerUtilsError(
+        "fit_blocking was called while an event loop is running, as in a notebook; use `await fit(…)`."
+    )
 
 
 def _checked(run: RunDirectory, plan: Plan, service: Service | None, same_data: bool) -> PreflightReport:

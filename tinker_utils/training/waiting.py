@@ -174,6 +174,6 @@ class Waiting:
             return
         raise ServiceTimeoutError(
             f"{wait.message(self._service.watch.trouble())}; that is longer than training.service_timeout_s = "
-            f"{self._timeout_s:g} allows: start the run again once the service answers, and it goes on from its "
+            f"{self._timeout_s:g} allows: start the run again once the service answers, and it resumes from its "
             "latest checkpoint."
         )

@@ -96,7 +96,7 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
             return
         if self._data is None:
             train = config.resolve(config.data_dir) / "train.jsonl"
-            content = warnings_html([f"{train}: cannot be read, so nothing is known of steps and costs."])
+            content = warnings_html([f"{train}: cannot be read, so steps and costs are not known."])
         else:
             content = _consequences_html(
                 forecast(config, self._data, prices_for(config.service, config.model)),

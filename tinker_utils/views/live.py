@@ -212,7 +212,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
                 return self._read_and_drawn(settings, final)
             except Exception as error:
                 self._figure = None  # it may be half drawn
-                sentence = one_sentence(f"The view met an error, the run is not affected: {error!r}")
+                sentence = one_sentence(f"The view has an error; the run is not affected: {error!r}")
                 return replace(self._known, status=escape(sentence))
 
     def _read_and_drawn(self, settings: Settings, final: bool) -> _Look:

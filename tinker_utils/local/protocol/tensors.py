@@ -212,7 +212,7 @@ def _decode_csr(csr: Any, values: Array, shape: tuple[int, ...], where: str) -> 
 
 def _buffer(data: bytes, dtype: np.dtype[Any], where: str) -> Array:
     if len(data) % dtype.itemsize:
-        raise RequestError(f"{where} has {len(data)} bytes, which is no whole number of {dtype.name} values.")
+        raise RequestError(f"{where} has {len(data)} bytes, which is not a whole number of {dtype.name} values.")
     return np.frombuffer(data, dtype)
 
 

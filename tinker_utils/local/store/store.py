@@ -282,8 +282,8 @@ def _lock(path: Path) -> IO[bytes]:
         file.close()
         if isinstance(error, OSError) and error.errno in lock.NO_LOCKS:
             raise ServiceError(
-                f"The store {path.parent} cannot be used, as its file system has no locks ({error.strerror}): choose "
-                "another --store, or another output directory."
+                f"The store {path.parent} cannot be used, because its file system has no locks "
+                f"({error.strerror}): choose another --store, or another output directory."
             ) from error
         raise
     return file
