@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 _Target = tuple[asyncio.AbstractEventLoop, "asyncio.Task[Any]"]
+
+
+_armed: set[_Target] = set()
+_in_force: list[Any] = []  # the handler that ours has taken the place of, while it has
 
 
 class Interrupts:
@@ -18,9 +22,6 @@ class Interrupts:
     was in force, and bring that back when its run has long ended.
     """
 
-    _armed: ClassVar[set[_Target]] = set()
-    _before: ClassVar[Any] = None
-
     def __init__(self) -> None:
         self._target: _Target | None = None
 
@@ -30,9 +31,9 @@ class Interrupts:
         if self._target is not None or task is None or threading.current_thread() is not threading.main_thread():
             return
         self._target = (asyncio.get_running_loop(), task)
-        self._armed.add(self._target)
+        _armed.add(self._target)
         if signal.getsignal(signal.SIGINT) != _cancel:
-            Interrupts._before = signal.signal(signal.SIGINT, _cancel)
+            _in_force[:] = [signal.signal(signal.SIGINT, _cancel)]
 
     def __enter__(self) -> Self:
         return self
@@ -40,14 +41,15 @@ class Interrupts:
     def __exit__(self, *exception: object) -> None:
         if self._target is None:
             return
-        self._armed.discard(self._target)
+        _armed.discard(self._target)
         self._target = None
         # Another handler may have taken over since; that one is left in force.
-        if not self._armed and signal.getsignal(signal.SIGINT) == _cancel:
+        if not _armed and signal.getsignal(signal.SIGINT) == _cancel:
             # None stands for a handler that was not installed from Python, and cannot be from here.
-            signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)
+            before = _in_force.pop()
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def _cancel(*_: object) -> None:
-    for loop, task in Interrupts._armed:
+    for loop, task in _armed:
         loop.call_soon_threadsafe(task.cancel)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from support.local_service import MODEL_DIRECTORY
 from torch.nn import functional
 
 from tinker_utils.local.engine import compat
@@ -35,3 +37,12 @@ def test_the_gradient_of_silu_is_that_of_the_public_function(tensors):
     out = torch.empty_like(gradient)
     compat.silu_backward(gradient, x.detach(), out)
     torch.testing.assert_close(out, wanted, msg=BROKEN)
+
+
+def test_a_decoder_takes_its_cache_by_the_name_that_it_has():
+    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL_DIRECTORY)
+    decoder = model.get_decoder()
+    cache = transformers.DynamicCache(config=model.config)
+    name = compat.cache_argument(type(decoder))
+    decoder(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True, **{name: cache})
+    assert cache.get_seq_length() == 3, f"transformers {transformers.__version__} has renamed the cache once more"

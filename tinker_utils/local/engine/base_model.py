@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from tinker_utils.errors import ServiceError
+from tinker_utils.local.engine.compat import cache_argument
 from tinker_utils.local.engine.gradients import Decoder
 from tinker_utils.local.engine.head import AdaptedHead, FrozenHead, Head
 from tinker_utils.local.engine.padded import PaddedDecoder
@@ -71,12 +72,13 @@ class Base:
         stands to their right. With a bool mask [B, cached + T] of the real positions, `positions` [B, T] says where
         each token stands.
         """
-        output = self.model.get_decoder()(
+        decoder = self.model.get_decoder()
+        output = decoder(
             input_ids=tokens,
-            past_key_values=cache,
             use_cache=cache is not None,
             attention_mask=mask,
             position_ids=positions,
+            **{cache_argument(type(decoder)): cache},
         )
         return cast(Tensor, output.last_hidden_state)
 

@@ -1,12 +1,21 @@
-"""Every operator of PyTorch that is used below its public functions; tests/local/engine/test_compat.py guards them.
+"""What PyTorch keeps for itself, or transformers renames; tests/local/engine/test_compat.py guards it.
 
-Called directly, their backward passes need no graph.
+PyTorch's operators are called below its public functions, as their backward passes then need no graph.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@functools.cache
+def cache_argument(decoder: type[nn.Module]) -> str:
+    """Return what a decoder of transformers calls its cache of keys and values: it was renamed in 5.24."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def flash_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
