@@ -43,6 +43,6 @@ def test_a_decoder_takes_its_cache_by_the_name_that_it_has():
     model = transformers.AutoModelForCausalLM.from_pretrained(MODEL_DIRECTORY)
     decoder = model.get_decoder()
     cache = transformers.DynamicCache(config=model.config)
-    name = compat.cache_argument(type(decoder))
+    name = compat.cache_argument(type(decoder).forward)
     decoder(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True, **{name: cache})
     assert cache.get_seq_length() == 3, f"transformers {transformers.__version__} has renamed the cache once more"

@@ -78,7 +78,7 @@ class Base:
             use_cache=cache is not None,
             attention_mask=mask,
             position_ids=positions,
-            **{cache_argument(type(decoder)): cache},
+            **{cache_argument(type(decoder).forward): cache},
         )
         return cast(Tensor, output.last_hidden_state)
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @functools.cache
-def cache_argument(decoder: type[nn.Module]) -> str:
-    """Return what a decoder of transformers calls its cache of keys and values: it was renamed in 5.24."""
-    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """Return what a decoder's `forward`, of transformers, calls its cache of keys and values: it was renamed in 5.24."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def flash_attention_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
