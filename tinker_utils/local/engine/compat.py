@@ -16,7 +16,7 @@ from torch import Tensor
 
 @functools.cache
 def cache_argument(forward: Callable[..., Any]) -> str:
-    """Return what a decoder's `forward`, of transformers, calls its cache of keys and values: it was renamed in 5.24."""
+    """Return what a decoder's `forward` calls its cache of keys and values: transformers renamed it in 5.24."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
