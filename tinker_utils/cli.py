@@ -119,8 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=words)
         command.add_argument("--config", type=Path, default=Path("configs/training.yaml"), metavar="FILE")
-        command.add_argument("--section", default="local", help="of the file, default: %(default)s")
-        command.add_argument("--output-dir", type=Path, metavar="RUN", help="default: the section's output.dir")
+        command.add_argument(
+            "--section", default="local", help="section of the configuration file, default: %(default)s"
+        )
+        command.add_argument(
+            "--output-dir", type=Path, metavar="RUN", help="run directory, default: the section's output.dir"
+        )
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
         command.set_defaults(run=run)
 

@@ -73,9 +73,15 @@ def summary(log: MetricsLog) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m tinker_utils.visualize", description="Draw the curves of a run.")
     parser.add_argument(
-        "--metrics-path", type=Path, default=_DEFAULT_METRICS, metavar="PATH", help="default: %(default)s"
+        "--metrics-path",
+        type=Path,
+        default=_DEFAULT_METRICS,
+        metavar="PATH",
+        help="metrics file to draw, default: %(default)s",
     )
-    parser.add_argument("--output", type=Path, metavar="PATH", help=f"default: {_PICTURE} beside the metrics file")
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH", help=f"PNG to write, default: {_PICTURE} beside the metrics file"
+    )
     parser.add_argument("--dpi", type=_dpi, default=150, help="dots per inch, default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     return parser

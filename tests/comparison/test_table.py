@@ -242,7 +242,7 @@ def test_the_table_shows_the_settings_that_differ(tmp_path):
     runs = read_runs([tmp_path / "a", tmp_path / "b", own(tmp_path / "c")])
     assert compare(runs).header == ("", "a", "b", "c")
     assert compare(runs).rows[:3] == (("settings that differ",), ("lora.rank", "8", "16", "–"), ("results",))
-    assert compare(runs[:1]).rows[0] == ("no setting is known to differ",)
+    assert compare(runs[:1]).rows[0] == ("no known difference in settings",)
 
 
 def test_the_table_shows_results_with_their_unit():
@@ -252,8 +252,8 @@ def test_the_table_shows_results_with_their_unit():
     assert rows["steps"] == ["120", "80", "120", "80", "80"]
     # 80 steps of 16,000 tokens and 7 evaluations of 50,000 before the last record, at 0.40 dollars a million.
     assert rows["cost"][1] == f"${(80 * 16_000 + 7 * 50_000) * 0.4 / 1e6:.2f}"
-    assert float(rows["perplexity there"][0]) == pytest.approx(math.exp(float(rows["lowest validation loss"][0])), 1e-3)
-    assert rows["perplexity there"][2:] == ["–", "–", "–"]
+    assert float(rows["perplexity at that step"][0]) == pytest.approx(math.exp(float(rows["lowest validation loss"][0])), 1e-3)
+    assert rows["perplexity at that step"][2:] == ["–", "–", "–"]
     assert float(rows["last validation loss"][0]) > float(rows["lowest validation loss"][0])
 
 

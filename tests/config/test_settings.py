@@ -207,3 +207,16 @@ def test_relative_paths_are_found_from_the_project_of_the_file(tmp_path, monkeyp
     assert config.resolve(config.data_dir) == tmp_path / "chats"
     (elsewhere / "chats").mkdir()
     assert config.resolve(config.data_dir).resolve() == elsewhere / "chats"
+
+
+def test_an_override_is_blamed_for_itself_and_the_file_for_its_own(tmp_path):
+    path = tmp_path / "training.yaml"
+    path.write_text("cloud: {training: {epochs: 2}}", encoding="utf-8")
+    for overrides in ({"training.epochs": 0}, {"epochs": 0}, "epochs: 0"):
+        with pytest.raises(ConfigError, match=r"^overrides: training\.epochs: expected"):
+            load_config_from_yaml(path, "cloud", overrides)
+    with pytest.raises(ConfigError, match=r"^overrides: training\.epoch: there is no such setting"):
+        load_config_from_yaml(path, "cloud", {"training.epoch": 1})
+    path.write_text("cloud: {training: {epochs: 0}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"training\.yaml, section cloud: training\.epochs: expected"):
+        load_config_from_yaml(path, "cloud", {"training.batch_size": 4})

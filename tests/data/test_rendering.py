@@ -63,7 +63,7 @@ def test_long_examples_are_cut_and_those_that_lose_their_completion_are_skipped(
     gone = render([ONE, TWO], tokenizer, prompt)
     assert (gone.cut, gone.skipped, len(gone.examples)) == (1, 1, 1)
     assert "cut at 27 tokens: 1;" in gone.describe("train", prompt)
-    assert "skipped, because no answer is left: 1" in gone.describe("train", prompt)
+    assert "skipped, because no completion token is left: 1" in gone.describe("train", prompt)
 
 
 def test_a_conversation_without_an_answer_is_skipped_and_counted(tokenizer):

@@ -171,7 +171,7 @@ def test_heard_while_the_service_does_not_answer_and_interrupted_once_and_twice(
         notebook.interrupt()
         notebook.wait_for_sentence("Stopping: ")
         assert trained(run)[-1] == held_at
-    notebook.wait_for_sentence("Stopped: it was interrupted.")
+    notebook.wait_for_sentence("Stopped: the run was interrupted.")
     notebook.wait_until_free()
     stopped_at = trained(run)[-1]
     assert records(run, "end")[-1]["step"] == stopped_at <= held_at + AHEAD

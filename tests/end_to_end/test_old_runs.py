@@ -25,7 +25,7 @@ VERSIONS = sorted(folder.name for folder in OLD_RUNS.iterdir() if (folder / "mak
 # How each run was left: its last step, whether it goes on, and what an onlooker is told first.
 LEFT = {
     "stopped": (6, True, "Stopped: a stop was asked for."),
-    "killed": (7, True, "The process that trained here is gone"),
+    "killed": (7, True, "The training process has ended"),
     "ended_early": (5, False, "Stopped early: 2 evaluations without an improvement"),
     "finished": (15, False, "Completed: all epochs are done."),
 }
@@ -75,7 +75,7 @@ def test_it_is_known_beforehand_whether_a_run_goes_on(old, name):
     _, goes_on, _ = LEFT[name]
     report = preflight(settings(old, name), old / name)
     report.raise_for_failures()
-    found = "The run in it resumes after step 6." if goes_on else "The run in it has ended; nothing is left to do."
+    found = "Its run resumes after step 6." if goes_on else "Its run has ended; nothing is left to do."
     assert found in str(report)
 
 

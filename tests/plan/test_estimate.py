@@ -76,13 +76,13 @@ def test_by_hand():
 def test_a_shorter_limit_cuts_examples_and_their_tokens():
     follows = forecast(config(max_seq_length=61, epochs=1), lengths(train=(59, 60, 61, 200)))
     assert follows.tokens == 59 + 60 + 60 + 60
-    assert follows.warnings == ("About 2 of 4 examples are longer than 61 tokens, and are cut.",)
+    assert "About 2 of 4 examples are longer than 61 tokens, and are cut." in follows.warnings
 
 
 def test_what_was_cut_when_it_was_counted():
     settings = config(max_seq_length=32)
     data = DataLengths(np.array([20, 31, 31, 31]), np.array([5]), cut_at=32, cut=2)
-    assert forecast(settings, data).warnings == ("2 of 4 examples are longer than 32 tokens, and are cut.",)
+    assert "2 of 4 examples are longer than 32 tokens, and are cut." in forecast(settings, data).warnings
     (longer,) = forecast(dataclasses.replace(settings, max_seq_length=64), data).warnings
     assert longer.startswith("2 longer examples are counted as 32 tokens")
     (shorter,) = forecast(dataclasses.replace(settings, max_seq_length=24), data).warnings
@@ -96,7 +96,7 @@ def test_what_was_cut_when_it_was_counted():
         ({"service": "tinker"}, {}, "lora.alpha = 32 and lora.dropout = 0.05 are sent as metadata only"),
         ({"service": "https://example.org"}, {}, "a server other than the embedded one may use its own values"),
         ({}, {"valid": None}, "There is no valid.jsonl"),
-        ({"eval_interval_steps": 0, "eval_at_epoch_end": False}, {}, "No evaluation is due"),
+        ({"eval_interval_steps": 0, "eval_at_epoch_end": False}, {}, "No evaluation is planned"),
         ({"early_stopping_patience": 0}, {}, "Early stopping is off"),
         ({"service": "https://example.org", "budget_usd": 1.0}, {}, "training.budget_usd cannot be applied"),
         ({"service": "tinker", "budget_usd": 0.0001}, {}, "All epochs would cost $0.00; the run stops"),

@@ -83,7 +83,15 @@ class TestEpochs:
     def test_the_first_step_of_each_later_epoch(self):
         log = log_of(train(10), train(20), train(30, 2), train(40, 2), train(50, 3))
         assert log.epoch_boundaries() == [30, 50]
-        assert log.epoch_starts() == [(2, 30), (3, 50)]
+        # Epochs of 20 to 24 steps fit them, and 20 is the least.
+        assert log.epoch_starts() == [(2, 21), (3, 41)]
+
+    def test_it_is_exact_where_an_evaluation_stands_at_an_epochs_end(self):
+        records = [train(10 * i, 1 + (10 * i - 1) // 75) for i in range(1, 23)]
+        assert log_of(*records, {**val(75, 1.0), "epoch": 1}).epoch_starts() == [(2, 76), (3, 151)]
+
+    def test_without_one_length_that_fits_it_is_what_was_recorded(self):
+        assert log_of(train(10), train(20, 2), train(90, 2), train(100, 3)).epoch_starts() == [(2, 20), (3, 100)]
 
     def test_steps_that_were_run_again_start_no_epoch(self):
         assert log_of(train(10), train(20, 2), train(18), train(20, 2), train(30, 3)).epoch_boundaries() == [20, 30]

@@ -125,7 +125,7 @@ class TestSentence:
     def test_silence_is_said(self, run):
         write_state(run)
         written(run, seconds_ago=130)
-        assert status_of(run).sentence.startswith("No news since ")
+        assert status_of(run).sentence.startswith("No update since ")
         clock = Clock()
         follower = RunFollower(run, clock=clock)
         written(run, seconds_ago=10)
@@ -134,7 +134,7 @@ class TestSentence:
         clock.now += 105
         assert follower.status().sentence == "Training."
         clock.now += 10
-        assert follower.status().sentence.startswith("No news since ")
+        assert follower.status().sentence.startswith("No update since ")
 
     def test_a_clock_that_was_set_neither_hides_silence_nor_makes_it(self, run):
         clock = Clock()
@@ -145,9 +145,9 @@ class TestSentence:
         clock.now += 115
         assert follower.status().sentence == "Training."
         clock.now += 10
-        assert follower.status().sentence.startswith("No news since ")
+        assert follower.status().sentence.startswith("No update since ")
         follower.poll()
-        assert follower.status().sentence.startswith("No news since ")
+        assert follower.status().sentence.startswith("No update since ")
         write_state(run)
         follower.poll()
         assert follower.status().sentence == "Training."
@@ -167,7 +167,7 @@ class TestSentence:
             process.wait()
             follower.poll()
             status = follower.status()
-            assert status.sentence.startswith("The process that trained here is gone: run it again")
+            assert status.sentence.startswith("The training process has ended: start the run again")
             assert (status.gone, status.over, status.live, status.ended) == (True, True, False, False)
         with trainer(run):
             follower.poll()

@@ -285,13 +285,24 @@ class TestFiles:
 
 class TestDescription:
     def test_in_words(self, log):
+        # (0.7⁴·4 + 0.7³·3 + 0.7²·2 + 0.7·2.5 + 1) / (0.7⁴ + 0.7³ + 0.7² + 0.7 + 1), as the curve is drawn
         assert describe(log) == (
-            "Training curves: up to step 6 in epoch 2, smoothed train loss 2.364 nats per completion token, "
+            "Training curves: up to step 6 in epoch 2, smoothed train loss 2.062 nats per completion token, "
             "validation loss 2.6 after 3 evaluations, lowest 2.2 at step 4. The run stopped early at step 6."
         )
+
+    def test_with_the_smoothing_of_the_picture(self, log):
+        assert "smoothed train loss 1 nats" in describe(log, smoothing=0.0)
 
     def test_before_the_first_record(self):
         assert describe(MetricsLog()) == "Training curves: no record yet."
 
     def test_sums_are_called_so(self):
         assert "nats per batch (summed)" in describe(log_of({"type": "train", "step": 1, "train_loss": 200.0}))
+
+
+def test_a_single_record_has_an_axis_of_whole_steps():
+    drawing = figure(log_of(train(5, 2.0)))
+    drawing.canvas.draw()
+    labels = [label.get_text() for label in drawing.axes[1].get_xticklabels()]
+    assert labels == ["4", "5", "6"]

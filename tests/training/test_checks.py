@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
@@ -83,8 +85,8 @@ def test_leaks_and_duplicates_are_counted(quiet, own_data, run):
     assert [status for status, _ in checks] == ["warn"] * 3
     beginnings = (
         "3 of 25 conversations in train.jsonl repeat an earlier one.",
-        "1 of 11 conversations in valid.jsonl are among 25 conversations in train.jsonl, too",
-        "2 of 3 conversations in test.jsonl are among 25",
+        "1 of 11 conversations in valid.jsonl are also in 25 conversations in train.jsonl, too",
+        "2 of 3 conversations in test.jsonl are also in 25",
     )
     assert all(sentence.startswith(words) for (_, sentence), words in zip(checks, beginnings, strict=True))
 
@@ -164,7 +166,7 @@ def test_the_cost_stands_beside_the_budget(config, run, service):
     read = plan.expected_tokens + plan.evaluations * plan.valid.tokens
     dear = dataclasses.replace(plan, prices=Prices(1e6 / read, 0.0, 0.0))  # a dollar for all that is read
     report = preflight(limited, run.path, preparation=dear, service=service)
-    assert found(report, "cost") == [("warn", "All epochs would cost $1.00; the run stops before it passes $0.50.")]
+    assert found(report, "cost") == [("warn", "All epochs would cost $1.00; the run stops before its cost exceeds $0.50.")]
     rich = dataclasses.replace(limited, budget_usd=2.0)
     report = preflight(rich, run.path, preparation=dataclasses.replace(dear, config=rich), service=service)
     assert found(report, "cost") == [("ok", "At most $1.00.")]
@@ -183,10 +185,10 @@ def test_a_full_disk_and_a_directory_that_cannot_be_written(quiet, run, monkeypa
 
 def test_it_says_what_becomes_of_the_run_that_is_there(whole, config):
     assert found(preflight(config, whole.run.path), "directory") == [
-        ("ok", "The run in it has ended; nothing is left to do.")
+        ("ok", "Its run has ended; nothing is left to do.")
     ]
     more = dataclasses.replace(config, epochs=3)
-    assert found(preflight(more, whole.run.path), "directory") == [("ok", "The run in it resumes after step 12.")]
+    assert found(preflight(more, whole.run.path), "directory") == [("ok", "Its run resumes after step 12.")]
     with pytest.raises(ResumeError, match="training.seed: 0 → 1"):
         preflight(dataclasses.replace(config, seed=1), whole.run.path).raise_for_failures()
 
@@ -221,3 +223,43 @@ async def test_a_run_that_cannot_begin_leaves_no_trace(config, run, own_data, mo
     with pytest.raises((DataError, ServiceError)):
         await fit(dataclasses.replace(config, **changes), run.path)
     assert not run.path.exists()
+
+
+def test_a_run_that_is_training_elsewhere_is_no_run_to_go_on_with(small_plan, run):
+    run.create()
+    other = "\n".join(
+        [
+            "import sys; from tinker_utils.run import RunDirectory",
+            "with RunDirectory(sys.argv[1]).lock():",
+            "    print(1, flush=True); input()",
+        ]
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", other, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"1\n"
+        before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+        (check,) = [
+            each
+            for each in preflight(small_plan.config, run.path, preparation=small_plan).checks
+            if each.name == "directory"
+        ]
+        assert (check.status, f"process {holder.pid} on" in check.sentence) == ("fail", True)
+        assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before, "nothing is written"
+        holder.communicate(b"\n")
+    (check,) = [
+        each
+        for each in preflight(small_plan.config, run.path, preparation=small_plan).checks
+        if each.name == "directory"
+    ]
+    assert check.status == "ok"
+
+
+@pytest.mark.parametrize(("patience", "said"), [(5, False), (6, True), (0, False)])
+def test_patience_that_cannot_run_out_is_said(small_plan, run, patience, said):
+    """Six evaluations: the first one always improves, so a patience of 5 runs out with the last one at the earliest."""
+    config = dataclasses.replace(small_plan.config, early_stopping_patience=patience)
+    plan = dataclasses.replace(small_plan, config=config)
+    assert plan.evaluations == 6
+    sentences = [check.sentence for check in preflight(config, run.path, preparation=plan).checks]
+    assert any("needs at least 7 evaluations, but only 6 are planned" in sentence for sentence in sentences) is said

@@ -10,7 +10,7 @@ import pytest
 from support.small_model import SmallModel, SmallService
 from support.small_runs import records
 
-from tinker_utils.errors import ServiceError, ServiceTimeoutError
+from tinker_utils.errors import ResultLostError, ServiceError, ServiceTimeoutError
 from tinker_utils.plan.cost import Prices
 from tinker_utils.run.evaluations import PastEvaluations
 from tinker_utils.training import waiting
@@ -29,8 +29,11 @@ TWO_STEPS = ["step", "step", "evaluation", "save"]
 def make(small_plan, logger, spending, run):
     """Make a loop on a model, with some settings changed."""
 
-    def made(model, service=None, **changes):
-        plan = dataclasses.replace(small_plan, config=dataclasses.replace(small_plan.config, **changes))
+    def made(model, service=None, skipped=(), **changes):
+        batches = dataclasses.replace(small_plan.batches, skipped=frozenset(skipped))
+        plan = dataclasses.replace(
+            small_plan, batches=batches, config=dataclasses.replace(small_plan.config, **changes)
+        )
         recorder = Recorder(plan, logger, [ResumePoint()], PastEvaluations(run.evaluations), spending)
         queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
         service = service or SmallService()
@@ -83,7 +86,7 @@ class TestQueue:
         plan = dataclasses.replace(small_plan, config=config, prices=Prices(1e6, 1e6, 1e6))
         model = SmallModel()
         queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
-        assert queue.fill() == f"the next step would pass training.budget_usd = ${sum(tokens):g}"
+        assert queue.fill() == f"the next step would exceed training.budget_usd = ${sum(tokens):g}"
         assert (model.kinds, spending.tokens) == (["step"], tokens[0])
 
     def test_what_is_cancelled_is_cancelled_from_the_end(self, small_plan, logger, spending):
@@ -152,6 +155,32 @@ class TestLoop:
         with pytest.raises(SpoiledStepError) as spoiled:
             await make(model, on_nonfinite="skip").run()
         assert spoiled.value.step == 4
+
+    async def test_a_skipped_step_whose_evaluation_is_still_not_finite_ends_the_run(self, make, small_plan, run):
+        """The batch was not to blame: to skip it again would go on for ever, and be billed each time."""
+        model = SmallModel(prompt=True, val_loss=lambda evaluation: math.nan)
+        result = await make(model, skipped={2}, on_nonfinite="skip").run()
+        assert (result.status, run.read_state().resume_points) == ("failed", [])
+
+    async def test_a_pause_that_a_stop_ends_is_not_said_to_be_over(self, make, run):
+        model = SmallModel()
+        task = asyncio.ensure_future(make(model).run())
+        await until(lambda: model.kinds == TWO_STEPS)
+        run.request_pause()
+        model.answer(4)
+        await until(lambda: run.read_state().activity.state == "paused")
+        run.request_stop()
+        await until(lambda: (model.pending and model.answer()) or task.done())
+        assert (await task).status == "stopped"
+        assert [record["kind"] for record in records(run, "notice")] == ["paused", "stopping"]
+
+    async def test_a_request_that_was_cancelled_is_a_lost_result(self, make):
+        model = SmallModel()
+        task = asyncio.ensure_future(make(model).run())
+        await until(lambda: model.kinds == TWO_STEPS)
+        model.submitted[0].future.cancel()
+        with pytest.raises(ResultLostError, match="step 1: the request was cancelled"):
+            await task
 
     async def test_an_answer_that_is_a_failure_ends_it_with_everything_in_flight_cancelled(self, make, run):
         model = SmallModel()

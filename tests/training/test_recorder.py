@@ -70,7 +70,7 @@ def test_a_sum_that_is_not_ours_is_said_once(recorder, small_plan, run):
     for step in (2, 3):
         recorder.trained(step, batch, BatchLoss(ours.totals, ours.total, ours.total / 4), {}, False)
     (notice,) = records(run, "notice")
-    assert f"loss:sum is {ours.total / 4:.6g} nats where its logprobs give {ours.total:.6g}" in notice["message"]
+    assert f"loss:sum is {ours.total / 4:.6g} nats, but its logprobs give {ours.total:.6g}" in notice["message"]
 
 
 def test_an_evaluation_says_how_far_it_is_from_the_best(recorder, small_plan, run):

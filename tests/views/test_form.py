@@ -99,7 +99,7 @@ def test_a_budget_of_0_is_none(config, plan):
     assert form.config.budget_usd is None
     control(form, "budget_usd").value = 0.25
     assert form.config.budget_usd == 0.25
-    assert "the run stops before it passes $0.25" in said(form)
+    assert "the run stops before its cost exceeds $0.25" in said(form)
 
 
 def test_inputs_keep_to_the_bounds(config, plan):

@@ -50,7 +50,7 @@ def test_figures_in_words():
         "time left 65 min if nothing stops it early",
         "train loss 1.235 nats per completion token",
         "validation loss 1.5 best 1.432 at step 750",
-        "without improvement 2 of 5 ●●○○○",
+        "patience used 2 of 5 ●●○○○",
         "tokens 620 k of 19.8 M",
         "cost $0.27 of at most $8.73",
         "tokens per second 15.2 k",
@@ -68,7 +68,7 @@ def test_an_evaluation_is_shown_with_what_chance_may_have_done():
     for shown, words in (
         (status, "validation loss 1.5 ± 0.091 best 1.432 at step 750 "),
         (worse, "best 1.432 at step 750, better by 0.068 ± 0.05 "),
-        (better, "best 1.432 at step 750, better by 0.068 ± 0.05 than before"),
+        (better, "best 1.432 at step 750, better by 0.068 ± 0.05 than the previous best"),
     ):
         assert words in text_of(status_html(shown, "nats/token"))
 

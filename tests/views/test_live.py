@@ -169,7 +169,7 @@ class TestWithoutALoop:
             write_state(run)
             write_train(run, 7)
         view = dashboard(run)
-        assert "The process that trained here is gone: run it again" in status(view)
+        assert "The training process has ended: start the run again" in status(view)
         assert all(button.disabled for button in controls(view)[:2])
         assert "up to step 7" in view._still[1]["image/png"]["alt"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tinker_utils.basics.table import Table
 from tinker_utils.comparison.run import AXES, Axis, Curve, Run
 from tinker_utils.comparison.sources import LOG_NAMES, find_log, read_log
+from tinker_utils.config.paths import as_path
 from tinker_utils.config.settings import find_upwards
 from tinker_utils.errors import MetricsError
 from tinker_utils.loss import perplexity
@@ -56,7 +57,7 @@ def read_runs(paths: Iterable[Path | str] | Mapping[str, Path | str]) -> list[Ru
 
 def _found(path: Path | str) -> Path:
     try:
-        return find_upwards(Path(path).expanduser()).resolve()
+        return find_upwards(as_path(path, "runs")).resolve()
     except (RuntimeError, ValueError) as error:  # `~nobody`, a loop of links, a NUL
         raise MetricsError(f"{path}: there is no such run; give a run directory or a metrics file.") from error
 
@@ -97,7 +98,7 @@ def compare(runs: Sequence[Run]) -> Table:
     return Table(
         ("", *(run.name for run in runs)),
         (
-            ("settings that differ" if settings else "no setting is known to differ",),
+            ("settings that differ" if settings else "no known difference in settings",),
             *settings,
             ("results",),
             *(row for row in results if set(row[1:]) != {UNKNOWN}),
@@ -131,13 +132,13 @@ _RESULTS: dict[str, Callable[[Run], str | None]] = {
     "log written by": lambda run: run.made_by,
     "unit of losses": lambda run: run.unit,
     "steps": lambda run: _words(run.last("step"), "{:,.0f}".format),
-    "epochs begun": lambda run: _words(run.epochs, "{:,}".format),
+    "epochs started": lambda run: _words(run.epochs, "{:,}".format),
     "tokens trained on": lambda run: _words(run.last("tokens"), "{:,.0f}".format),
     "cost": lambda run: _words(run.last("dollars"), dollars),
     "ended": lambda run: run.ending and run.ending.replace("_", " "),
-    "train loss at the end, smoothed": lambda run: _last(run.train, SMOOTHING),
+    "final train loss, smoothed": lambda run: _last(run.train, SMOOTHING),
     "lowest validation loss": lambda run: _words(run.best()[0]),
     "at step": lambda run: _words(run.best()[1], "{:,}".format),
-    "perplexity there": _perplexity,
+    "perplexity at that step": _perplexity,
     "last validation loss": lambda run: _last(run.valid),
 }

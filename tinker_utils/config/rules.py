@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.errors import ConfigError
 
@@ -67,6 +69,7 @@ class Rule:
         Raises:
             ConfigError: the value is of another type or out of range.
         """
+        value = plain(value)
         if value is None and self.optional:
             return None
         checked = _CONVERTERS[self.kind](value)
@@ -102,6 +105,15 @@ class Rule:
         elif math.isfinite(self.low):
             words += f" {'above' if self.open_low else 'of at least'} {self.low:,.10g}"
         return words + (" or null" if self.optional else "")
+
+
+def plain(value: Any) -> Any:
+    """Return a value with numbers and lists of Python in place of those of NumPy, ranges and tuples."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple | range):
+        return [plain(each) for each in value]
+    return {key: plain(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _integer(value: object) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tinker_utils.basics.redaction import quoted, without_home
+from tinker_utils.config.paths import as_path
 from tinker_utils.config.rules import (
     ATTENTION_MODULES,
     MLP_MODULES,
@@ -73,12 +74,12 @@ class TrainingConfig(Checked):
     model: str = setting("Qwen/Qwen3-8B", "model", "text", "give a base model's name, or `tiny` with service: local.")
     lora: LoraConfig = field(default_factory=LoraConfig)
     epochs: int = setting(
-        2, "training.epochs", "integer", "it counts passes over the data; a third one mostly overfits.",
+        2, "training.epochs", "integer", "it is the number of passes over the data; a third pass usually overfits.",
         low=1, high=1000, group="Training", resumable=True,
     )  # fmt: skip
     batch_size: int = setting(
         4, "training.batch_size", "integer",
-        "it counts the examples of a step; a larger batch makes the loss less noisy.",
+        "it is the number of examples in a step; a larger batch makes the loss less noisy.",
         low=1, high=65536, group="Training",
     )  # fmt: skip
     learning_rate: float = setting(
@@ -104,7 +105,7 @@ class TrainingConfig(Checked):
         low=2, high=10**6, group="Training",
     )  # fmt: skip
     train_on: str = setting(
-        "last_assistant", "training.train_on", "text", "it says which messages are trained on.",
+        "last_assistant", "training.train_on", "text", "it selects the messages that are trained on.",
         choices=("last_assistant", "all_assistant"),
     )  # fmt: skip
     seed: int = setting(
@@ -126,7 +127,8 @@ class TrainingConfig(Checked):
         low=0, group="Evaluation", resumable=True,
     )  # fmt: skip
     eval_at_epoch_end: bool = setting(
-        True, "training.eval_at_epoch_end", "true or false", "it makes epochs comparable.",
+        True, "training.eval_at_epoch_end", "true or false",
+        "true evaluates at the end of each epoch, too, which makes epochs comparable.",
         group="Evaluation", resumable=True,
     )  # fmt: skip
     checkpoint_ttl_seconds: int | None = setting(
@@ -156,17 +158,17 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     samples_at_evaluation: int = setting(
         0, "training.samples_at_evaluation", "integer",
-        "it counts the answers that are sampled at each evaluation; 0 writes no samples.jsonl.",
+        "it is the number of answers sampled at each evaluation; 0 writes no samples.jsonl.",
         low=0, high=64, resumable=True,
     )  # fmt: skip
     budget_usd: float | None = setting(
         None, "training.budget_usd", "number",
-        "the run stops before it costs more dollars than this; null sets no limit.",
+        "the run stops before its cost exceeds this many dollars; null sets no limit.",
         low=0, open_low=True, optional=True, group="Money", resumable=True,
     )  # fmt: skip
     steps_in_flight: int | None = setting(
         None, "training.steps_in_flight", "integer",
-        "it counts the steps that are submitted and not yet answered; null takes 4, and 2 with service: local.",
+        "it is the number of steps in flight; null means 4, or 2 with service: local.",
         low=1, high=64, optional=True, resumable=True,
     )  # fmt: skip
     on_nonfinite: str = setting(
@@ -177,7 +179,7 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     service_timeout_s: float | None = setting(
         3600.0, "training.service_timeout_s", "number",
-        "a run ends after that many seconds without an answer, and can be resumed; null waits for ever.",
+        "a run ends after this many seconds without an answer, and can be resumed; null waits forever.",
         low=0, open_low=True, optional=True, resumable=True,
     )  # fmt: skip
     # The data themselves are compared by what they are, wherever they lie.
@@ -275,9 +277,9 @@ def load_config_from_yaml(
     Raises:
         ConfigError: the file or section is missing, a key is unknown or twice there, or a value is not allowed.
     """
-    where = f"{path}, section {section}"
+    where, own = f"{path}, section {section}", dict[str, Any]()
     try:
-        path = find_upwards(Path(os.path.expanduser(path)))  # noqa: PTH111  (Path.expanduser raises for `~nobody`)
+        path = find_upwards(as_path(path, "path"))
         values = _distinct(_flatten(_section(path, section)))
         if isinstance(overrides, str):
             overrides = parse_yaml(overrides) or {}
@@ -285,11 +287,13 @@ def load_config_from_yaml(
             raise ConfigError(
                 f"overrides: expected dotted keys and values, received {quoted(overrides)}; write key: value."
             )
-        values |= _distinct(_flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()}))
+        own = _distinct(_flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()}))
+        values |= own
         directory = path.resolve().parent
         return from_values(values, directory.parent if directory.name == "configs" else directory)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        to_blame = "overrides" if str(error).partition(":")[0] in {"overrides", *own} else where
+        raise ConfigError(str(error) if str(error).startswith("overrides:") else f"{to_blame}: {error}") from error
 
 
 def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingConfig:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.strict_json import json_problem, parse_json
+from tinker_utils.config.paths import as_path
 from tinker_utils.errors import DataError
 
 Message = Mapping[str, Any]
@@ -34,13 +35,13 @@ class Conversation:
         return None
 
 
-def read_conversations(path: Path) -> list[Conversation]:
+def read_conversations(path: Path | str) -> list[Conversation]:
     """Read all conversations of a chat JSONL file, in their order; blank lines are skipped.
 
     Raises:
         DataError: the file is missing or empty, or a line is not `{"messages": [{"role": …, "content": …}, …]}`.
     """
-    conversations = list(iterate_conversations(path))
+    conversations = list(iterate_conversations(as_path(path, "path")))
     if not conversations:
         raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
     return conversations

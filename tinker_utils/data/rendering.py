@@ -62,7 +62,7 @@ class RenderedSet:
         return (
             f"{name}: {len(self.examples):,} examples, {self.tokens:,} tokens, {self.completion_tokens:,} of them "
             f"completion tokens; cut at {max_seq_length:,} tokens: {self.cut:,}; "
-            f"skipped, because no answer is left: {self.skipped:,}."
+            f"skipped, because no completion token is left: {self.skipped:,}."
         )
 
 

@@ -82,11 +82,11 @@ def find_duplicates(
 def duplicate_table(train: Sequence[Conversation], valid: Sequence[Conversation] = ()) -> Table:
     """Tabulate how many conversations are repeated, by their prompt alone and as a whole."""
     prompts, wholes = (find_duplicates(train, valid, key).counts() for key in (prompt_key, conversation_key))
-    names = ("repeat an earlier one in train", "repeat an earlier one in valid", "in valid, and in train too")
+    names = ("repeat an earlier one in train", "repeat an earlier one in valid", "in valid that are also in train")
     totals = (len(train), len(valid), len(valid))
     rows = zip(names, totals, prompts, wholes, strict=True)
     return Table(
-        ("conversations", "of", "same prompt", "same throughout"),
+        ("conversations", "of", "same prompt", "same conversation"),
         tuple((name, *(f"{count:,}" for count in counts)) for name, *counts in rows),
         "Duplicates within and between the training and the validation set",
     )
@@ -182,5 +182,5 @@ def truncation_table(examples: Sequence[Example], limits: Iterable[int]) -> Tabl
         effect = truncation(examples, limit)
         counts = (effect.cut, effect.lost_examples, effect.tokens, effect.lost_completion_tokens)
         rows.append((f"{limit:,}", *(f"{count:,}" for count in counts)))
-    header = ("max_seq_length", "examples cut", "lost altogether", "tokens read", "answer tokens lost")
-    return Table(header, tuple(rows), "What a limit on the length cuts off")
+    header = ("max_seq_length", "examples cut", "examples skipped", "tokens read", "completion tokens lost")
+    return Table(header, tuple(rows), "Effect of max_seq_length")

@@ -197,7 +197,8 @@ class StreamedSet:
         return (
             f"{name}: {len(self.examples):,} examples, {about}{self.tokens:,} tokens, {about}"
             f"{self.completion_tokens:,} of them completion tokens; cut at {max_seq_length:,} tokens: {about}"
-            f"{self.cut:,}; skipped, because no answer is left: {about}{self.skipped:,}; rendered during training."
+            f"{self.cut:,}; skipped, because no completion token is left: {about}{self.skipped:,}; "
+            "rendered during training."
         )
 
 

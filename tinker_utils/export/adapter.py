@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from tinker_utils.config.paths import as_path
 from tinker_utils.config.settings import load_config_from_yaml
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
@@ -30,7 +31,7 @@ def export_adapter(
         ServiceError: the service does not have the checkpoint any more, or cannot export it.
     """
     files = RunDirectory(run.output_dir if isinstance(run, TrainingResult) else run)
-    target = files.adapter if directory is None else Path(directory)
+    target = files.adapter if directory is None else as_path(directory, "directory")
     state = files.read_state()
     checkpoint = state.best_checkpoint if state else None
     if not checkpoint:

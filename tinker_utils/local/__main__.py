@@ -60,12 +60,14 @@ def _exit_with(stream: IO[bytes]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tinker_utils.local", description=__doc__)
     parser.add_argument("--model", default="tiny", help="a directory, a hub name, or 'tiny' (the packaged model)")
-    parser.add_argument("--served-name", action="append", default=[], help="a further name that clients may ask for")
+    parser.add_argument(
+        "--served-name", action="append", default=[], help="an additional model name that clients may request"
+    )
     parser.add_argument("--port", type=_port, default=0, help="a loopback port; 0 lets the system choose")
     parser.add_argument("--store", type=Path, required=True, help="the directory for checkpoints")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=_threads, help="threads that torch computes with; its own choice otherwise")
-    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
+    parser.add_argument("--threads", type=_threads, help="number of PyTorch threads; default: PyTorch decides")
+    parser.add_argument("--exit-with-stdin", action="store_true", help="exit when standard input closes")
     return parser
 
 

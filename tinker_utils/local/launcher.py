@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, NoReturn, TypeVar
 
 from tinker_utils.basics.closing import Closing
+from tinker_utils.config.paths import as_path
 from tinker_utils.errors import ServiceError
 from tinker_utils.local.protocol.lora import lora_user_metadata
 from tinker_utils.local.store.store import holds_run
@@ -57,7 +58,7 @@ class LocalService(Closing):
             self.base_url: str = address["base_url"]
             self.api_key: str = address["api_key"]
         except (ValueError, KeyError, TypeError):
-            self._fail("it did not say where it answers")
+            self._fail("it did not print its address")
 
     def close(self) -> None:
         """End the service; harmless if it has ended."""
@@ -80,7 +81,7 @@ class LocalService(Closing):
         if self.process.poll() is not None:
             last = self._log[-1] if self._log else "nothing"
             raise ServiceError(
-                f"the embedded service ended with status {self.process.returncode} (it last said: {last}); "
+                f"the embedded service ended with status {self.process.returncode} (last log line: {last}); "
                 "start the run again, and it resumes from its latest checkpoint."
             )
 
@@ -134,7 +135,7 @@ class LocalService(Closing):
 
 def start_local_service(
     model: str,
-    store: Path,
+    store: Path | str,
     *,
     threads: int | None = None,
     timeout_s: float = START_TIMEOUT_S,
@@ -152,7 +153,16 @@ def start_local_service(
     Raises:
         ServiceError: the service did not start; the message ends with what it logged.
     """
-    command = [sys.executable, "-m", "tinker_utils.local", "--model", model, "--store", str(store), "--exit-with-stdin"]
+    command = [
+        sys.executable,
+        "-m",
+        "tinker_utils.local",
+        "--model",
+        model,
+        "--store",
+        str(as_path(store, "store")),
+        "--exit-with-stdin",
+    ]
     if threads is not None:
         command += ["--threads", str(threads)]
     try:

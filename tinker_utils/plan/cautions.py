@@ -26,8 +26,8 @@ def about_service(config: TrainingConfig) -> Iterator[str]:
         chosen = set(config.lora.target_modules) & set(modules)
         if chosen and chosen != set(modules):
             yield (
-                f"lora.target_modules names {', '.join(sorted(chosen))} of the {name}'s modules: "
-                f"{service} {'trains' if hosted else 'may train'} all of them or none, so all will be trained."
+                f"lora.target_modules lists only {', '.join(sorted(chosen))} of the {name} modules: "
+                f"{service} {'trains' if hosted else 'may train'} the whole group."
             )
 
 
@@ -36,9 +36,15 @@ def about_evaluation(config: TrainingConfig, has_validation: bool, evaluations: 
     if not has_validation:
         yield "There is no valid.jsonl: nothing is evaluated, and nothing can stop the run early."
     elif not evaluations:
-        yield "No evaluation is due before the run ends: lower training.eval_interval_steps."
+        yield "No evaluation is planned before the run ends: lower training.eval_interval_steps."
     elif not config.early_stopping_patience:
         yield "Early stopping is off (training.early_stopping_patience is 0): overfitting will not end the run."
+    elif evaluations <= config.early_stopping_patience:
+        yield (
+            f"Early stopping cannot end the run: it needs at least {config.early_stopping_patience + 1:,} evaluations, "
+            f"but only {evaluations:,} are planned; lower training.early_stopping_patience or "
+            "training.eval_interval_steps."
+        )
 
 
 def about_money(config: TrainingConfig, cost_usd: float | None) -> Iterator[str]:
@@ -47,7 +53,7 @@ def about_money(config: TrainingConfig, cost_usd: float | None) -> Iterator[str]
     if budget is not None and cost_usd is None:
         yield "training.budget_usd cannot be applied: the price of this model on this service is not known."
     elif budget is not None and cost_usd is not None and cost_usd > budget:
-        yield f"All epochs would cost ${cost_usd:.2f}; the run stops before it passes ${budget:.2f}."
+        yield f"All epochs would cost ${cost_usd:.2f}; the run stops before its cost exceeds ${budget:.2f}."
 
 
 def about_lengths(cut: int, examples: int, max_seq_length: int, estimated: bool = False) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tinker_utils.config.paths import as_path
 from tinker_utils.errors import ConfigError
 
 PRICES_FILE = Path(__file__).with_name("prices.yaml")
@@ -57,14 +58,14 @@ def estimate_training_cost(examples: int, tokens_per_example: float, epochs: flo
     return token_cost(examples * tokens_per_example * epochs, usd_per_million)
 
 
-def load_prices(path: Path = PRICES_FILE) -> dict[str, Prices]:
+def load_prices(path: Path | str = PRICES_FILE) -> dict[str, Prices]:
     """Return the hosted service's prices by model name.
 
     Raises:
         ConfigError: the file is missing or does not have the shape of the packaged prices.yaml.
     """
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = yaml.safe_load(as_path(path, "path").read_text(encoding="utf-8"))
         table = content["usd_per_million_tokens"]
         return {
             model: Prices(*(float(row[kind]) for kind in ("train", "prefill", "sample")))

@@ -126,7 +126,10 @@ def _about_data(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
     limit, estimated = config.max_seq_length, data.cut_at is None
     if data.cut_at is not None and limit > data.cut_at:
         if data.cut:
-            yield f"{data.cut:,} longer examples are counted as {data.cut_at:,} tokens: prepare again to count them."
+            yield (
+                f"{data.cut:,} longer examples were cut to {data.cut_at:,} tokens: "
+                "call prepare(config) again to count all their tokens."
+            )
         return
     cut = data.cut if limit == data.cut_at else int(np.count_nonzero(data.train >= limit))
     yield from about_lengths(cut, len(data.train), limit, estimated)

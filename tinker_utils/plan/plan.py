@@ -82,6 +82,11 @@ class Plan:
         """Return dollars for all epochs and their evaluations: the most the run can cost; None without a price."""
         return self.forecast.cost_usd
 
+    def cost_at(self, prices: Prices) -> float:
+        """Return dollars for all epochs and their evaluations at the prices of another model or service."""
+        lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
+        return forecast(self.config, lengths, prices, list(map(len, self.sample_prompts))).cost_usd or 0.0
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return what a person should know before the run starts, one sentence each."""
@@ -193,7 +198,7 @@ def _refuse(file: RenderedFile) -> NoReturn:
     """Say that nothing can be learned from a file, as far as it was rendered."""
     looked_at = file.chats.unanswered + file.counts().rows
     raise DataError(
-        f"{file.chats.path}: none of {looked_at:,} conversations has an answer to a prompt within "
+        f"{file.chats.path}: none of {looked_at:,} conversations has a completion token within "
         f"training.max_seq_length = {file.max_seq_length}; raise it, or add assistant messages."
     )
 

@@ -8,7 +8,9 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+from tinker_utils.config.paths import as_path
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
 from tinker_utils.run.state import RunState, decode_state, encode_state
@@ -38,7 +40,7 @@ class RunDirectory:
     """The files of one run. Constructing it touches nothing; `create` makes the directory."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(os.path.expanduser(path))  # noqa: PTH111  (Path.expanduser raises for `~nobody`)
+        self.path = as_path(path, "output_dir")
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.state = self.path / "run.json"
@@ -86,11 +88,7 @@ class RunDirectory:
             ) from error
         try:
             if not self._take(descriptor):
-                holder = lock.holder(descriptor) or "another process"
-                raise RunDirectoryError(
-                    f"{self.path}: {holder} is training in this run directory; wait for it, stop it, "
-                    "or choose another output directory."
-                )
+                self._refuse(lock.holder(descriptor))
             with writing(self.path):
                 lock.sign(descriptor)
                 self._clear_temporaries()
@@ -99,6 +97,12 @@ class RunDirectory:
         finally:
             self._held = None
             os.close(descriptor)
+
+    def _refuse(self, holder: str) -> NoReturn:
+        raise RunDirectoryError(
+            f"{self.path}: {holder or 'another process'} is training in this run directory; wait for it, stop it, "
+            "or choose another output directory."
+        )
 
     def _take(self, descriptor: int) -> bool:
         with writing(self.path):
@@ -139,6 +143,11 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             return self.path.stat().st_ino
         return None
+
+    def check_free(self) -> None:
+        """Raise the RunDirectoryError that `lock` would raise because another process trains here; write nothing."""
+        if (holder := lock.held_by(self._lock)) is not None:
+            self._refuse(holder)
 
     def is_free(self) -> bool:
         """Return whether it is certain that no process trains here, as when the one that did was killed."""

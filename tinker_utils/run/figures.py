@@ -46,7 +46,7 @@ class Evaluated:
 
     Attributes:
         epoch: that of the step after which it was made, from 1.
-        batches: requests that the validation set was sent in.
+        batches: number of requests for the validation set.
         pooled: the loss over the whole set.
         best: the lowest loss before this one, in nats per completion token; None at the first evaluation.
         difference: the paired difference to the evaluation that `best` is of; None where it is not known.
@@ -111,7 +111,7 @@ class Figure:
 
 _NATS = UNIT_WORDS["nats/token"]
 TRAIN = (
-    Figure("epoch", "from 1; a record without it is of epoch 1", lambda w: w.epoch, logged=True, absent=1.0),
+    Figure("epoch", "counted from 1; a missing epoch means 1", lambda w: w.epoch, logged=True, absent=1.0),
     Figure(
         "train_loss", "`train_loss_total / completion_tokens`",
         lambda w: w.progress.window_nll / w.progress.window_completion_tokens,
@@ -123,9 +123,9 @@ TRAIN = (
         lambda w: round(w.progress.window_tokens / max(w.seconds, 1e-9), 1),
         "tokens per second", logged=True, absent=0.0, label="tokens per second", format=short,
     ),
-    Figure("tokens", "that the steps were trained on, prompts included", lambda w: w.progress.window_tokens, "tokens"),
+    Figure("tokens", "trained on in these steps, prompts included", lambda w: w.progress.window_tokens, "tokens"),
     Figure(
-        "completion_tokens", "among them, those that the loss is over",
+        "completion_tokens", "those of `tokens` that are in the loss",
         lambda w: w.progress.window_completion_tokens, "tokens",
     ),
     Figure(
@@ -133,7 +133,7 @@ TRAIN = (
         "tokens", absent=math.nan, label="tokens", format=short,
     ),
     Figure(
-        "learning_rate", "of the record's own step", lambda w: w.learning_rate,
+        "learning_rate", "learning rate at the record's step", lambda w: w.learning_rate,
         logged=True, absent=math.nan, label="learning rate", format="{:.3g}".format,
     ),
     Figure(
@@ -151,7 +151,7 @@ VAL = (
         "val_loss", "`val_loss_total / completion_tokens`", lambda e: e.pooled.loss,
         _NATS, logged=True, label="validation loss", margin="val_loss_margin",
     ),
-    Figure("val_batches", "requests that the validation set was sent in", lambda e: e.batches),
+    Figure("val_batches", "number of requests for the validation set", lambda e: e.batches),
     Figure("val_loss_total", "the set's negative log-likelihood", lambda e: e.pooled.total, "nats"),
     Figure("completion_tokens", "of the validation set", lambda e: e.pooled.completion_tokens, "tokens"),
     Figure(

@@ -47,6 +47,17 @@ def holder(descriptor: int) -> str:
     return ""
 
 
+def held_by(path: Path) -> str | None:
+    """Return who holds the lock, "" if that is not known; None if nobody does, as far as this machine can see."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return None if lock_descriptor(descriptor, blocking=False) else holder(descriptor)
+        finally:
+            os.close(descriptor)
+    return None
+
+
 def is_free(path: Path) -> bool:
     """Return whether it is certain that no process holds the lock.
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.config.paths import as_path
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory, writing
 from tinker_utils.run.figures import logged_names
@@ -38,9 +39,9 @@ def encode_record(record: Mapping[str, Any]) -> str:
 class MetricsWriter(Closing):
     """Appends records to a metrics file and flushes each, so that a reader sees it at once."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: TextIO = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path | str) -> None:
+        self.path = as_path(path, "path")
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; raises OSError when the disk refuses it."""

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.config.paths import as_path
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import train_columns
 from tinker_utils.run.series import FloatArray, MetricsLog
@@ -94,8 +95,8 @@ class MetricsReader:
     `columns` names the train columns that are wanted, all of them by default: fewer are read faster.
     """
 
-    def __init__(self, path: Path, columns: Collection[str] | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, columns: Collection[str] | None = None) -> None:
+        self.path = as_path(path, "path")
         self.log = MetricsLog()
         self._decoder = TrainDecoder(columns)
         self._offset = 0
@@ -185,7 +186,7 @@ def read_metrics(path: Path | str, columns: Collection[str] | None = None) -> Me
     Raises:
         MetricsError: the file is missing, cannot be read, or has no train or val records.
     """
-    reader = MetricsReader(Path(path), columns)
+    reader = MetricsReader(path, columns)
     try:
         reader.poll()
         reader.take_rest()

@@ -173,14 +173,28 @@ class MetricsLog:
         return int(step) if step is not None and math.isfinite(step) else None
 
     def epoch_starts(self) -> list[tuple[int, int]]:
-        """Return (epoch, its first recorded step) of each epoch after the first."""
-        epochs, steps = self.train["epoch"], self.train["step"]
-        later = np.flatnonzero(np.diff(np.maximum.accumulate(epochs)) > 0) + 1
-        return [(int(epochs[i]), int(steps[i])) for i in later.tolist()]
+        """Return (epoch, its first step) of each epoch after the first.
+
+        A record is written every so many steps. Where all records fit epochs of one length, the first step follows
+        from that length: the least that has each step in its epoch, which is exact as soon as one of the records, such
+        as an evaluation, stands at an epoch's end. Otherwise it is the first step that was recorded.
+        """
+        recorded = self._recorded_starts()
+        epochs = np.concatenate([self.train["epoch"], self.val_column("epoch")])
+        steps = np.concatenate([self.train["step"], self.val_column("step")])
+        known = (epochs >= 1) & (steps >= 1)
+        length = np.ceil(steps[known] / epochs[known]).max(initial=0)
+        fits = (steps[known] > length * (epochs[known] - 1)).all()
+        return [(epoch, int(length) * (epoch - 1) + 1) for epoch, _ in recorded] if fits else recorded
 
     def epoch_boundaries(self) -> list[int]:
         """Return the first recorded step of each epoch after the first."""
-        return [step for _, step in self.epoch_starts()]
+        return [step for _, step in self._recorded_starts()]
+
+    def _recorded_starts(self) -> list[tuple[int, int]]:
+        epochs, steps = self.train["epoch"], self.train["step"]
+        later = np.flatnonzero(np.diff(np.maximum.accumulate(epochs)) > 0) + 1
+        return [(int(epochs[i]), int(steps[i])) for i in later.tolist()]
 
     def _in_unit(self, kind: str) -> list[Record]:
         # Before any train record the unit is not known, and so is that of the run as a whole.

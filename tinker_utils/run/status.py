@@ -28,7 +28,7 @@ ENDINGS = {
     "failed": "Failed",
 }
 _ONLY_METRICS = "There are metrics but no run.json, so the state of the run is not known."
-_GONE = "The process that trained here is gone: run it again, and it resumes from its latest checkpoint."
+_GONE = "The training process has ended: start the run again, and it resumes from its latest checkpoint."
 _NOT_BEGUN = "Waiting for the run to begin."
 # Records over which the speed is taken that tells the time left.
 _RECENT = 50
@@ -207,7 +207,7 @@ class RunFollower:
             return "Resume requested." if doing == "paused" else "Pause requested: finishing the steps in flight."
         if doing not in ("paused", "waiting") and self._clock() - self._heard > _SILENCE:
             written = max(modified for _, _, modified in self._seen.values()) / 1e9
-            return f"No news since {_clock(written)}: if the process has died, run it again to resume."
+            return f"No update since {_clock(written)}: if the process has died, start the run again to resume."
         if doing == "paused":
             return f"Paused since {_clock(activity.since)}."
         return _sentence("", activity.detail or doing or "running")

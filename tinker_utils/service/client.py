@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _PROBE_SECONDS = 10
 _ANSWER_SECONDS = 30
 _EXPORT_TTL_SECONDS = 3600
-_ASKING = "asking the service what it offers"
+_ASKING = "asking the service for its models"
 
 
 class Service(Closing):
@@ -200,8 +200,8 @@ class Service(Closing):
         names = {file.name for file in files}
         if not {"adapter_config.json", "adapter_model.safetensors"} <= names:
             raise ServiceError(
-                f"exporting {checkpoint}: the service gave {', '.join(sorted(names)) or 'no file'}, "
-                f"and not a PEFT adapter; look at the files in {directory}."
+                f"exporting {checkpoint}: the service returned {', '.join(sorted(names)) or 'no file'} "
+                f"instead of a PEFT adapter; check the files in {directory}."
             )
         return files
 
@@ -215,7 +215,7 @@ class Service(Closing):
             self._local.close()
 
 
-def connect(config: TrainingConfig, store: Path) -> Service:
+def connect(config: TrainingConfig, store: Path | str) -> Service:
     """Open the service that `config.service` names.
 
     Args:

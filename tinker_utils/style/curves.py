@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from tinker_utils.config.paths import as_path
 from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.figures import UNIT_WORDS
 from tinker_utils.run.metrics import ema
@@ -35,7 +36,6 @@ DEFAULT_SMOOTHING = 0.7
 _BINS = 450  # a panel is about 900 pixels wide
 _MARKED_POINTS = 60  # a line of more points is drawn without markers
 _NAMED_EPOCHS = 8
-_AVERAGED = 1000  # records before the last that have a weight in the average, at the default smoothing
 # matplotlib fails on axes that end near the largest float (1.8e308): it adds margins, squares and takes powers of ten
 # beyond them. No loss that means anything is larger than this, so what is has no place in the picture, like NaN.
 _MAX_DRAWN = 1e100
@@ -106,6 +106,10 @@ def figure(
     _draw_epochs(upper, lower, log.epoch_starts())
     upper.set_ylabel(quantity if quantity == "perplexity" else f"loss, {UNIT_WORDS[log.loss_unit]}")
     upper.legend(**_LEGEND)
+    places = {*steps.tolist(), *log.val_column("step").tolist()}
+    if len(places) == 1:  # matplotlib would show a hundredth of a step
+        (place,) = places
+        upper.set_xlim(place - 1, place + 1)
     if not len(steps) and not log.val:
         upper.text(0.5, 0.5, "no record yet", transform=upper.transAxes, ha="center", color=PALE_INK, fontsize=11)
         upper.set(xlim=(0, 10), ylim=(0, 1))
@@ -128,14 +132,15 @@ def svg(drawing: Figure) -> str:
 
 def save_png(drawing: Figure, path: Path | str, dpi: int = 150) -> None:
     """Write the figure as PNG, whole or not at all; raises RunDirectoryError when `path` cannot be written."""
-    write_atomically(Path(path), png(drawing, dpi))
+    write_atomically(as_path(path, "path"), png(drawing, dpi))
 
 
-def describe(log: MetricsLog) -> str:
-    """Describe the curves in a sentence or two, for those who cannot see them."""
+def describe(log: MetricsLog, smoothing: float = DEFAULT_SMOOTHING) -> str:
+    """Describe the curves that `figure` draws with this smoothing, for those who cannot see them."""
     parts = []
     if len(log.train):
-        average = ema(_drawable(log.train.last("train_loss", _AVERAGED)))[-1]
+        order = np.argsort(log.train["step"], kind="stable")
+        average = ema(_drawable(log.train["train_loss"][order]), smoothing)[-1]
         parts.append(f"up to step {int(log.train['step'].max()):,} in epoch {int(log.train['epoch'].max())}")
         parts.append(f"smoothed train loss {average:.4g} {UNIT_WORDS[log.loss_unit]}")
     losses = log.val_column("val_loss")

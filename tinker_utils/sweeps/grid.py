@@ -6,12 +6,15 @@ import contextlib
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tinker_utils.basics.redaction import one_sentence, quoted, without_home
+from tinker_utils.config.paths import as_path
+from tinker_utils.config.rules import plain
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 from tinker_utils.run.directory import RunDirectory, write_atomically
 
@@ -56,30 +59,53 @@ def rerun(
     """
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    notebook = Path(notebook).resolve()
+    notebook, directory = as_path(notebook, "notebook").resolve(), as_path(output_dir, "output_dir").resolve()
     if not notebook.is_file():
         raise TinkerUtilsError(f"{notebook.name}: there is no such notebook; give the path of an .ipynb file.")
     common = dict(parameters or {})
-    shared: dict[str, Any] = common.pop("overrides", None) or {}
+    shared: dict[str, Any] = plain(common.pop("overrides", None)) or {}
     combinations = list(_combinations(grid))
+    _check_parameters(notebook, ["output_dir", "overrides", *common])
     names = [_name(combination) for combination in combinations]
     if len(set(names)) < len(names):
         raise ConfigError(
             "grid: two combinations would share a directory; use values that differ in letters or digits."
         )
     return [
-        _run(notebook, combination, Path(output_dir).resolve() / _name(combination), common, shared)
+        _run(notebook, combination, directory / _name(combination), common, shared)
         for combination in tqdm(combinations, unit="run")
     ]
 
 
 def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    for key, values in grid.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+    listed = {key: plain(values) for key, values in grid.items()}
+    for key, values in listed.items():
+        if not isinstance(values, list) or not values:
             raise ConfigError(
                 f"grid[{key!r}]: expected a list of values to try, received {quoted(values)}; write [a, b]."
             )
-    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+    return (dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values()))
+
+
+def _check_parameters(notebook: Path, given: Sequence[str]) -> None:
+    """Refuse what would have no effect: papermill adds parameters that a notebook lacks, and the notebook ignores them.
+
+    Raises:
+        ConfigError: no cell of the notebook is tagged `parameters`, or the cell does not set one of these.
+    """
+    import papermill  # type: ignore[import-untyped]
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(None):
+        warnings.simplefilter("ignore")
+        known = papermill.inspect_notebook(str(notebook))
+    if not known:
+        raise ConfigError(
+            f"{notebook.name}: no cell is tagged `parameters`, so the grid would have no effect; tag the cell that "
+            "sets output_dir and overrides."
+        )
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{notebook.name}: has no parameter {name}; it has {', '.join(known)}.")
 
 
 def _name(combination: Mapping[str, Any]) -> str:
@@ -93,7 +119,7 @@ def _name(combination: Mapping[str, Any]) -> str:
 def _run(
     notebook: Path, combination: dict[str, Any], directory: Path, parameters: dict[str, Any], shared: dict[str, Any]
 ) -> Rerun:
-    import papermill  # type: ignore[import-untyped]
+    import papermill
     from papermill.exceptions import PapermillExecutionError  # type: ignore[import-untyped]
 
     run, executed = RunDirectory(directory), directory / notebook.name

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinker_utils.config.paths import as_path
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import TinkerUtilsError
@@ -124,7 +125,7 @@ async def run_study(
         raise TinkerUtilsError(
             f"at_once: expected at least 1, received {at_once}; give how many runs train side by side."
         )
-    directory = Path(output_dir)
+    directory = as_path(output_dir, "output_dir")
     planned = [(seed, name) for seed in seeds for name in variants]
     done: dict[_Planned, StudyRun] = {}
     begun, new = _dealt(planned, variants, directory)

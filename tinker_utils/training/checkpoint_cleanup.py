@@ -18,6 +18,7 @@ from tinker_utils.run.checkpoints import Checkpoint, Checkpoints, model_of
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import RunState
 from tinker_utils.service.client import Service
+from tinker_utils.training.waiting import as_answer
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,8 @@ class CheckpointCleanup:
 
     async def settle(self, timeout_s: float) -> int:
         """Wait for what was asked of the service; returns how much of it failed, or was not answered in time."""
-        if pending := [asyncio.wrap_future(request) for request in list(self._pending)]:
-            done, _ = await asyncio.wait(pending, timeout=timeout_s)
-            for request in done:
-                request.exception()  # seen: it is counted, and asyncio need not print it
+        if pending := [as_answer(request) for request in list(self._pending)]:
+            await asyncio.wait(pending, timeout=timeout_s)
         return self._failures + len(self._pending)
 
     def _sweep(self, model: str, kept: Kept) -> bool:
@@ -117,7 +116,7 @@ def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
 
 
 def borrowed_models(run: RunDirectory, state: RunState, points: Sequence[Checkpoints]) -> list[str]:
-    """Return the names under which the run saves that this directory is a copy of: what it goes on from is not its own.
+    """Return the names under which the original of a copied directory saves: its checkpoints are not the copy's own.
 
     Args:
         run: the directory.

@@ -144,7 +144,7 @@ def check_start(
     if plan is not None:
         checks += [] if same_data else _of_duplicates(config)
         checks += _of_lengths(plan)
-    checks += warn_or_pass("settings", about_service(config), "The service honours all of them.")
+    checks += warn_or_pass("settings", about_service(config), "The service supports all of them.")
     checks += _of_service(config, plan, service)
     if plan is not None:
         checks += _of_evaluation(plan)
@@ -162,17 +162,20 @@ def _of_plan(plan: Plan) -> Iterator[Check]:
 
 def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
     try:
+        run.check_free()
         state = run.read_state()
         if state is None:
-            yield Check("directory", "ok", "A new run begins in it.")
+            yield Check("directory", "ok", "A new run starts in this directory.")
         elif not plan.config.resume_from_checkpoint:
-            yield Check("directory", "warn", "A new run begins in it; the earlier one is moved to previous/.")
+            yield Check(
+                "directory", "warn", "A new run starts in this directory; the earlier one is moved to previous/."
+            )
         else:
             changes_to_take_up(run, state, plan)
             point = resume_points(state)[0]
             ended = has_ended(state, point, plan)
-            goes_on = f"The run in it resumes after step {point.progress.step:,}."
-            yield Check("directory", "ok", "The run in it has ended; nothing is left to do." if ended else goes_on)
+            goes_on = f"Its run resumes after step {point.progress.step:,}."
+            yield Check("directory", "ok", "Its run has ended; nothing is left to do." if ended else goes_on)
     except (ResumeError, RunDirectoryError) as error:
         yield Check.failed("directory", error)
 
@@ -190,8 +193,8 @@ def _of_duplicates(config: TrainingConfig) -> list[Check]:
             held_out, keys = _looked_through(file) if file.exists() else ("", [])
             if shared := sum(key in known for key in keys):
                 sentences.append(
-                    f"{shared:,} of {held_out} are among {train}, too: "
-                    "the model's loss on them says nothing of data that it has not seen."
+                    f"{shared:,} of {held_out} are also in {train}: "
+                    "their loss does not measure performance on unseen data."
                 )
     except DataError as error:  # of test.jsonl: no run needs it, and the others were read before
         sentences.append(str(error))
@@ -220,7 +223,7 @@ def _of_lengths(plan: Plan) -> list[Check]:
         about = "about " if estimated else ""
         sentences.append(
             f"{about}{train.skipped:,} training examples are skipped: "
-            f"they have no answer to a prompt within {limit:,} tokens."
+            f"they have no completion token within {limit:,} tokens."
         )
     return warn_or_pass("lengths", sentences, f"No example is longer than {limit:,} tokens, and each has an answer.")
 
@@ -238,7 +241,7 @@ def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | No
         return [Check.failed("service", error)]
     sentences = []
     if models and config.model not in models:
-        sentences.append(f"The service does not name {config.model} among the {len(models):,} models that it offers.")
+        sentences.append(f"{config.model} is not among the {len(models):,} models that the service offers.")
     context = models.get(config.model)
     max_tokens = 0 if plan is None else int(plan.train.lengths().max(initial=0)) + 1
     if context is not None and max_tokens > context:
@@ -248,7 +251,7 @@ def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | No
 
 def _of_evaluation(plan: Plan) -> list[Check]:
     cautions = about_evaluation(plan.config, plan.valid is not None, plan.evaluations)
-    return warn_or_pass("evaluation", cautions, "It is frequent enough to end the run in time.")
+    return warn_or_pass("evaluation", cautions, "Evaluations are frequent enough for early stopping.")
 
 
 def _of_cost(plan: Plan) -> list[Check]:
@@ -260,7 +263,7 @@ def _of_cost(plan: Plan) -> list[Check]:
         )
         return [Check.failed("cost", error)]
     if config.service == "local":
-        return [Check("cost", "ok", "Nothing: the embedded service is free.")]
+        return [Check("cost", "ok", "$0: the embedded service is free.")]
     known = "The price of this model on this service is not known." if cost is None else f"At most ${cost:.2f}."
     return warn_or_pass("cost", about_money(config, cost), known)
 
@@ -273,7 +276,7 @@ def _of_disk(run: RunDirectory, plan: Plan | None) -> Check:
     needed, free = _ROOM + _RECORD_BYTES * _records(plan), shutil.disk_usage(there).free
     if free < needed:
         error = RunDirectoryError(
-            f"{there}: {free / 1e6:,.0f} MB are free where the run needs {needed / 1e6:,.0f} MB; make room, "
+            f"{there}: {free / 1e6:,.0f} MB are free, but the run needs {needed / 1e6:,.0f} MB; free some space, "
             "or choose another output directory."
         )
         return Check.failed("disk", error)

@@ -13,10 +13,11 @@ from tinker_utils.run.logger import RunLogger
 from tinker_utils.service.failures import service_error
 from tinker_utils.service.model import Model, Submitted
 from tinker_utils.service.sampling import as_samples
+from tinker_utils.training.waiting import as_answer
 
 
 class Generations:
-    """Generations that nothing waits for, and whose failure ends no run."""
+    """Generations of a run, whose failure never ends it."""
 
     def __init__(self, plan: Plan, logger: RunLogger, model: Model) -> None:
         self._plan = plan
@@ -35,11 +36,13 @@ class Generations:
         while self._pending and self._pending[0][1].futures[0].done():
             step, submitted = self._pending.popleft()
             error = submitted.futures[0].exception()
+            if last_step is not None and step > last_step:
+                continue
             if error is not None:
                 message = str(service_error("sampling", error))
                 self._logger.record("notice", step, kind="warning", message=message)
                 self._failed.add(step)
-            elif last_step is None or step <= last_step:
+            else:
                 samples = as_samples(self._plan.sampled, submitted.result(), self._plan.tokenizer)
                 self._logger.samples(step, map(asdict, samples))
 
@@ -50,7 +53,7 @@ class Generations:
             Whether all of it came; of what failed, this is said once.
         """
         late: set[asyncio.Future[list[list[int]]]] = set()
-        waiting = [asyncio.wrap_future(submitted.futures[0]) for step, submitted in self._pending if step <= until]
+        waiting = [as_answer(submitted.futures[0]) for step, submitted in self._pending if step <= until]
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=timeout_s)
             self.record(last_step)

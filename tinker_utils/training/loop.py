@@ -14,6 +14,10 @@ second step:
 The service runs the requests of one model in the order of their submission. So evaluation 2 sees the weights after step
 2 and save 2 holds them, although steps 3 and 4 were submitted before its outcome is known. Where evaluation 2 ends the
 run, what was submitted behind its save is discarded, and counted.
+
+Samples, if asked for, are submitted behind the save, by a sampler that has the same weights. They never end a run; but
+a save is recorded, and the run could be resumed from it, only when the samples of its weights are there, or
+have failed, or half a minute has passed.
 """
 
 from __future__ import annotations
@@ -33,29 +37,29 @@ from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed
 from tinker_utils.training.interrupts import Interrupts
 from tinker_utils.training.queue import RequestQueue, Work
 from tinker_utils.training.recorder import Recorder
-from tinker_utils.training.waiting import AnswerTimes, Waiting
+from tinker_utils.training.waiting import AnswerTimes, Waiting, as_answer
 
 _PAUSE_POLL_SECONDS = 0.2
 # Batches skipped in a row, after which the run stops all the same.
 _MAX_SKIPPED_IN_A_ROW = 3
 _NOT_FINITE = (
-    "the loss or the gradient of step {step} is not a finite number: lower training.learning_rate, set "
-    "training.grad_clip_norm, or skip such batches with training.on_nonfinite: skip"
+    "the loss or the gradient of step {step} is not finite: lower training.learning_rate, set "
+    "training.grad_clip_norm, or, if it is not set yet, set training.on_nonfinite: skip"
 )
 _NO_NUMBER = (
-    "the loss of the evaluation after step {step} is not a number, so the weights are spoiled: lower "
-    "training.learning_rate, set training.grad_clip_norm, or skip such batches with training.on_nonfinite: skip"
+    "the validation loss after step {step} is NaN, so the weights are not usable: lower "
+    "training.learning_rate, set training.grad_clip_norm, or, if it is not set yet, set training.on_nonfinite: skip"
 )
 _TIDY_SECONDS = 30
-# What an embedded server that was killed takes to be seen as ended, after its connections have broken.
+# Seconds until an embedded server that was killed is seen to have ended; its connections break first.
 _ENDING_SECONDS = 0.5
 
 
 class SpoiledStepError(Exception):
-    """A step's loss or gradient was not a finite number, and the weights since are not to be used."""
+    """The weights after a step are not to be used: its loss, its gradient or their evaluation was not finite."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"step {step}")
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} step {step} was not finite")
         self.step = step
 
 
@@ -129,7 +133,7 @@ class TrainingLoop:
     async def _take(self, work: Work) -> None:
         """Wait for an answer and act on it."""
         self._logger.activity(*self._doing(work))
-        answers = [asyncio.wrap_future(future) for future in work.request.futures]
+        answers = [as_answer(future) for future in work.request.futures]
         overdue_after = self._answer_times.overdue_after(work.tokens)
         seconds = await self._waiting.until(answers, work.step, work.words, overdue_after)
         self._queue.answered()
@@ -152,7 +156,7 @@ class TrainingLoop:
 
     def _doing(self, work: Work) -> tuple[str, str]:
         if self._ending is not None:
-            return "stopping", f"finishing what is in flight: {self._ending[1]}"
+            return "stopping", f"finishing the requests in flight: {self._ending[1]}"
         if work.kind == "evaluation":
             return "evaluating", f"evaluating after step {work.step}"
         return "training", "training"
@@ -161,8 +165,7 @@ class TrainingLoop:
         loss, figures = work.request.result()
         finite = math.isfinite(loss.total) and all(math.isfinite(value) for value in figures.values())
         if not finite and self._may_skip(work.step):
-            self._recorder.discarded(work.tokens)
-            raise SpoiledStepError(work.step)
+            raise SpoiledStepError(work.step, "the loss or the gradient of")
         due = work.step % self._plan.config.log_interval_steps == 0 or work.step == self._plan.total_steps
         self._recorder.trained(work.step, work.batches[0], loss, figures, log=due or not finite)
         if not finite:
@@ -170,8 +173,9 @@ class TrainingLoop:
             self._cut(work.step - 1, "failed", _NOT_FINITE.format(step=work.step))
 
     def _may_skip(self, step: int) -> bool:
-        """Return whether a batch may be skipped; after several in a row, it is not the batches that are at fault."""
-        too_many = self._plan.batches.skipped.issuperset(range(step - _MAX_SKIPPED_IN_A_ROW, step))
+        """Return whether a batch may be skipped: if it was already, or several before it were, it is not the cause."""
+        skipped = self._plan.batches.skipped
+        too_many = step in skipped or skipped.issuperset(range(step - _MAX_SKIPPED_IN_A_ROW, step))
         return self._plan.config.on_nonfinite == "skip" and not self.ending and not too_many
 
     def _evaluated(self, work: Work) -> None:
@@ -180,7 +184,7 @@ class TrainingLoop:
         # may be one token that the model holds for impossible.
         spoiled = any(math.isnan(loss.total) for loss in losses)
         if spoiled and self._may_skip(work.step):
-            raise SpoiledStepError(work.step)
+            raise SpoiledStepError(work.step, "the loss of the evaluation after")
         decision = self._recorder.evaluated(work.step, work.batches, losses)
         if spoiled:
             self._cut(work.step - 1, "failed", _NO_NUMBER.format(step=work.step))
@@ -188,7 +192,8 @@ class TrainingLoop:
             self._end_early()
 
     async def _generations_written(self, step: int) -> None:
-        """Wait for samples of earlier weights: they cannot be asked for again once a resume would pass them."""
+        """Wait for samples of these weights: once the save is recorded, a resumed run never asks for them again."""
+        began = time.monotonic()
         try:
             for _ in range(_TIDY_SECONDS):
                 if await self._generations.drain(self._last_step, 1 - _ENDING_SECONDS, until=step):
@@ -198,6 +203,7 @@ class TrainingLoop:
                 self._service.check_alive()
         except asyncio.CancelledError:
             self._interrupt()
+        self._recorder.rested(time.monotonic() - began)
 
     def _abandon(self) -> None:
         """Cancel what is in flight, the last first; it counts as spent all the same."""
@@ -221,8 +227,9 @@ class TrainingLoop:
         paused = more and self._logger.run.pause_requested()
         if paused != self._paused:
             self._paused = paused
-            kind, message = ("paused", "finishing the steps in flight") if paused else ("resumed", "training goes on")
-            self._logger.record("notice", self._recorder.progress.step, kind=kind, message=message)
+            kind, message = ("paused", "finishing the steps in flight") if paused else ("resumed", "training continues")
+            if more:  # a run that ends in a pause does not continue
+                self._logger.record("notice", self._recorder.progress.step, kind=kind, message=message)
 
     async def _wait_while_paused(self) -> None:
         """Wait a moment for a pause to end; the time does not count in tokens per second."""
@@ -242,7 +249,7 @@ class TrainingLoop:
         task.uncancel()
         self._interrupted = True
         self._interrupts.rearm()
-        self._stop("it was interrupted")
+        self._stop("the run was interrupted")
 
     def _stop(self, reason: str) -> None:
         if self._ending is None:
@@ -266,7 +273,8 @@ class TrainingLoop:
 
     async def _finish(self) -> TrainingResult:
         recorder = self._recorder
-        status, reason = self._ending or ("completed", "all epochs are done")
+        status, reason = self._ending = self._ending or ("completed", "all epochs are done")
+        self._logger.activity("finishing", "waiting for samples, and for superseded checkpoints to be removed")
         recorder.record_window()
         if status == "early_stopped":
             recorder.record_early_stop()
@@ -282,6 +290,7 @@ class TrainingLoop:
             await self._generations.drain(self._last_step, _TIDY_SECONDS)
             with contextlib.suppress(ServiceError):
                 self._service.check_alive()
+                await self._cleanup.settle(_TIDY_SECONDS)  # what is being removed need not be removed again
                 await self._sweep()
             left = await self._cleanup.settle(_TIDY_SECONDS)
         except asyncio.CancelledError:
@@ -296,5 +305,5 @@ class TrainingLoop:
     async def _sweep(self) -> None:
         """Look at the checkpoints once more at the end: what a killed attempt had queued may have been saved since."""
         kept = needed(self._logger.state.models, self._recorder.named)
-        looking = asyncio.wrap_future(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
+        looking = as_answer(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
         await asyncio.wait([looking], timeout=_TIDY_SECONDS)

@@ -93,7 +93,7 @@ class RequestQueue:
         while not self.complete and sum(work.kind == "step" for work in self._works) < self._plan.config.in_flight:
             budget = self._plan.config.budget_usd
             if budget is not None and (self._cost_with_next_step() or 0.0) > budget:
-                return f"the next step would pass training.budget_usd = ${budget:g}"
+                return f"the next step would exceed training.budget_usd = ${budget:g}"
             self._submit(self._submitted + 1)
         return None
 

@@ -89,7 +89,7 @@ class Recorder:
         if math.isfinite(loss.total) and not apart <= _TOLERATED_DISAGREEMENT:
             self._warn_once(
                 "loss:sum", step,
-                f"the service's loss:sum is {loss.reported:.6g} nats where its logprobs give {loss.total:.6g}; "
+                f"the service's loss:sum is {loss.reported:.6g} nats, but its logprobs give {loss.total:.6g}; "
                 "the logprobs are used, but the service's gradients may be scaled differently, too.",
             )  # fmt: skip
 

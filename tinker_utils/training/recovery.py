@@ -20,7 +20,7 @@ from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
 from tinker_utils.service.client import Service
 from tinker_utils.service.model import Model
-from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed, set_aside
+from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, Kept, needed, set_aside
 from tinker_utils.training.generations import Generations
 from tinker_utils.training.loop import SpoiledStepError, TrainingLoop
 from tinker_utils.training.queue import RequestQueue
@@ -83,7 +83,7 @@ class Recovery:
                     await self._reconnect(points[0].progress.step)
             except SpoiledStepError as spoiled:
                 points = self._go_back()
-                notices = [("warning", self._skip(spoiled.step, points[0].progress.step))]
+                notices = [("warning", self._skip(spoiled, points[0].progress.step))]
 
     async def _loop(self, points: Sequence[ResumePoint], notices: Sequence[tuple[str, str]]) -> TrainingLoop:
         """Make the loop from the latest point that is left on; the logger then tells one history up to there."""
@@ -93,7 +93,12 @@ class Recovery:
         )
         step = point.progress.step
         left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
-        await self._waiting.call(lambda: self._sweep(left, model.run_id), step, "the lists of checkpoints")
+        # In its thread it only asks the service: should that outlast the run, it must not write what is another's then.
+        before = logger.state.models
+        kept = needed(before, [each.checkpoints for each in left])
+        found = await self._waiting.call(lambda: self._clean_up(kept), step, "the lists of checkpoints")
+        # The attempt just before may still be at work on the service: its name is looked at once more.
+        logger.publish(models=list(dict.fromkeys([*found, *before[-1:], model.run_id])))
         past = PastEvaluations(self._run.evaluations)
         recorder = Recorder(self._plan, logger, [*left[:-1], point], past, self._spending)
         # More may have been sent since the last save than run.json says, and the records that told of it go.
@@ -110,16 +115,14 @@ class Recovery:
         queue = RequestQueue(self._plan, model, Generations(self._plan, logger, model), self._spending, step)
         return TrainingLoop(self._plan, queue, recorder, self._cleanup, self._service)
 
-    def _sweep(self, points: Sequence[ResumePoint], model: str) -> None:
-        """Remove checkpoints that earlier attempts left, and note under which name this one will save."""
-        before = self._logger.state.models
-        left = self._cleanup.sweep(needed(before, [point.checkpoints for point in points]))
-        # The attempt just before may still be at work on the service: its name is looked at once more.
-        self._logger.publish(models=list(dict.fromkeys([*left, *before[-1:], model])))
+    def _clean_up(self, kept: Kept) -> tuple[str, ...]:
+        """Remove checkpoints that earlier attempts left; returns the names that are to be looked at again."""
+        left = self._cleanup.sweep(kept)
         if self._plan.config.service == "local":
             # The store is the directory's own. A service elsewhere keeps what runs moved aside have saved there.
-            for kept in set_aside(self._run):
-                self._cleanup.sweep(kept)
+            for ended in set_aside(self._run):
+                self._cleanup.sweep(ended)
+        return left
 
     def _go_back(self) -> list[ResumePoint]:
         points = resume_points(self._logger.state)
@@ -135,13 +138,13 @@ class Recovery:
         max_seconds = self._plan.config.service_timeout_s
         return max_seconds is not None and time.monotonic() - self._returning_since > max_seconds
 
-    def _skip(self, step: int, back_to: int) -> str:
-        """Note that a step's batch is not to be trained on, also should the run be killed now."""
-        self._plan = _skipping(self._plan, [*self._plan.batches.skipped, step])
+    def _skip(self, spoiled: SpoiledStepError, back_to: int) -> str:
+        """Note that a step's batch is not to be trained on, even if the run is killed now."""
+        self._plan = _skipping(self._plan, [*self._plan.batches.skipped, spoiled.step])
         self._logger.publish(skipped_steps=sorted(self._plan.batches.skipped))
         return (
-            f"the loss or the gradient of step {step} was not a finite number: its batch is skipped, and the run "
-            f"went back to step {back_to} for weights that are finite."
+            f"{spoiled}: the batch of step {spoiled.step} is skipped, and the run "
+            f"went back to step {back_to} to restore finite weights."
         )
 
     async def _reconnect(self, step: int) -> None:

@@ -98,7 +98,7 @@ def changes_to_take_up(run: RunDirectory, state: RunState, plan: Plan) -> list[S
         refused.append(f"the data in {plan.config.data_dir} (SHA-256): {old[:12]} → {new[:12]}")
     if refused:
         raise ResumeError(
-            f"{run.path}: the run there cannot be resumed with settings or data other than those that it began with: "
+            f"{run.path}: the run cannot be resumed, because its settings or data have changed: "
             f"{'; '.join(refused)}. Undo the changes, choose another output directory, or set "
             "training.resume_from_checkpoint: false to start a new run."
         )
@@ -113,6 +113,6 @@ def stretched_schedule(state: RunState | None, plan: Plan) -> list[str]:
     if planned in (None, plan.total_steps) or not moves:
         return []
     return [
-        f"The run was planned for {planned} steps and now has {plan.total_steps}: warm-up and decay of the "
-        "learning rate follow the new number from here on."
+        f"The run was planned for {planned} steps and now has {plan.total_steps}: from now on, warm-up and "
+        "decay of the learning rate use the new number of steps."
     ]

@@ -167,7 +167,7 @@ async def _on_service(
             with Spending(logger.run.spending, logger.state.spent) as spending:
                 return await Recovery(plan, logger, connection, spending).train(points, notices)
     except (asyncio.CancelledError, KeyboardInterrupt):
-        logger.abandon("stopped", "aborted; it resumes from its latest checkpoint")
+        logger.abandon("stopped", "the run was aborted; it resumes from its latest checkpoint")
         raise
     except Exception as error:
         known = isinstance(error, TinkerUtilsError)

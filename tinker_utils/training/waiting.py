@@ -7,12 +7,13 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, TypeVar
 
 from tinker_utils.basics.threads import in_background
-from tinker_utils.errors import ServiceTimeoutError, TinkerUtilsError
+from tinker_utils.errors import ResultLostError, ServiceTimeoutError, TinkerUtilsError
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.service.client import Service
 from tinker_utils.service.failures import service_error
@@ -30,6 +31,13 @@ MIN_SECONDS = 4.0
 _TIMES_THE_USUAL = 3.0
 
 T = TypeVar("T")
+
+
+def as_answer(future: Future[T]) -> asyncio.Future[T]:
+    """Return a request's answer as asyncio waits for it; asyncio prints nothing of one that fails unseen."""
+    answer = asyncio.wrap_future(future)
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return answer
 
 
 class AnswerTimes:
@@ -110,9 +118,6 @@ class Waiting:
         """
         wait = _Wait(step, what, overdue_after)
         probe = asyncio.create_task(self._probe())
-        for answer in answers:
-            # One that fails behind another is no news: without this, asyncio would print it.
-            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while await self._look(wait, answers):
                 self._tell(wait)
@@ -132,7 +137,7 @@ class Waiting:
             ServiceError: it raised one, or what the SDK raises.
         """
         future = in_background(blocking, what)
-        await self.until([asyncio.wrap_future(future)], step, what)
+        await self.until([as_answer(future)], step, what)
         return future.result()
 
     async def _look(self, wait: _Wait, answers: Sequence[asyncio.Future[Any]]) -> bool:
@@ -144,6 +149,10 @@ class Waiting:
         except asyncio.CancelledError:
             self._interrupted()
         for answer in answers:
+            if answer.cancelled():
+                raise ResultLostError(
+                    f"{wait.what}: the request was cancelled; a run resumes from its latest checkpoint."
+                )
             if answer.done() and (error := answer.exception()):
                 if isinstance(error, TinkerUtilsError):
                     raise error
@@ -156,7 +165,7 @@ class Waiting:
         """Ask the service now and then whether it answers at all; cancelled when the wait is over."""
         for pause in itertools.chain([_TROUBLE_AFTER / 2], itertools.repeat(_PROBE_EVERY)):
             await asyncio.sleep(pause)
-            await asyncio.to_thread(self._service.watch.probe)
+            await as_answer(in_background(self._service.watch.probe, "probe"))
 
     def _tell(self, wait: _Wait) -> None:
         """Say that the run waits, where that is news; and again when the reason has changed."""

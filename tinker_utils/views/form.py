@@ -102,7 +102,9 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
                 forecast(config, self._data, prices_for(config.service, config.model)),
                 exact=self._data.cut_at is not None,
             )
-        self._consequences.value = f'<section class="tinker-run" aria-label="What follows">{content}</section>'
+        self._consequences.value = (
+            f'<section class="tinker-run" aria-label="Effect of these settings">{content}</section>'
+        )
 
 
 def _consequences_html(follows: Forecast, exact: bool) -> str:

@@ -128,7 +128,7 @@ def samples_html(samples: Sequence[Record]) -> str:
 def _sample(sample: Record) -> str:
     rows = (
         f"<span>{label}</span><pre>{escape(str(sample[name]))}</pre>"
-        for name, label in (("prompt", "prompt"), ("completion", "model"), ("reference", "wanted"))
+        for name, label in (("prompt", "prompt"), ("completion", "model"), ("reference", "reference"))
         if sample.get(name) is not None
     )
     return f'<div class="sample">{"".join(rows)}</div>'
@@ -162,7 +162,7 @@ def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]
         if each.name == "val_loss" and status.patience:
             used = min(status.evals_without_improvement or 0, status.patience)
             pips = "●" * used + "○" * (status.patience - used) if status.patience <= _MAX_PIPS else ""
-            yield "without improvement", f"{used} of {status.patience}", f'<i aria-hidden="true">{pips}</i>'
+            yield "patience used", f"{used} of {status.patience}", f'<i aria-hidden="true">{pips}</i>'
 
 
 def _value(status: RunStatus, figure: figures.Figure) -> str:
@@ -178,7 +178,7 @@ def _best(status: RunStatus) -> str:
     difference, margin = status.figures.get("val_diff_best"), status.figures.get("val_diff_best_margin")
     if difference is None or margin is None:
         return f"best {status.best_val_loss:.4g}{at}"
-    than = " than before" if difference < 0 else ""
+    than = " than the previous best" if difference < 0 else " than the latest"
     return f"best {status.best_val_loss:.4g}{at}, better by {abs(difference):.2g} ± {margin:.2g}{than}"
 
 

@@ -34,6 +34,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 from IPython.display import display, update_display
 
 from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.config.paths import as_path
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
@@ -229,10 +230,10 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if content != self._drawn and self._throttle.allows(content.credit(self._drawn)):
             self._drawn = content
             svg = curves.svg(self._draw(log, settings))
-            look = replace(look, picture=picture_html(svg, curves.describe(log)))
+            look = replace(look, picture=picture_html(svg, curves.describe(log, settings.smoothing)))
         if over and self._still is None:
             png = curves.png(self._draw(log, settings), _STILL_DPI)
-            look = replace(look, still=_bundle(png, curves.describe(log)))
+            look = replace(look, still=_bundle(png, curves.describe(log, settings.smoothing)))
         return look
 
     def _draw(self, log: MetricsLog, settings: Settings) -> Figure:
@@ -279,7 +280,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
 def _follower(run: RunDirectory | Path | str) -> RunFollower:
     if isinstance(run, RunDirectory):
         return RunFollower(run)
-    path = Path(run)
+    path = as_path(run, "run")
     return RunFollower(RunDirectory(path.parent), path) if path.is_file() else RunFollower(RunDirectory(path))
 
 

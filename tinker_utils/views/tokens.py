@@ -61,7 +61,7 @@ class MaskView:
         given = self.tokens - self.completion_tokens
         legend = (
             f'<mark style="{_MARK}">{self.completion_tokens:,} of {self.tokens:,} tokens are in the loss</mark>'
-            f" · {given:,} are only given"
+            f" · {given:,} are context only"
         )
         title = html.escape(self.title)
         return (

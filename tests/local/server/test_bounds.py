@@ -59,7 +59,7 @@ def test_sparse_tensors_of_a_few_bytes_cannot_stand_for_gigabytes(local_service:
     assert status == 200
     failure = came_to(local_service, answer)
     assert failure["category"] == "user"
-    assert "stand for more than" in failure["error"]
+    assert "expand to more than" in failure["error"]
 
 
 def test_a_negative_size_makes_no_room_for_gigabytes() -> None:
@@ -169,7 +169,7 @@ def test_sessions_that_have_ended_are_forgotten_in_time() -> None:
     for _ in range(MAX_SESSIONS):
         last = sessions.create({}, None)
     assert len(sessions.all()) == MAX_SESSIONS
-    with pytest.raises(RequestError, match="finish one of them"):
+    with pytest.raises(RequestError, match="close one of them"):
         sessions.create({}, None)
     last.finished = True
     sessions.create({}, None)

@@ -120,9 +120,9 @@ class Engine:
         fault = adapter.gradient_fault
         if fault is not None:
             adapter.clear_gradient()
-            raise RequestError(f"optim_step was not taken, because a forward_backward before it failed: {fault}")
+            raise RequestError(f"optim_step was skipped, because a forward_backward before it failed: {fault}")
         if not adapter.has_gradient:
-            raise RequestError("optim_step was not taken, because no forward_backward came before it.")
+            raise RequestError("optim_step was skipped, because no forward_backward came before it.")
         norm = adapter.step(params)
         adapter.progress = msgspec.structs.replace(adapter.progress, optim_steps=adapter.progress.optim_steps + 1)
         return {"grad_norm": norm} if math.isfinite(norm) else {"grad_norm_nonfinite": 1.0}
@@ -183,7 +183,7 @@ class Engine:
     def _model(self, model_id: str) -> Adapter:
         adapter = self._models.get(model_id)
         if adapter is None:
-            raise RequestError(f"The model {model_id} does not exist: making it failed, or it was unloaded.", 404)
+            raise RequestError(f"The model {model_id} does not exist: its creation failed, or it was unloaded.", 404)
         return adapter
 
     def _restore(self, adapter: Adapter, checkpoint: StoredCheckpoint, optimizer: bool) -> None:

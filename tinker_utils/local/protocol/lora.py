@@ -50,7 +50,7 @@ class LoraMetadata:
             if wanted is not None and wanted != found:
                 raise RequestError(
                     f"user_metadata[{key!r}] asks for {wanted}, but the checkpoint was trained with {found}: "
-                    "leave it out."
+                    "remove this key."
                 )
 
 

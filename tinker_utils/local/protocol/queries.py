@@ -70,7 +70,7 @@ def _refuse_unserved(request: SampleRequest) -> None:
         if getattr(request, name):
             raise RequestError(f"{name} is not served here: leave it out.")
     if request.record_stability_info:
-        raise RequestError("record_stability_info is not served here: the loss that needs it is not, either.")
+        raise RequestError("record_stability_info is not supported, and neither is the loss that needs it.")
     for chunk in request.prompt.chunks:
         if chunk.type != "encoded_text":
             raise RequestError(f"The prompt has a chunk of type {chunk.type[:40]!r}, but this service reads text only.")

@@ -99,9 +99,9 @@ def parse_forward_backward(body: bytes) -> Any:
 def decode_loss_request(request: Any) -> LossRequest:
     """Decode a parsed ForwardBackwardRequest; raise a `RequestError` that names the row and the field at fault."""
     if not 0 < len(request.data) <= MAX_ROWS:
-        raise RequestError(f"The batch has {len(request.data)} rows: from 1 to {MAX_ROWS} are served at once.")
+        raise RequestError(f"The batch has {len(request.data)} rows, but must have 1 to {MAX_ROWS}.")
     if _sparse_values(request) > MAX_SPARSE_VALUES:
-        raise RequestError(f"The sparse tensors of the batch stand for more than {MAX_SPARSE_VALUES} values.")
+        raise RequestError(f"The sparse tensors of the batch expand to more than {MAX_SPARSE_VALUES} values.")
     config: dict[str, float | str] = dict(request.loss_fn_config)
     for key, value in request.loss_fn_config_v2.items():
         config[key] = value.text if value.WhichOneof("value") == "text" else value.number
@@ -187,7 +187,7 @@ def _decode_tensor(tensor: Any, length: int, where: str) -> Array:
     if sparse:
         return _decode_csr(tensor.sparse_csr, values, shape, where)
     if values.size != np.prod(shape):
-        raise RequestError(f"{where} has {values.size} values, which do not fill its shape {list(shape)}.")
+        raise RequestError(f"{where} has {values.size} values, which do not match its shape {list(shape)}.")
     return values.reshape(shape)
 
 

@@ -81,7 +81,7 @@ class Handlers:
         """Return a model's base model, tokenizer and rank."""
         model = self.sessions.model(request.model_id)
         if model.spec is None:
-            raise RequestError(f"The model {model.model_id} has not been made yet, or making it failed.", 404)
+            raise RequestError(f"The model {model.model_id} has not been created yet, or its creation failed.", 404)
         return {
             "type": "get_info",
             "model_data": {
@@ -230,4 +230,4 @@ class Handlers:
 
 def _check_optimizer(config: requests.OptimizerConfig) -> None:
     if config.type != "adamw":
-        raise RequestError(f"The optimizer {config.type[:80]!r} is not served here: adamw is.")
+        raise RequestError(f"The optimizer {config.type[:80]!r} is not supported: use adamw.")

@@ -115,7 +115,7 @@ class Rest:
         """Return signed addresses of an external checkpoint's files: a PEFT adapter."""
         reference = _reference(request)
         if reference.kind != "external_weights":
-            raise RequestError(f"Only external weights can be downloaded, and {reference.path} are others.")
+            raise RequestError(f"Only external_weights can be downloaded, but {reference.path} is of another kind.")
         await run_in_threadpool(self._store.read, reference)
         expires = int(self._store.clock.latest()) + DOWNLOAD_VALID_S
         urls = {file: self._signed_url(reference, file, expires) for file in _FILES}

@@ -173,7 +173,7 @@ class Samplers:
 
         def draw(queries: Sequence[SampleQuery]) -> list[SampleOutput]:
             if sampler.fault is not None:
-                raise RequestError(f"Nothing can be drawn from {sampler.sampler_id}: {sampler.fault}.")
+                raise RequestError(f"Cannot sample from {sampler.sampler_id}: {sampler.fault}.")
             return self._engine.sample(sampler.weights, queries)
 
         if not self._lanes.knows(sampler.sampler_id, request.seq_id):
@@ -198,7 +198,7 @@ class Samplers:
         self._lanes.open(sampler.sampler_id, ordered=False)
         if len(session.samplers) > MAX_SAMPLERS:
             unused = next(iter(session.samplers.values()))
-            fault = f"{MAX_SAMPLERS} others were used after it"
+            fault = f"{MAX_SAMPLERS} others were used more recently"
             self._forget(session, unused, f"The sampling session {unused.sampler_id} was closed: {fault}.", fault)
 
     def _forget(self, session: Session, sampler: Sampler, reason: str, fault: str) -> None:

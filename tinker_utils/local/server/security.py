@@ -53,7 +53,7 @@ class Guard:
 
     def _fault(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         if headers.get(b"host", b"").lower() not in self._hosts:
-            return 403, "This service answers to 127.0.0.1 and localhost only, with its port."
+            return 403, "The Host header must be 127.0.0.1 or localhost, with this service's port."
         signed = scope["path"].startswith(DOWNLOAD_PREFIX)
         if not signed and not hmac.compare_digest(headers.get(b"x-api-key", b""), self._key):
             return 401, "The header X-API-Key is missing or wrong: use the key that the service printed at its start."
@@ -61,7 +61,7 @@ class Guard:
         if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
             return 413, _TOO_LARGE
         if b"content-encoding" in headers:
-            return 415, "This service takes bodies without a Content-Encoding only."
+            return 415, "This service accepts only bodies without a Content-Encoding."
         return None
 
 
@@ -143,4 +143,4 @@ async def read_body(request: Request) -> bytes:
     try:
         return await request.body()
     except ClientDisconnect as error:
-        raise RequestError("The client went away.") from error
+        raise RequestError("The client disconnected.") from error

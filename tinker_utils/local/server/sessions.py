@@ -90,7 +90,7 @@ class Sessions:
         while len(self._sessions) >= MAX_SESSIONS:
             ended = next((session for session in self._sessions.values() if session.finished), None)
             if ended is None:
-                raise RequestError(f"{MAX_SESSIONS} sessions are open: finish one of them first.", 429)
+                raise RequestError(f"{MAX_SESSIONS} sessions are open: close one of them first.", 429)
             del self._sessions[ended.session_id]
 
     def known(self, session_id: str) -> Session:
@@ -129,7 +129,7 @@ class Sessions:
         if sampler is None:
             raise RequestError(
                 f"The sampling session {sampler_id[:120]} does not exist in its session: it was never opened, or "
-                f"{MAX_SAMPLERS} others were used after it.",
+                f"{MAX_SAMPLERS} others were used more recently.",
                 404,
             )
         samplers[sampler_id] = sampler

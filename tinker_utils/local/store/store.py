@@ -274,7 +274,7 @@ def _lock(path: Path) -> IO[bytes]:
     try:
         if not lock.take(file.fileno(), _LOCK_TIMEOUT_S):
             raise ServiceError(
-                f"The store {path.parent} is in use by another server ({lock.holder(file.fileno())}): end it, or "
+                f"The store {path.parent} is in use by another server ({lock.holder(file.fileno())}): stop it, or "
                 "choose another --store."
             )
         lock.sign(file.fileno())
