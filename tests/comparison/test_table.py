@@ -252,7 +252,9 @@ def test_the_table_shows_results_with_their_unit():
     assert rows["steps"] == ["120", "80", "120", "80", "80"]
     # 80 steps of 16,000 tokens and 7 evaluations of 50,000 before the last record, at 0.40 dollars a million.
     assert rows["cost"][1] == f"${(80 * 16_000 + 7 * 50_000) * 0.4 / 1e6:.2f}"
-    assert float(rows["perplexity at that step"][0]) == pytest.approx(math.exp(float(rows["lowest validation loss"][0])), 1e-3)
+    assert float(rows["perplexity at that step"][0]) == pytest.approx(
+        math.exp(float(rows["lowest validation loss"][0])), 1e-3
+    )
     assert rows["perplexity at that step"][2:] == ["–", "–", "–"]
     assert float(rows["last validation loss"][0]) > float(rows["lowest validation loss"][0])
 

@@ -83,9 +83,9 @@ def test_what_was_cut_when_it_was_counted():
     settings = config(max_seq_length=32)
     data = DataLengths(np.array([20, 31, 31, 31]), np.array([5]), cut_at=32, cut=2)
     assert "2 of 4 examples are longer than 32 tokens, and are cut." in forecast(settings, data).warnings
-    (longer,) = forecast(dataclasses.replace(settings, max_seq_length=64), data).warnings
-    assert longer.startswith("2 longer examples are counted as 32 tokens")
-    (shorter,) = forecast(dataclasses.replace(settings, max_seq_length=24), data).warnings
+    *_, longer = forecast(dataclasses.replace(settings, max_seq_length=64), data).warnings
+    assert longer.startswith("2 longer examples were cut to 32 tokens")
+    *_, shorter = forecast(dataclasses.replace(settings, max_seq_length=24), data).warnings
     assert shorter == "3 of 4 examples are longer than 24 tokens, and are cut."
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import nbformat
+import numpy as np
 import pytest
 
 from tinker_utils.errors import ConfigError, TinkerUtilsError
@@ -65,3 +66,22 @@ def test_a_grid_without_lists_is_refused(notebook, tmp_path, values):
 def test_a_missing_notebook_says_so(tmp_path):
     with pytest.raises(TinkerUtilsError, match="no such notebook"):
         rerun(tmp_path / "absent.ipynb", {"lora.rank": [1]}, tmp_path)
+
+
+def test_parameters_that_would_have_no_effect_are_refused_before_anything_runs(notebook, tmp_path):
+    book = nbformat.read(notebook, as_version=4)
+    with pytest.raises(ConfigError, match=r"train\.ipynb: has no parameter sektion; it has note, .*output_dir"):
+        rerun(notebook, {"lora.rank": [8]}, tmp_path / "runs", {"sektion": "local"})
+    book.cells[0].metadata["tags"] = []
+    nbformat.write(book, notebook)
+    with pytest.raises(ConfigError, match="no cell is tagged `parameters`, so the grid would have no effect"):
+        rerun(notebook, {"lora.rank": [8]}, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_numbers_and_arrays_of_numpy_are_those_of_python(notebook, tmp_path):
+    made = rerun(notebook, {"lora.rank": np.array([8]), "training.seed": [np.int64(3)]}, tmp_path / "runs")
+    (one,) = made
+    assert (one.overrides, one.output_dir.name) == ({"lora.rank": 8, "training.seed": 3}, "rank=8,seed=3")
+    executed = json.loads((one.output_dir / "train.ipynb").read_text())
+    assert executed["metadata"]["papermill"]["parameters"]["overrides"] == {"lora.rank": 8, "training.seed": 3}

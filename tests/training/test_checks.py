@@ -85,7 +85,7 @@ def test_leaks_and_duplicates_are_counted(quiet, own_data, run):
     assert [status for status, _ in checks] == ["warn"] * 3
     beginnings = (
         "3 of 25 conversations in train.jsonl repeat an earlier one.",
-        "1 of 11 conversations in valid.jsonl are also in 25 conversations in train.jsonl, too",
+        "1 of 11 conversations in valid.jsonl are also in 25 conversations in train.jsonl: ",
         "2 of 3 conversations in test.jsonl are also in 25",
     )
     assert all(sentence.startswith(words) for (_, sentence), words in zip(checks, beginnings, strict=True))
@@ -146,7 +146,7 @@ def test_a_server_that_is_not_there_and_a_model_that_it_does_not_have(config, ru
     packaged = prepare(config)
     other = dataclasses.replace(config, model="other/model")
     report = preflight(other, run.path, preparation=dataclasses.replace(packaged, config=other), service=service)
-    assert found(report, "service")[0][1].startswith("The service does not name other/model among")
+    assert found(report, "service")[0][1].startswith("other/model is not among the")
 
 
 def test_a_budget_that_cannot_be_kept_forbids_a_hosted_run(config, run, monkeypatch, local_service):
@@ -166,7 +166,9 @@ def test_the_cost_stands_beside_the_budget(config, run, service):
     read = plan.expected_tokens + plan.evaluations * plan.valid.tokens
     dear = dataclasses.replace(plan, prices=Prices(1e6 / read, 0.0, 0.0))  # a dollar for all that is read
     report = preflight(limited, run.path, preparation=dear, service=service)
-    assert found(report, "cost") == [("warn", "All epochs would cost $1.00; the run stops before its cost exceeds $0.50.")]
+    assert found(report, "cost") == [
+        ("warn", "All epochs would cost $1.00; the run stops before its cost exceeds $0.50.")
+    ]
     rich = dataclasses.replace(limited, budget_usd=2.0)
     report = preflight(rich, run.path, preparation=dataclasses.replace(dear, config=rich), service=service)
     assert found(report, "cost") == [("ok", "At most $1.00.")]

@@ -490,7 +490,7 @@ async def test_the_hosted_path_says_before_the_run_what_it_will_not_honour(confi
     assert (result.status, result.cost_usd) == ("completed", None)  # no price is known for this model
     first, second = (r["message"] for r in records(run)[:2])
     assert "lora.alpha = 32 and lora.dropout = 0.05 are sent as metadata only" in first
-    assert "lora.target_modules names q_proj, v_proj of the attention's modules" in second
+    assert "lora.target_modules lists only q_proj, v_proj of the attention modules" in second
 
 
 async def test_a_second_run_in_the_directory_is_refused(config, service, run):
