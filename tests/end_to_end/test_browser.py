@@ -184,7 +184,7 @@ def test_heard_while_the_service_does_not_answer_and_interrupted_once_and_twice(
         notebook.interrupt()
         notebook.wait_for_sentence("Stopping: ")
         notebook.interrupt()  # it waits for the answers no more
-        notebook.wait_for_sentence("Stopped: aborted")
+        notebook.wait_for_sentence("Stopped: the run was aborted")
         notebook.wait_until_free()
         aborted_at = trained(run)[-1]
 
