@@ -56,11 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, and fail where a page would change")
     check = parser.parse_args().check
-    changed = [path for path, text in pages().items() if text != path.read_text(encoding="utf-8")]
+    changed = {path: text for path, text in pages().items() if text != path.read_text(encoding="utf-8")}
     if changed and check:
         sys.exit(f"{', '.join(path.name for path in changed)}: run `make docs`")
-    for path in changed:
-        path.write_text(pages()[path], encoding="utf-8")
+    for path, text in changed.items():
+        path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
 
 

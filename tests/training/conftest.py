@@ -37,6 +37,5 @@ def logger(run):
 @pytest.fixture
 def spending(run):
     run.create()
-    ledger = Spending(run.spending, None)
-    yield ledger
-    ledger.close()
+    with Spending(run.spending, None) as ledger:
+        yield ledger

@@ -49,6 +49,16 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
+async def paused(loop, model, run):
+    """Begin a run that is paused after its first two steps, and return its task."""
+    task = asyncio.ensure_future(loop.run())
+    await until(lambda: model.kinds == TWO_STEPS)
+    run.request_pause()
+    model.answer(4)
+    await until(lambda: run.read_state().activity.state == "paused")
+    return task
+
+
 class TestQueue:
     def test_an_evaluation_and_a_save_stand_right_behind_their_step(self, small_plan, logger, spending):
         model = SmallModel()
@@ -134,11 +144,7 @@ class TestLoop:
 
     async def test_a_pause_submits_nothing(self, make, run):
         model = SmallModel()
-        task = asyncio.ensure_future(make(model).run())
-        await until(lambda: model.kinds == TWO_STEPS)
-        run.request_pause()
-        model.answer(4)
-        await until(lambda: run.read_state().activity.state == "paused")
+        task = await paused(make(model), model, run)
         assert model.kinds == TWO_STEPS
         run.request_resume()
         await until(lambda: (model.pending and model.answer()) or task.done())
@@ -164,11 +170,7 @@ class TestLoop:
 
     async def test_a_pause_that_a_stop_ends_is_not_said_to_be_over(self, make, run):
         model = SmallModel()
-        task = asyncio.ensure_future(make(model).run())
-        await until(lambda: model.kinds == TWO_STEPS)
-        run.request_pause()
-        model.answer(4)
-        await until(lambda: run.read_state().activity.state == "paused")
+        task = await paused(make(model), model, run)
         run.request_stop()
         await until(lambda: (model.pending and model.answer()) or task.done())
         assert (await task).status == "stopped"

@@ -59,8 +59,11 @@ class Plan:
     @cached_property
     def forecast(self) -> Forecast:
         """Return what the run takes, if nothing stops it early."""
+        return self._forecast_at(self.prices)
+
+    def _forecast_at(self, prices: Prices | None) -> Forecast:
         lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
-        return forecast(self.config, lengths, self.prices, list(map(len, self.sample_prompts)))
+        return forecast(self.config, lengths, prices, list(map(len, self.sample_prompts)))
 
     @property
     def warmup_steps(self) -> int:
@@ -84,8 +87,7 @@ class Plan:
 
     def cost_at(self, prices: Prices) -> float:
         """Return dollars for all epochs and their evaluations at the prices of another model or service."""
-        lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
-        return forecast(self.config, lengths, prices, list(map(len, self.sample_prompts))).cost_usd or 0.0
+        return self._forecast_at(prices).cost_usd or 0.0
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class Figure:
         name: its field in metrics.jsonl.
         meaning: what it is, for docs/metrics.md.
         of: computes it from a `Window` or an `Evaluated`; None for one that the service gives.
-        unit: for the documentation and the live view.
+        unit: for docs/metrics.md.
         logged: whether train.log shows it.
         absent: what a reader takes where a train record lacks it; None keeps no column of it in memory.
         label: its name in the live view; empty if it is not shown there.

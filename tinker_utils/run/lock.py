@@ -50,11 +50,8 @@ def holder(descriptor: int) -> str:
 def held_by(path: Path) -> str | None:
     """Return who holds the lock, "" if that is not known; None if nobody does, as far as this machine can see."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            return None if lock_descriptor(descriptor, blocking=False) else holder(descriptor)
-        finally:
-            os.close(descriptor)
+        free, who = _look(path)
+        return None if free else who
     return None
 
 
@@ -64,13 +61,16 @@ def is_free(path: Path) -> bool:
     One on another machine, which need not see this one's locks, leaves that open.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        free, who = _look(path)
     except OSError as error:
         return isinstance(error, FileNotFoundError)
+    return free and who.partition(_HOST)[2] in ("", socket.gethostname())
+
+
+def _look(path: Path) -> tuple[bool, str]:
+    """Return whether the lock could be taken, which is given back at once, and who signed it last."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        host = holder(descriptor).partition(_HOST)[2]
-        return host in ("", socket.gethostname()) and lock_descriptor(descriptor, blocking=False)
-    except OSError:
-        return False
+        return lock_descriptor(descriptor, blocking=False), holder(descriptor)
     finally:
         os.close(descriptor)

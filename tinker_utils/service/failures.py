@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from tinker_utils.basics.redaction import first_line
-from tinker_utils.errors import ResultLostError, ServiceError, ServiceGoneError
+from tinker_utils.errors import ResultLostError, ServiceError, ServiceGoneError, TinkerUtilsError
 
 # What the SDK adds to a failure's message for its own developers.
 _SDK_DETAIL = re.compile(r" for self\.request_id=.*$", re.MULTILINE)
@@ -18,7 +18,7 @@ def service_errors(doing: str) -> Iterator[None]:
     """Turn what the SDK raises into a `ServiceError` that says in one sentence what was tried."""
     try:
         yield
-    except ServiceError:
+    except TinkerUtilsError:
         raise
     except Exception as error:
         raise service_error(doing, error) from error

@@ -35,6 +35,7 @@ _SIZE = (9.6, 5.2)  # inches
 DEFAULT_SMOOTHING = 0.7
 _BINS = 450  # a panel is about 900 pixels wide
 _MARKED_POINTS = 60  # a line of more points is drawn without markers
+_AVERAGED = 1000  # records that have a weight in the last average, at any smoothing that the view offers
 _NAMED_EPOCHS = 8
 # matplotlib fails on axes that end near the largest float (1.8e308): it adds margins, squares and takes powers of ten
 # beyond them. No loss that means anything is larger than this, so what is has no place in the picture, like NaN.
@@ -106,10 +107,9 @@ def figure(
     _draw_epochs(upper, lower, log.epoch_starts())
     upper.set_ylabel(quantity if quantity == "perplexity" else f"loss, {UNIT_WORDS[log.loss_unit]}")
     upper.legend(**_LEGEND)
-    places = {*steps.tolist(), *log.val_column("step").tolist()}
-    if len(places) == 1:  # matplotlib would show a hundredth of a step
-        (place,) = places
-        upper.set_xlim(place - 1, place + 1)
+    places = np.concatenate([steps, log.val_column("step")])
+    if len(places) and places.min() == places.max():  # matplotlib would show a hundredth of a step
+        upper.set_xlim(places[0] - 1, places[0] + 1)
     if not len(steps) and not log.val:
         upper.text(0.5, 0.5, "no record yet", transform=upper.transAxes, ha="center", color=PALE_INK, fontsize=11)
         upper.set(xlim=(0, 10), ylim=(0, 1))
@@ -139,8 +139,7 @@ def describe(log: MetricsLog, smoothing: float = DEFAULT_SMOOTHING) -> str:
     """Describe the curves that `figure` draws with this smoothing, for those who cannot see them."""
     parts = []
     if len(log.train):
-        order = np.argsort(log.train["step"], kind="stable")
-        average = ema(_drawable(log.train["train_loss"][order]), smoothing)[-1]
+        average = ema(_drawable(log.train.last("train_loss", _AVERAGED)), smoothing)[-1]
         parts.append(f"up to step {int(log.train['step'].max()):,} in epoch {int(log.train['epoch'].max())}")
         parts.append(f"smoothed train loss {average:.4g} {UNIT_WORDS[log.loss_unit]}")
     losses = log.val_column("val_loss")
