@@ -42,7 +42,10 @@ from tinker_utils.training.waiting import AnswerTimes, Waiting, as_answer
 _PAUSE_POLL_SECONDS = 0.2
 # Batches skipped in a row, after which the run stops all the same.
 _MAX_SKIPPED_IN_A_ROW = 3
-_ADVICE = "lower training.learning_rate, set training.grad_clip_norm, or, if it is not set yet, set training.on_nonfinite: skip"
+_ADVICE = (
+    "lower training.learning_rate, set training.grad_clip_norm, or, if it is not set yet, set "
+    "training.on_nonfinite: skip"
+)
 _NOT_FINITE = f"the loss or the gradient of step {{step}} is not finite: {_ADVICE}"
 _NO_NUMBER = f"the validation loss after step {{step}} is NaN, so the weights are not usable: {_ADVICE}"
 _TIDY_SECONDS = 30
