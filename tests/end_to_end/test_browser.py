@@ -28,6 +28,7 @@ STEPS_PER_EPOCH = 6  # of the examples that the fixture `data` has
 AHEAD, AHEAD_EMBEDDED = 4, 2
 CHANGES = 5
 PHOTOGENIC = 11  # evaluations of some 30, after which the training loss has left the validation loss behind
+KERNEL_HAS = "import json\nprint(json.dumps([form.config.to_flat_dict(), vars(view._controls.settings())]))"
 LEGIBLE = 4.5  # contrast of text, WCAG 2.2 level AA
 
 
@@ -136,6 +137,49 @@ def test_watched_paused_resumed_stopped_and_reopened(lab, run):
     assert notebook.still_is_seen()
     assert notebook.view.count() == 0
     assert notebook.errors_seen() == []
+
+
+def test_every_control_takes_change_after_change_while_a_cell_trains(lab, run):
+    copy = training_notebook(run, {"epochs": 200, "early_stopping_patience": 0})
+    content = nbformat.read(copy, as_version=4)
+    content.cells.append(nbformat.v4.new_code_cell(KERNEL_HAS))
+    nbformat.write(content, copy)
+    notebook = lab.open(copy)
+    notebook.run_all()
+    until(lambda: len(recorded(run, "val")) >= 2, "two evaluations")
+    effect = notebook.form.locator("[aria-label='Effect of these settings']")
+    effect.get_by_text("what is changed here is for the next one").wait_for()
+
+    shown = {}
+    for field in notebook.form.locator(".widget-text").all():
+        box, name = field.locator("input"), field.locator("label").inner_text()
+        before = float(box.input_value())
+        for change in (1, 3) if before.is_integer() else (0.01, 0.02):
+            box.fill(f"{before + change:.6g}")
+            box.press("Enter")
+        shown[name] = float(box.input_value())
+    for field in notebook.form.locator(".widget-dropdown").all():
+        choice, name = field.locator("select"), field.locator("label").inner_text()
+        options = choice.locator("option").all_inner_texts()
+        for option in (options[-1], options[0], options[-1]):
+            choice.select_option(label=option)
+        shown[name] = {"yes": True, "no": False}.get(options[-1], options[-1])
+
+    for choice in ("Perplexity", "Loss", "Log", "Linear"):
+        notebook.press(choice)
+    for smoothing in ("0.9", "0.2"):
+        notebook.view.get_by_role("spinbutton", name="Smoothing").fill(smoothing)
+        lab.page.keyboard.press("Enter")
+    assert not run.is_free(), "the run has ended before all was tried"
+
+    notebook.press("Stop")
+    notebook.wait_for_sentence("Stopped: a stop was requested.")
+    notebook.wait_until_free()
+    (printed,) = notebook.save().cells[-1].outputs
+    settings, view = json.loads(printed["text"])
+    kernel = {key.rpartition(".")[2]: value for key, value in settings.items()}
+    assert shown == {name: kernel[name] or 0 for name in shown}
+    assert view == {"smoothing": 0.2, "quantity": "loss", "scale": "linear"}
 
 
 if PHOTOGRAPH := os.environ.get("TINKER_UTILS_SCREENSHOT"):

@@ -153,6 +153,11 @@ class Notebook:
         """The live view: the output that has its buttons, its sentence and its picture."""
         return self.page.locator(".jp-OutputArea-output:has(.tinker-run .head [role=status])")
 
+    @property
+    def form(self) -> Locator:
+        """The form with the settings: the output that has the figures that follow from them."""
+        return self.page.locator(".jp-OutputArea-output:has([aria-label='Effect of these settings'])")
+
     def button(self, name: str) -> Locator:
         """A button of the live view, by its accessible name."""
         return self.view.get_by_role("button", name=name, exact=True)

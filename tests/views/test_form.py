@@ -12,6 +12,7 @@ from tinker_utils.config.rules import rules_of
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.errors import ConfigError
+from tinker_utils.run.directory import RunDirectory
 from tinker_utils.views.form import config_form
 
 
@@ -102,19 +103,58 @@ def test_a_budget_of_0_is_none(config, plan):
     assert "the run stops before its cost exceeds $0.25" in said(form)
 
 
-def test_inputs_keep_to_the_bounds(config, plan):
+def test_what_is_not_allowed_stays_with_a_sentence_and_the_figures_are_those_without_it(config, plan):
     form = config_form(config, plan)
-    rank = control(form, "rank")
-    assert (rank.min, rank.max) == (1, 1024)
-    rank.value = 5000
-    assert form.config.lora.rank == 1024
+    control(form, "rank").value = 5000
+    control(form, "batch_size").value = 2.5
+    control(form, "epochs").value = 4
+    assert control(form, "rank").value == 5000
+    assert "lora.rank: expected an integer, from 1 to 1,024, received 5000" in said(form)
+    assert "training.batch_size: expected an integer, from 1 to 65,536, received 2.5" in said(form)
+    assert "steps 1,000 250 an epoch" in said(form)
+    with pytest.raises(ConfigError, match=r"lora\.rank.*training\.batch_size"):
+        _ = form.config
+    control(form, "rank").value, control(form, "batch_size").value = 8, 2
+    assert (form.config.lora.rank, form.config.batch_size, form.config.epochs) == (8, 2, 4)
     assert control(form, "lr_schedule").options == rules_of(TrainingConfig)["lr_schedule"].choices
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "caution"),
+    [
+        ("learning_rate", 1.0, "training.learning_rate = 1 is outside the usual range, 1e-06 to 0.005"),
+        ("dropout", 0.99, "lora.dropout = 0.99 is outside the usual range, 0 to 0.5"),
+        ("epochs", 1000, "training.epochs = 1000 is outside the usual range, 1 to 20"),
+        ("alpha", 4096, "lora.alpha = 4096 is outside the usual range"),
+        ("warmup_ratio", 0.9, "training.warmup_ratio = 0.9 is outside the usual range"),
+        ("early_stopping_threshold", 100, "training.early_stopping_threshold = 100 is outside the usual range"),
+        ("max_seq_length", 2, "1,000 of 1,000 examples keep no answer within 2 tokens, and are skipped."),
+        ("batch_size", 1000, "A step takes in all 1,000 examples"),
+    ],
+)
+def test_what_is_likely_to_do_harm_is_said(config, name, value, caution):
+    example = Example(np.zeros(501, np.int32), np.repeat(np.float32([0, 1]), [100, 400]))
+    form = config_form(config, SimpleNamespace(train=RenderedSet((example,) * 1000), valid=rendered(10, 100)))
+    assert caution not in said(form)
+    control(form, name).value = value
+    assert caution in said(form)
+
+
+def test_while_a_run_trains_here_it_says_that_it_is_about_the_next_one(config, plan, tmp_path):
+    form = config_form(config, plan)
+    run = RunDirectory(tmp_path / "run")
+    with run.claimed():
+        control(form, "epochs").value = 4
+        assert "A run is training: what is changed here is for the next one." in said(form)
+        assert "steps 1,000" in said(form)
+    control(form, "epochs").value = 5
+    assert "A run is training" not in said(form)
 
 
 def test_a_value_at_an_open_bound_is_an_error_that_names_the_key(config, plan):
     form = config_form(config, plan)
     control(form, "learning_rate").value = 0
-    assert "training.learning_rate: expected a number in (0, 1]" in said(form)
+    assert "training.learning_rate: expected a number, above 0 up to 1" in said(form)
     assert 'role="alert"' in form.children[1].value
     with pytest.raises(ConfigError, match="training.learning_rate"):
         _ = form.config
@@ -140,6 +180,6 @@ def test_each_setting_has_a_sentence_with_its_bounds(config, plan):
             yield from texts(child)
 
     text = " ".join(texts(config_form(config, plan)))
-    assert "16 is enough for most tasks. <i>1 to 1,024</i>" in text
-    assert "2.0e-4 is a good start for LoRA. <i>0 to 1</i>" in text
-    assert "0 switches early stopping off. <i>0 or more</i>" in text
+    assert "16 is enough for most tasks. <i>from 1 to 1,024</i>" in text
+    assert "2.0e-4 is a good start for LoRA. <i>above 0 up to 1</i>" in text
+    assert "0 switches early stopping off. <i>at least 0</i>" in text

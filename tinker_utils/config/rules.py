@@ -41,6 +41,7 @@ class Rule:
         key: its dotted name in the YAML file.
         help: a sentence without its capital, for errors, the form and docs/settings.md.
         low, high: the bounds of a number; they belong to what is allowed unless `open_low` or `open_high`.
+        usual, harm: the bounds of what is usual, and what another value is likely to do; it is allowed, with a caution.
         choices: the only texts that are allowed.
         optional: whether null is allowed.
         group: where it stands in the form; empty if it is not in it.
@@ -57,6 +58,8 @@ class Rule:
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+    usual: tuple[float, float] = (-math.inf, math.inf)
+    harm: str = ""
     choices: tuple[str, ...] = ()
     optional: bool = False
     group: str = ""
@@ -99,12 +102,18 @@ class Rule:
             words = "tinker, local or a URL without a key in it"
         else:
             words = ("an " if self.kind == "integer" else "a ") + self.kind
-        if math.isfinite(self.low) and math.isfinite(self.high):
-            brackets = "("[: self.open_low] or "[", ")"[: self.open_high] or "]"
-            words += f" in {brackets[0]}{self.low:,.10g}, {self.high:,.10g}{brackets[1]}"
-        elif math.isfinite(self.low):
-            words += f" {'above' if self.open_low else 'of at least'} {self.low:,.10g}"
-        return words + (" or null" if self.optional else "")
+        bounds = f", {self.bounds}" if self.bounds else ""
+        return words + bounds + (", or null" if self.optional else "")
+
+    @property
+    def bounds(self) -> str:
+        """Return a number's bounds in words, such as `from 0 to below 1`; empty where there are none."""
+        if not math.isfinite(self.low):
+            return ""
+        if not math.isfinite(self.high):
+            return f"above {self.low:,.10g}" if self.open_low else f"at least {self.low:,.10g}"
+        low, high = "above" if self.open_low else "from", "to below" if self.open_high else "up to" if self.open_low else "to"
+        return f"{low} {self.low:,.10g} {high} {self.high:,.10g}"
 
 
 def plain(value: Any) -> Any:

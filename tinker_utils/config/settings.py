@@ -37,10 +37,12 @@ class LoraConfig(Checked):
     alpha: int = setting(
         32, "lora.alpha", "integer", "it scales the adapter; twice the rank is the usual choice.",
         low=1, high=4096, group="Adapter", as_metadata=True,
+        usual=(1, 256), harm="the adapter is multiplied by alpha / rank, and the loss may rise without end",
     )  # fmt: skip
     dropout: float = setting(
         0.05, "lora.dropout", "number", "it adds noise against memorizing; 0 switches it off.",
         low=0, high=1, open_high=True, group="Adapter", as_metadata=True,
+        usual=(0, 0.5), harm="so little of the adapter takes part in a step that it hardly learns",
     )  # fmt: skip
     target_modules: tuple[str, ...] = setting(
         ATTENTION_MODULES + MLP_MODULES, "lora.target_modules", "list of module names",
@@ -76,16 +78,19 @@ class TrainingConfig(Checked):
     epochs: int = setting(
         2, "training.epochs", "integer", "it is the number of passes over the data; a third pass usually overfits.",
         low=1, high=1000, group="Training", resumable=True,
+        usual=(1, 20), harm="examples that are seen so often are memorized",
     )  # fmt: skip
     batch_size: int = setting(
         4, "training.batch_size", "integer",
         "it is the number of examples in a step; a larger batch makes the loss less noisy.",
         low=1, high=65536, group="Training",
+        usual=(1, 1024), harm="few steps are left to learn in",
     )  # fmt: skip
     learning_rate: float = setting(
         2.0e-4, "training.learning_rate", "number",
         "it is the peak after the warm-up; 2.0e-4 is a good start for LoRA.",
         low=0, high=1, open_low=True, group="Training",
+        usual=(1e-6, 5e-3), harm="above it the loss usually rises without end, and below it hardly anything is learned",
     )  # fmt: skip
     lr_schedule: str = setting(
         "linear", "training.lr_schedule", "text", "it shapes the learning rate after the warm-up.",
@@ -94,8 +99,12 @@ class TrainingConfig(Checked):
     warmup_ratio: float = setting(
         0.03, "training.warmup_ratio", "number", "it is the share of all steps in which the learning rate rises.",
         low=0, high=1, open_high=True, group="Training",
+        usual=(0, 0.3), harm="much of the run is spent below the learning rate that was chosen",
     )  # fmt: skip
-    weight_decay: float = setting(0.0, "training.weight_decay", "number", "0 switches it off.", low=0, high=10)
+    weight_decay: float = setting(
+        0.0, "training.weight_decay", "number", "0 switches it off.", low=0, high=10,
+        usual=(0, 0.3), harm="the adapter is drawn towards zero more than towards the data",
+    )  # fmt: skip
     grad_clip_norm: float = setting(
         0.0, "training.grad_clip_norm", "number", "it bounds the norm of the gradient; 0 switches it off.",
         low=0, high=1e6,
@@ -150,11 +159,13 @@ class TrainingConfig(Checked):
         0.01, "training.early_stopping_threshold", "number",
         "it is the least improvement that counts, in nats per completion token.",
         low=0, high=100, group="Evaluation", resumable=True,
+        usual=(0, 0.3), harm="hardly any improvement counts, and the run ends early",
     )  # fmt: skip
     early_stopping_significance: float | None = setting(
         None, "training.early_stopping_significance", "number",
         "an improvement must also exceed this many standard errors of the paired difference; null asks for none.",
         low=0, high=10, optional=True, group="Evaluation", resumable=True,
+        usual=(0, 4), harm="hardly any improvement counts, and the run ends early",
     )  # fmt: skip
     samples_at_evaluation: int = setting(
         0, "training.samples_at_evaluation", "integer",

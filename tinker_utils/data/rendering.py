@@ -57,6 +57,10 @@ class RenderedSet:
         """Return tokens that the model reads of each example, shape [examples]."""
         return np.fromiter((example.token_count for example in self.examples), np.int64, len(self.examples))
 
+    def answers_at(self) -> NDArray[np.int64]:
+        """Return the position, from 0, at which each example's first completion token is predicted."""
+        return np.fromiter((np.argmax(example.weights > 0) for example in self.examples), np.int64, len(self.examples))
+
     def describe(self, name: str, max_seq_length: int) -> str:
         """Return one sentence for a person: how many examples and tokens, how many were cut and skipped."""
         return (

@@ -10,6 +10,14 @@ from tinker_utils.config.settings import RULES, TrainingConfig
 _GROUPS = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
 
 
+def about_settings(config: TrainingConfig) -> Iterator[str]:
+    """Yield which values are far from what is usual, and what they are likely to do."""
+    for key, value in config.to_flat_dict().items():
+        low, high = RULES[key].usual
+        if isinstance(value, int | float) and not low <= value <= high:
+            yield f"{key} = {value:g} is outside the usual range, {low:g} to {high:g}: {RULES[key].harm}."
+
+
 def about_service(config: TrainingConfig) -> Iterator[str]:
     """Yield what the service will not honour."""
     if config.service == "local":

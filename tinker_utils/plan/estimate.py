@@ -18,7 +18,7 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE
 from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.data.streaming import StreamedSet
-from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service
+from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.schedule import warmup_steps
 
@@ -33,6 +33,7 @@ _AMPLE_RANK, _SMALL_DATA = 32, 100_000
 class DataLengths:
     """Tokens that the model reads of each example, int64, shape [examples]; `valid` is None without a file.
 
+    `answer_at` says before which of them the first completion token is, shape [examples]; None where that is not known.
     `cut_at` is the max_seq_length that `cut` examples were cut to before they were counted; it is None where the
     lengths are estimated from the files' sizes.
     """
@@ -41,11 +42,13 @@ class DataLengths:
     valid: NDArray[np.int64] | None
     cut_at: int | None = None
     cut: int = 0
+    answer_at: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, train: RenderedSet | StreamedSet, valid: RenderedSet | None, max_seq_length: int) -> DataLengths:
         """Count in data that was rendered with `max_seq_length`."""
-        return cls(train.lengths(), None if valid is None else valid.lengths(), max_seq_length, train.cut)
+        answers = train.answers_at() if isinstance(train, RenderedSet) else None
+        return cls(train.lengths(), None if valid is None else valid.lengths(), max_seq_length, train.cut, answers)
 
     @classmethod
     def estimate(cls, directory: Path) -> DataLengths:
@@ -80,23 +83,25 @@ def forecast(
         prompts: tokens of each prompt that is sampled from; without them, those of the examples that begin with one.
     """
     limit = config.max_seq_length - 1  # the last token is only a target
-    per_epoch = -(-len(data.train) // config.batch_size)
+    usable = data.train if data.answer_at is None else data.train[data.answer_at < limit]
+    per_epoch = -(-len(usable) // config.batch_size)
     steps = per_epoch * config.epochs
     valid = np.zeros(0, np.int64) if data.valid is None else np.minimum(data.valid, limit)
     evaluations = 0 if data.valid is None else _evaluations(config, per_epoch)
-    tokens = int(np.minimum(data.train, limit).sum()) * config.epochs
+    tokens = int(np.minimum(usable, limit).sum()) * config.epochs
     if prompts is None:
         prompts = valid[: config.samples_at_evaluation].tolist()
     cost = None if prices is None else prices.of_run(tokens, int(valid.sum()) * evaluations, evaluations, prompts)
     warnings = (
+        *about_settings(config),
         *_about_rank(config, data),
         *about_service(config),
         *about_evaluation(config, data.valid is not None, evaluations),
-        *_about_data(config, data),
+        *_about_data(config, data, len(usable)),
         *about_money(config, cost),
     )
     warm = warmup_steps(steps, config.warmup_ratio)
-    return Forecast(len(data.train), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
+    return Forecast(len(usable), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
 
 
 def evaluates(config: TrainingConfig, step: int, steps_per_epoch: int) -> bool:
@@ -122,8 +127,12 @@ def _about_rank(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
         yield f"Rank {rank} has room to memorize {len(data.train):,} examples; 16 is enough for most tasks."
 
 
-def _about_data(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
-    limit, estimated = config.max_seq_length, data.cut_at is None
+def _about_data(config: TrainingConfig, data: DataLengths, usable: int) -> Iterator[str]:
+    limit, estimated, examples = config.max_seq_length, data.cut_at is None, len(data.train)
+    if usable < examples:
+        yield f"{examples - usable:,} of {examples:,} examples keep no answer within {limit:,} tokens, and are skipped."
+    if 1 < usable <= config.batch_size:
+        yield f"A step takes in all {usable:,} examples: with a smaller training.batch_size an epoch has more steps."
     if data.cut_at is not None and limit > data.cut_at:
         if data.cut:
             yield (
@@ -132,7 +141,7 @@ def _about_data(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
             )
         return
     cut = data.cut if limit == data.cut_at else int(np.count_nonzero(data.train >= limit))
-    yield from about_lengths(cut, len(data.train), limit, estimated)
+    yield from about_lengths(cut, examples, limit, estimated)
 
 
 def _line_lengths(path: Path) -> NDArray[np.int64]:

@@ -36,6 +36,14 @@ _RUN_FILES = (
 )
 
 
+_in_use_here: list[Path] = []
+
+
+def in_use_here() -> list[Path]:
+    """Return the run directories in which this process trains."""
+    return list(_in_use_here)
+
+
 class RunDirectory:
     """The files of one run. Constructing it touches nothing; `create` makes the directory."""
 
@@ -93,8 +101,11 @@ class RunDirectory:
                 lock.sign(descriptor)
                 self._clear_temporaries()
             self._held = descriptor
+            _in_use_here.append(self.path)
             yield
         finally:
+            if self._held is not None:
+                _in_use_here.remove(self.path)
             self._held = None
             os.close(descriptor)
 

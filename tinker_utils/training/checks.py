@@ -25,7 +25,7 @@ from tinker_utils.errors import (
     ServiceError,
     TinkerUtilsError,
 )
-from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service
+from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
 from tinker_utils.plan.plan import Plan, prepare
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.service.client import Service, ask_for_models
@@ -144,7 +144,8 @@ def check_start(
     if plan is not None:
         checks += [] if same_data else _of_duplicates(config)
         checks += _of_lengths(plan)
-    checks += warn_or_pass("settings", about_service(config), "The service supports all of them.")
+    cautions = (*about_settings(config), *about_service(config))
+    checks += warn_or_pass("settings", cautions, "The service supports all of them.")
     checks += _of_service(config, plan, service)
     if plan is not None:
         checks += _of_evaluation(plan)

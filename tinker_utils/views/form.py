@@ -5,13 +5,13 @@
     ...
     result = await fit(form.config)
 
-A form that nobody touches gives back the very configuration that it was made of: so a notebook that papermill or nbval
+What is not allowed stays as it was written, with a sentence; the figures beside it are then those without it. A form that nobody touches gives back the very configuration that it was made of: so a notebook that papermill or nbval
 runs trains with its parameters.
 """
 
 from __future__ import annotations
 
-import math
+import asyncio
 from html import escape
 from typing import Any
 
@@ -23,10 +23,13 @@ from tinker_utils.errors import ConfigError
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import DataLengths, Forecast, forecast
 from tinker_utils.plan.plan import Plan
+from tinker_utils.run.directory import in_use_here
 from tinker_utils.run.figures import dollars, short
+from tinker_utils.views.compat import answer_changes
 from tinker_utils.views.html import STYLE, figures_html, show_widget, warnings_html
 
-_MAX_INPUT = 10**9  # where a rule knows no upper bound, a bounded input still needs one
+_POLL_SECONDS = 1.0
+_NEXT_RUN = "A run is training: what is changed here is for the next one."
 
 
 def config_form(config: TrainingConfig, plan: Plan | None = None) -> ConfigForm:
@@ -50,12 +53,14 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
         groups = [self._group(title, [rule for rule in offered if rule.group == title]) for title in titles]
         settings = widgets.VBox([widgets.HTML(STYLE), *groups], layout={"flex": "3 1 520px", "margin": "0 20px 0 0"})
         self._consequences = widgets.HTML(layout={"flex": "2 1 290px"})
+        self._watching: asyncio.Task[None] | None = None
         super().__init__(
             [settings, self._consequences],
             layout={"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "960px"},
         )
         for control in self._inputs.values():
             control.observe(self._show_consequences, "value")
+        answer_changes(self._inputs.values())
         self._show_consequences()
 
     def __repr__(self) -> str:
@@ -64,6 +69,17 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
 
     def _ipython_display_(self) -> None:
         show_widget(self)
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Say it when a run begins or ends in this process."""
+        training = False
+        while self.comm is not None:  # until it is closed
+            if training != bool(in_use_here()):
+                training = not training
+                self._show_consequences()
+            await asyncio.sleep(_POLL_SECONDS)
 
     @property
     def config(self) -> TrainingConfig:
@@ -72,28 +88,39 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
         Raises:
             ConfigError: a value is not allowed.
         """
-        touched = {
-            key: _setting(RULES[key], control.value)
-            for key, control in self._inputs.items()
-            if control.value != self._untouched[key]
-        }
-        return self._config.with_overrides(touched)
+        allowed, refusals = self._checked()
+        if refusals:
+            raise ConfigError(" ".join(refusals))
+        return self._config.with_overrides(allowed)
+
+    def _checked(self) -> tuple[dict[str, Any], list[str]]:
+        """Return what was changed to something that is allowed, by key, and a sentence on each other change."""
+        allowed, refusals = dict[str, Any](), []
+        for key, control in self._inputs.items():
+            if control.value != self._untouched[key]:
+                value = _setting(RULES[key], control.value)
+                try:
+                    allowed[key] = RULES[key].check(value)
+                except ConfigError as error:
+                    refusals.append(str(error))
+        return allowed, refusals
 
     def _group(self, title: str, rules: list[Rule]) -> widgets.VBox:
         heading = widgets.HTML(f'<div class="tinker-run"><strong>{title}</strong></div>')
         return widgets.VBox([heading, *map(self._row, rules)])
 
     def _row(self, rule: Rule) -> widgets.HBox:
+        bounds = rule.bounds + ("; 0 for null" if rule.optional else "")
         sentence = escape(f"{rule.help[0].upper()}{rule.help[1:]}")
-        help_ = widgets.HTML(f'<div class="tinker-run"><small>{sentence} <i>{_bounds(rule)}</i></small></div>')
+        help_ = widgets.HTML(f'<div class="tinker-run"><small>{sentence} <i>{bounds}</i></small></div>')
         return widgets.HBox([self._inputs[rule.key], help_], layout={"align_items": "center"})
 
     def _show_consequences(self, _: object = None) -> None:
-        try:
-            config = self.config
-        except ConfigError as error:
-            self._consequences.value = f'<div class="tinker-run" role="alert">{warnings_html([str(error)])}</div>'
-            return
+        allowed, refusals = self._checked()
+        config = self._config.with_overrides(allowed)
+        alert = f'<div role="alert">{warnings_html(refusals)}</div>' if refusals else ""
+        if in_use_here():
+            alert += f"<p>{_NEXT_RUN}</p>"
         if self._data is None:
             train = config.resolve(config.data_dir) / "train.jsonl"
             content = warnings_html([f"{train}: cannot be read, so steps and costs are not known."])
@@ -103,7 +130,7 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
                 exact=self._data.cut_at is not None,
             )
         self._consequences.value = (
-            f'<section class="tinker-run" aria-label="Effect of these settings">{content}</section>'
+            f'<section class="tinker-run" aria-label="Effect of these settings">{alert}{content}</section>'
         )
 
 
@@ -130,16 +157,8 @@ def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | None:
         return None
 
 
-def _bounds(rule: Rule) -> str:
-    """Return a number's bounds in words: `1 to 1,024`, `0 or more`, `0 or more; 0 for null`."""
-    if rule.kind not in ("integer", "number"):
-        return ""
-    words = f"{rule.low:,g} to {rule.high:,.10g}" if math.isfinite(rule.high) else f"{rule.low:,g} or more"
-    return words + ("; 0 for null" if rule.optional else "")
-
-
 def _input(rule: Rule, value: Any) -> Any:
-    """Return a control with the rule's bounds; an optional number that is null is 0."""
+    """Return a control that takes whatever is written, as the rule judges it; an optional number that is null is 0."""
     how = {"description": rule.key.rpartition(".")[2], "style": {"description_width": "196px"}}
     how["layout"] = {"width": "292px", "flex": "0 0 auto"}
     if rule.choices:
@@ -148,11 +167,10 @@ def _input(rule: Rule, value: Any) -> Any:
         return widgets.Dropdown(options=[("yes", True), ("no", False)], value=value, **how)
     if rule.kind in ("text", "path"):
         return widgets.Text(value, **how)
-    low, high = max(rule.low, -_MAX_INPUT), min(rule.high, _MAX_INPUT)
-    if rule.kind == "integer":
-        return widgets.BoundedIntText(value or 0, min=int(low), max=int(high), **how)
-    return widgets.BoundedFloatText(value or 0.0, min=low, max=high, step=None, **how)
+    return widgets.FloatText(value or 0, step=None, **how)
 
 
 def _setting(rule: Rule, value: Any) -> Any:
-    return None if rule.optional and value == 0 else value
+    if rule.optional and value == 0:
+        return None
+    return int(value) if rule.kind == "integer" and float(value).is_integer() else value

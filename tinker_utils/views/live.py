@@ -39,6 +39,7 @@ from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
 from tinker_utils.style import curves
+from tinker_utils.views.compat import answer_changes
 from tinker_utils.views.controls import Controls, Settings
 from tinker_utils.views.html import STYLE, picture_html, samples_html, show_widget, status_html
 from tinker_utils.views.throttle import Throttle
@@ -122,6 +123,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._controls.pause.on_click(self._pause_or_resume)
         self._controls.stop.on_click(self._stop)
         self._controls.on_choice(self._wake_up)
+        answer_changes(self._controls.box.children)
         self._show(self._look(self._controls.settings()))
         # Catching up with a run and loading fonts are done but once, and are not charged.
         self._throttle = Throttle(_SHARE, _FIRST_WAIT_SECONDS, clock, meter)
