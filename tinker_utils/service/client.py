@@ -58,6 +58,8 @@ class Service(Closing):
         self._local = local
         self._address = address
         self.base_model = base_model
+        self._is_closed = False
+        self._again: Callable[[], Service] | None = None
 
     @property
     def embedded_pid(self) -> int | None:
@@ -205,8 +207,18 @@ class Service(Closing):
             )
         return files
 
+    def reopen(self) -> None:
+        """Connect again where `close` ended the session, so that whoever holds this service can go on with it.
+
+        Raises:
+            ServiceError: as `connect`.
+        """
+        if self._is_closed and self._again is not None:
+            vars(self).update(vars(self._again()))
+
     def close(self) -> None:
         """End the session, and the embedded server if it was started for it. Safe to call twice."""
+        self._is_closed = True
         with contextlib.suppress(Exception):
             # A service that does not answer must not hold up the end of a run: the SDK waits for a session that is
             # being made before it closes, and that may never be.
@@ -225,6 +237,12 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
     Raises:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
+    service = _connected(config, store)
+    service._again = functools.partial(_connected, config, store)
+    return service
+
+
+def _connected(config: TrainingConfig, store: Path | str) -> Service:
     with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
             from tinker_utils.local.launcher import start_local_service

@@ -50,7 +50,8 @@ async def fit(
     Args:
         config: what to do.
         output_dir: the run's directory; `config.output_dir` if None.
-        service: an open connection to use, which stays open; None opens one for this run.
+        service: a connection to use, which stays open, and is opened anew if it was closed; None opens one for this
+            run.
         preparation: what `prepare(config)` gave, if it was called already.
         on_record: called with each record of metrics.jsonl.
 
@@ -77,6 +78,8 @@ async def fit(
         points = resume_points(before)
         if before and has_ended(before, points[0], plan):
             return TrainingResult.from_state(run, before)
+        if service is not None:
+            await asyncio.to_thread(service.reopen)
         report = await asyncio.to_thread(_checked, run, plan, service, same_data=before is not None)
         if before is None:
             run.archive()
