@@ -23,7 +23,7 @@ export TINKER_TELEMETRY ?= 0
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
 	@echo "make test    run the tests, and the notebooks as tests"
-	@echo "make lab     open JupyterLab"
+	@echo "make lab     open copies of the notebooks, in runs/lab, in JupyterLab"
 	@echo "make bench   measure against peers, into benchmarks/RESULTS.md"
 	@echo "make bench-gpu  the same for a GPU, printed"
 	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
@@ -75,8 +75,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 lab: $(INSTALLED)
+	@mkdir -p runs/lab
+	@# What is changed in a copy is seen by nobody else; one that is there stays as it is.
+	@for notebook in notebooks/*.ipynb; do \
+		test -e runs/lab/$$(basename $$notebook) || cp $$notebook runs/lab/; done
 	@# Jupyter refuses to run as root, as one is in a container, unless told that it may.
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/02_train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/runs/lab/02_train.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 torture: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python -m torture --kills $(TORTURE_KILLS) --seed $(TORTURE_SEED)

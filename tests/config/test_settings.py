@@ -82,7 +82,10 @@ def test_an_integer_with_a_leading_zero_is_decimal(load):
         ("cloud: {lora: {target_modules: q_proj}}", "target_modules.*received 'q_proj'"),
         ("cloud: {lora: 16}", "lora: expected settings"),
         ("cloud: {lora: {dropout: 1}}", r"lora.dropout: expected a number, from 0 to below 1, received 1"),
-        ("cloud: {training: {epochs: two}}", r"training.epochs: expected an integer, from 1 to 1,000, received 'two'"),
+        (
+            "cloud: {training: {epochs: two}}",
+            r"training.epochs: expected an integer, from 1 up to 1,000, received 'two'",
+        ),
         ("cloud: {training: {epochs: '2'}}", "training.epochs.*received '2'"),
         ("cloud: {training: {epochs: 1.5}}", "training.epochs.*received 1.5"),
         ("cloud: {training: {epochs: true}}", "training.epochs.*received True"),

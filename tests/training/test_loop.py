@@ -24,7 +24,7 @@ from support.small_runs import adapter_bytes, history, records
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirectoryError, ServiceError, TinkerUtilsError
-from tinker_utils.export.adapter import export_adapter
+from tinker_utils.export.adapter import export_adapter, loading_lines
 from tinker_utils.local import start_local_service
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.plan import prepare
@@ -91,14 +91,13 @@ def test_the_best_checkpoint_is_the_lowest_evaluation_and_only_what_is_needed_is
 def test_losses_are_those_of_plain_transformers_and_peft(whole, config, tmp_path, service):
     """The best evaluation, recomputed from the exported adapter without any of this project's training code."""
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     run, result, _ = whole
-    base = Path(__file__).parents[2] / "tinker_utils" / "local" / "base_model"
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, export_adapter(result, tmp_path / "adapter", service=service)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "tinker_utils" / "local" / "base_model")
+    adapter = export_adapter(result, tmp_path / "adapter", service=service)
+    exec(loading_lines(adapter, "tiny"), loaded := {})  # the lines that the training notebook shows
+    model = loaded["model"].float().eval()
     total, count = 0.0, 0
     for line in (config.data_dir / "valid.jsonl").read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
@@ -110,6 +109,17 @@ def test_losses_are_those_of_plain_transformers_and_peft(whole, config, tmp_path
         total += float(mean) * (len(ids) - len(prompt))
         count += len(ids) - len(prompt)
     assert total / count == pytest.approx(result.best_val_loss, abs=1e-4)
+
+
+async def test_a_closed_service_is_opened_anew(config, data, tmp_path):
+    own = dataclasses.replace(config, service="local")
+    run = RunDirectory(tmp_path / "run")
+    with connect(own, run.local_store) as service:
+        first = await fit(dataclasses.replace(own, epochs=1), run.path, service=service)
+        service.close()
+        second = await fit(own, run.path, service=service)
+        assert second.steps > first.steps
+        assert export_adapter(second, service=service).exists()
 
 
 async def test_an_evaluation_says_how_far_it_is_from_the_best_and_how_sure_that_is(config, service, run):

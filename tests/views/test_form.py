@@ -109,8 +109,8 @@ def test_what_is_not_allowed_stays_with_a_sentence_and_the_figures_are_those_wit
     control(form, "batch_size").value = 2.5
     control(form, "epochs").value = 4
     assert control(form, "rank").value == 5000
-    assert "lora.rank: expected an integer, from 1 to 1,024, received 5000" in said(form)
-    assert "training.batch_size: expected an integer, from 1 to 65,536, received 2.5" in said(form)
+    assert "lora.rank: expected an integer, from 1 up to 1,024, received 5000" in said(form)
+    assert "training.batch_size: expected an integer, from 1 up to 65,536, received 2.5" in said(form)
     assert "steps 1,000 250 an epoch" in said(form)
     with pytest.raises(ConfigError, match=r"lora\.rank.*training\.batch_size"):
         _ = form.config
@@ -180,6 +180,6 @@ def test_each_setting_has_a_sentence_with_its_bounds(config, plan):
             yield from texts(child)
 
     text = " ".join(texts(config_form(config, plan)))
-    assert "16 is enough for most tasks. <i>from 1 to 1,024</i>" in text
+    assert "16 is enough for most tasks. <i>from 1 up to 1,024</i>" in text
     assert "2.0e-4 is a good start for LoRA. <i>above 0 up to 1</i>" in text
     assert "0 switches early stopping off. <i>at least 0</i>" in text

@@ -25,7 +25,7 @@ class SettingChange:
         return moved or RULES[self.key].resumable
 
     def __str__(self) -> str:
-        return f"{self.key}: {_word(self.old)} → {_word(self.new)}"
+        return f"{self.key}: {as_text(self.old)} → {as_text(self.new)}"
 
 
 def setting_changes(before: TrainingConfig, now: TrainingConfig) -> list[SettingChange]:
@@ -34,7 +34,8 @@ def setting_changes(before: TrainingConfig, now: TrainingConfig) -> list[Setting
     return [SettingChange(key, old[key], new[key]) for key in old if old[key] != new[key]]
 
 
-def _word(value: object) -> str:
+def as_text(value: object) -> str:
+    """Return a setting's value as it is written in YAML."""
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     return _WORDS[value] if value is None or isinstance(value, bool) else str(value)

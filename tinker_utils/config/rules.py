@@ -112,7 +112,8 @@ class Rule:
             return ""
         if not math.isfinite(self.high):
             return f"above {self.low:,.10g}" if self.open_low else f"at least {self.low:,.10g}"
-        low, high = "above" if self.open_low else "from", "to below" if self.open_high else "up to" if self.open_low else "to"
+        low = "above" if self.open_low else "from"
+        high = "to below" if self.open_high else "up to"
         return f"{low} {self.low:,.10g} {high} {self.high:,.10g}"
 
 

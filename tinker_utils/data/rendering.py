@@ -114,5 +114,5 @@ def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
 
 
 def prompts_of(conversations: Sequence[Conversation], tokenizer: Any) -> list[list[int]]:
-    """Return the prompt tokens of each conversation's last assistant message, which each of them must have."""
+    """Return the prompt tokens of each conversation: all before its last assistant message, or all that it has."""
     return [prompt_tokens(c.messages[: c.last_assistant()], tokenizer) for c in conversations]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def export_adapter(
         with connect(load_config_from_yaml(files.config, "run"), files.local_store) as own:
             _download(own, checkpoint, target)
     return target
+
+
+def loading_lines(adapter: Path | str, model: str) -> str:
+    """Return three lines of Python that load an adapter beside its base model, `model` as in the settings."""
+    base = os.path.relpath(Path(__file__).parents[1] / "local" / "base_model") if model == "tiny" else model
+    return (
+        "from transformers import AutoModelForCausalLM\nfrom peft import PeftModel\nmodel = PeftModel.from_pretrained("
+        f"AutoModelForCausalLM.from_pretrained({base!r}), {str(as_path(adapter, 'adapter'))!r})"
+    )
 
 
 def _download(service: Service, checkpoint: str, target: Path) -> None:

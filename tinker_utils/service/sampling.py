@@ -14,7 +14,7 @@ from tinker_utils.service.client import Service
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt's last message, what the model wrote, and the answer that the data has."""
+    """A prompt's last message, what the model wrote, and the answer that the data has; empty where it has none."""
 
     prompt: str
     completion: str
@@ -30,14 +30,15 @@ def sample_answers(
 ) -> list[Sample]:
     """Let a checkpoint, or the base model, answer the prompt of each conversation's last assistant message.
 
-    Greedy, so that the same weights write the same text. Conversations without an assistant message are skipped.
+    Greedy, so that the same weights write the same text. One without an assistant message is a prompt as a whole;
+    one that begins with its only one has none, and is skipped.
 
     Raises:
         ServiceError: the service refuses, or does not have the checkpoint.
     """
-    answered = [conversation for conversation in conversations if conversation.last_assistant()]
-    completions = service.sample(prompts_of(answered, tokenizer), checkpoint, max_tokens=max_tokens)
-    return as_samples(answered, completions, tokenizer)
+    asked = [conversation for conversation in conversations if conversation.last_assistant() != 0]
+    completions = service.sample(prompts_of(asked, tokenizer), checkpoint, max_tokens=max_tokens)
+    return as_samples(asked, completions, tokenizer)
 
 
 def as_samples(
@@ -46,8 +47,8 @@ def as_samples(
     """Return completions as text, beside the prompt and the answer that each conversation has."""
     samples = []
     for conversation, tokens in zip(conversations, completions, strict=True):
-        last = conversation.last_assistant() or 0
         completion = tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
-        messages = conversation.messages
-        samples.append(Sample(messages[last - 1]["content"], completion, messages[last]["content"]))
+        messages, last = conversation.messages, conversation.last_assistant()
+        answer = "" if last is None else messages[last]["content"]
+        samples.append(Sample(messages[:last][-1]["content"], completion, answer))
     return samples

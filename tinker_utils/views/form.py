@@ -5,8 +5,9 @@
     ...
     result = await fit(form.config)
 
-What is not allowed stays as it was written, with a sentence; the figures beside it are then those without it. A form that nobody touches gives back the very configuration that it was made of: so a notebook that papermill or nbval
-runs trains with its parameters.
+What is not allowed stays as it was written, with a sentence; the figures beside it are then those without it. A form
+that nobody touches gives back the very configuration that it was made of: so a notebook that papermill or nbval runs
+trains with its parameters.
 """
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+"""One run in tables: its settings, its evaluations, what it cost, and what its model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tinker_utils.basics.table import Table
+from tinker_utils.config.changes import as_text
+from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.plan.cost import Prices, token_cost
+from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.figures import dollars
+from tinker_utils.run.series import MetricsLog
+from tinker_utils.run.state import RunState, Spent
+from tinker_utils.service.sampling import Sample
+
+
+def settings_table(config: TrainingConfig, file: TrainingConfig) -> Table:
+    """Tabulate all settings, and beside those that differ what the configuration file says."""
+    values, in_file = config.to_flat_dict(), file.to_flat_dict()
+    rows = tuple(
+        (key, as_text(value), "" if value == in_file[key] else as_text(in_file[key])) for key, value in values.items()
+    )
+    return Table(("setting", "value", "in the file, where it differs"), rows, "Settings of the run", words=True)
+
+
+def evaluation_table(log: MetricsLog) -> Table:
+    """Tabulate the evaluations: the train loss recorded last before each, and the validation loss ± its 95% margin."""
+    steps, losses, margins = map(log.val_column, ("step", "val_loss", "val_loss_margin"))
+    trained, train_losses = log.train["step"], log.train["train_loss"]
+    best = log.best()[1]
+    rows = []
+    for step, loss, margin in zip(steps.tolist(), losses.tolist(), margins.tolist(), strict=True):
+        before = train_losses[trained <= step]
+        train = f"{before[-1]:.4f}" if len(before) else "–"
+        validation = "–" if np.isnan(loss) else f"{loss:.4f}" + ("" if np.isnan(margin) else f" ± {margin:.4f}")
+        rows.append((f"{step:,.0f}", train, validation, "★ best" if step == best else ""))
+    return Table(("step", "train", "validation", ""), tuple(rows), "Evaluations, in nats per completion token")
+
+
+def cost_table(run: RunDirectory | Path | str, prices: Prices | None) -> Table:
+    """Tabulate what was sent to the service to be trained on and evaluated, and what it costs at these prices.
+
+    Raises:
+        RunDirectoryError: run.json cannot be read.
+    """
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    spent = (run.read_state() or RunState()).spent or Spent()
+    train, evaluate = (None, None) if prices is None else (prices.train, prices.evaluate)
+    parts = (("training", spent.tokens, train), ("evaluations", spent.eval_tokens, evaluate))
+    rows = tuple(
+        (part, f"{tokens:,}", "–" if price is None else dollars(token_cost(tokens, price)))
+        for part, tokens, price in parts
+    )
+    return Table(("part", "tokens", "cost"), rows, "What was paid for")
+
+
+def answer_table(before: Sequence[Sample], after: Sequence[Sample]) -> Table:
+    """Tabulate what the base model and the trained one answer to the same prompts, beside the answers in the data."""
+    rows = tuple((b.prompt, b.reference, b.completion, a.completion) for b, a in zip(before, after, strict=True))
+    return Table(("prompt", "wanted", "base model", "trained"), rows, "Answers before and after", words=True)
