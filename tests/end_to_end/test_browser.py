@@ -12,7 +12,7 @@ import nbformat
 import papermill
 import pytest
 from support.held_service import HeldService
-from support.jupyter_browser import ROOT, until
+from support.jupyter_browser import ROOT, WINDOW, until
 from support.small_runs import records
 from support.states import state_of
 
@@ -307,4 +307,45 @@ def test_it_can_be_read_and_heard_in_every_theme_and_runs_no_text_of_a_model(lab
     )
     for theme in ("dark", "light"):
         lab.theme(theme)
-        assert notebook.illegible(LEGIBLE) == []
+        assert notebook.illegible(notebook.view, LEGIBLE) == []
+
+
+def test_form_and_view_fit_any_window_are_legible_in_every_theme_and_need_no_mouse(lab, run):
+    with run.claimed(), MetricsWriter(run.metrics) as writer:
+        writer.write({"type": "train", "step": 1, "train_loss": 2.0, "train_loss_total": 9.0})
+        run.write_state(state_of(status="running", plan={"total_steps": 9, "epochs": 3}))
+        config = f"load_config_from_yaml({str(ROOT / 'configs' / 'training.yaml')!r}, 'local')"
+        notebook = lab.open(
+            notebook_of(
+                run,
+                "from tinker_utils import config_form, dashboard, load_config_from_yaml, prepare\n"
+                f"config_form(config := {config}, prepare(config))",
+                f"dashboard({str(run.path)!r})",
+            )
+        )
+        notebook.run_all()
+        notebook.wait_for_sentence("Running")
+        box = notebook.form.get_by_label("rank")
+        box.fill("5000")
+        box.press("Enter")
+        notebook.form.get_by_role("alert").get_by_text("received 5000").wait_for()
+        for theme in ("dark", "light"):
+            lab.theme(theme)
+            assert notebook.illegible(notebook.form, LEGIBLE) == notebook.illegible(notebook.view, LEGIBLE) == []
+        for width in (700, 900, 1900):
+            lab.page.set_viewport_size({"width": width, "height": 1250})
+            for part in (notebook.form, notebook.view):
+                until(lambda part=part: part.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), "room for all of it")
+        lab.page.set_viewport_size(WINDOW)
+
+        box.focus()
+        reached = []
+        while not reached or reached[-1] != "Log":
+            name = lab.page.evaluate(
+                "() => { const e = document.activeElement; return e.labels?.[0]?.innerText || e.innerText; }"
+            )
+            reached.append(name.strip())
+            lab.page.keyboard.press("Tab")
+        labels = list(filter(str.strip, notebook.form.locator("label").all_inner_texts()))
+        assert [name for name in reached if name in labels] == labels
+        assert reached[-7:] == ["Pause", "Stop", "Smoothing", "Loss", "Perplexity", "Linear", "Log"]

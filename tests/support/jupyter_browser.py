@@ -22,16 +22,17 @@ import nbformat
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, ViewportSize
     from support.local_service import Running
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 180.0  # seconds, for what should take a few; two busy cores and a cold disk are slow
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
+WINDOW: ViewportSize = {"width": 1300, "height": 1250}
 _TOKEN = "of-the-tests"
-# https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio, of each text against the first opaque ground behind it. A canvas
-# turns colours of every notation into bytes.
+# https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio, of each text, which may be translucent, against the first opaque
+# ground behind it. A canvas turns colours of every notation into bytes.
 _ILLEGIBLE = """(view, contrast) => {
   const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
   const bytes = colour => {
@@ -40,8 +41,8 @@ _ILLEGIBLE = """(view, contrast) => {
     canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const luminance = colour => {
-    const [r, g, b] = bytes(colour).map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  const luminance = channels => {
+    const [r, g, b] = channels.map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = element => {
@@ -51,16 +52,20 @@ _ILLEGIBLE = """(view, contrast) => {
     }
     return 'white';
   };
+  const opacity = element => element ? Number(getComputedStyle(element).opacity) * opacity(element.parentElement) : 1;
   const found = [];
-  const walker = document.createTreeWalker(view, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.textContent.trim() || element.closest('style, :disabled')) continue;
+  const judge = (element, text) => {
+    if (!text.trim() || element.closest('style, :disabled')) return;
     const style = getComputedStyle(element);
-    const light = [luminance(element.closest('svg') ? style.fill : style.color), luminance(ground(element))];
+    const behind = bytes(ground(element)), ink = bytes(element.closest('svg') ? style.fill : style.color);
+    const share = ink[3] / 255 * opacity(element);
+    const light = [luminance(behind), luminance(behind.map((x, i) => share * ink[i] + (1 - share) * x))];
     const ratio = (Math.max(...light) + 0.05) / (Math.min(...light) + 0.05);
-    if (ratio < contrast) found.push(`${ratio.toFixed(2)}: ${walker.currentNode.textContent.trim()}`);
-  }
+    if (ratio < contrast) found.push(`${ratio.toFixed(2)}: ${text.trim()}`);
+  };
+  const walker = document.createTreeWalker(view, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) judge(walker.currentNode.parentElement, walker.currentNode.textContent);
+  for (const field of view.querySelectorAll('input, select')) judge(field, field.value);
   return found;
 }"""
 
@@ -204,9 +209,9 @@ class Notebook:
     def _idle(self) -> Locator:
         return self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
 
-    def illegible(self, contrast: float) -> list[str]:
-        """The texts of the live view that stand out less than `contrast` (WCAG's ratio), as ratio and text."""
-        return self.view.evaluate(_ILLEGIBLE, contrast)
+    def illegible(self, part: Locator, contrast: float) -> list[str]:
+        """The texts in a part of the page that stand out less than `contrast` (WCAG's ratio), as ratio and text."""
+        return part.evaluate(_ILLEGIBLE, contrast)
 
     def still_is_seen(self) -> bool:
         """Return whether a picture of some size stands in the outputs."""
@@ -284,7 +289,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, local_service: Running) -> Ite
     environment = {**_environment(own), "TINKER_API_KEY": local_service.api_key}
     with _server(folder, own, environment) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=_SWITCHES)
-        page = browser.new_page(viewport={"width": 1300, "height": 1250})
+        page = browser.new_page(viewport=WINDOW)
         page.set_default_timeout(DEADLINE * 1000)
         yield Lab(url, folder, page, environment)
         browser.close()

@@ -180,6 +180,6 @@ def test_each_setting_has_a_sentence_with_its_bounds(config, plan):
             yield from texts(child)
 
     text = " ".join(texts(config_form(config, plan)))
-    assert "16 is enough for most tasks. <i>from 1 up to 1,024</i>" in text
-    assert "2.0e-4 is a good start for LoRA. <i>above 0 up to 1</i>" in text
-    assert "0 switches early stopping off. <i>at least 0</i>" in text
+    assert "16 is enough for most tasks. <i>(from 1 up to 1,024)</i>" in text
+    assert "2.0e-4 is a good start for LoRA. <i>(above 0 up to 1)</i>" in text
+    assert "0 switches early stopping off. <i>(at least 0)</i>" in text

@@ -59,6 +59,7 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
             [settings, self._consequences],
             layout={"flex_flow": "row wrap", "align_items": "flex-start", "max_width": "960px"},
         )
+        self.add_class("tinker-form")
         for control in self._inputs.values():
             control.observe(self._show_consequences, "value")
         answer_changes(self._inputs.values())
@@ -111,9 +112,10 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
         return widgets.VBox([heading, *map(self._row, rules)])
 
     def _row(self, rule: Rule) -> widgets.HBox:
-        bounds = rule.bounds + ("; 0 for null" if rule.optional else "")
+        bounds = " or ".join(filter(None, (rule.bounds, "0 for null" if rule.optional else "")))
+        bounds = bounds and f"<i>({bounds})</i>"
         sentence = escape(f"{rule.help[0].upper()}{rule.help[1:]}")
-        help_ = widgets.HTML(f'<div class="tinker-run"><small>{sentence} <i>{bounds}</i></small></div>')
+        help_ = widgets.HTML(f'<div class="tinker-run"><small>{sentence} {bounds}</small></div>')
         return widgets.HBox([self._inputs[rule.key], help_], layout={"align_items": "center"})
 
     def _show_consequences(self, _: object = None) -> None:
@@ -161,7 +163,7 @@ def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | None:
 def _input(rule: Rule, value: Any) -> Any:
     """Return a control that takes whatever is written, as the rule judges it; an optional number that is null is 0."""
     how = {"description": rule.key.rpartition(".")[2], "style": {"description_width": "196px"}}
-    how["layout"] = {"width": "292px", "flex": "0 0 auto"}
+    how["layout"] = {"width": "304px", "flex": "0 0 auto"}
     if rule.choices:
         return widgets.Dropdown(options=rule.choices, value=value, **how)
     if rule.kind == "true or false":

@@ -45,22 +45,26 @@ STYLE = (
 .tinker-run .figures span { display: block; color: var(--tinker-pale-ink); font-size: 11px; }
 .tinker-run .figures b { font-weight: 400; font-size: 16px; font-variant-numeric: tabular-nums; }
 .tinker-run small { color: var(--tinker-pale-ink); font-size: 11px; line-height: 1.25; display: block; }
-.tinker-run small i { font-style: normal; white-space: nowrap; opacity: 0.75; }
+.tinker-run small i { font-style: normal; white-space: nowrap; }
 .tinker-run .warning { border-left: 3px solid var(--tinker-caution); padding-left: 8px; margin: 6px 0; }
 .tinker-run svg { display: block; width: 100%; height: auto; }
 .tinker-run svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .tinker-run summary { cursor: pointer; font-weight: 600; padding: 2px 0; }
 .tinker-run .sample { display: grid; grid-template-columns: 72px 1fr; gap: 2px 8px; margin: 6px 0; padding: 6px 8px;
   background: var(--tinker-raised); border-radius: 3px; }
-.tinker-run .sample > span { color: var(--tinker-pale-ink); font-size: 11px; }
+.tinker-run .sample > span { font-size: 11px; }
 .tinker-run pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 12em; overflow-y: auto; margin: 0;
   font-family: var(--jp-code-font-family, monospace); font-size: 12px; color: inherit; background: none; }
+/* The arrow that ipywidgets draws is black in every theme. */
+.tinker-form select { appearance: auto; background-image: none !important; padding: 0 2px; }
 /* The icons say nothing to a screen reader: a button's name is its word. */
 .tinker-controls .fa-pause::before { content: "\f04c" / ""; }
 .tinker-controls .fa-play::before { content: "\f04b" / ""; }
 .tinker-controls .fa-stop::before { content: "\f04d" / ""; }
-/* The still picture, displayed below, is for those who open the notebook without its kernel. */
-.jp-OutputArea-child:has(.tinker-run) ~ .jp-OutputArea-child:has(.jp-needs-light-background) { display: none; }
+/* The still picture, displayed below, is for those who open the notebook without its kernel: in JupyterLab, and in
+   VS Code, where an output has no class of its own: the view, what stands for a lost widget, and the picture. */
+.jp-OutputArea-child:has(.tinker-run) ~ .jp-OutputArea-child:has(.jp-needs-light-background),
+.output_container:has(.tinker-controls) + .output_container:has(.tinker-lost) + .output_container { display: none; }
 </style>"""
 )
 # Displayed beside a widget. In a notebook that is opened without its kernel, JupyterLab puts an error message in the
