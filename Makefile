@@ -9,6 +9,7 @@ RUN ?= runs/sample
 TORTURE_KILLS ?= 200
 TORTURE_SEED ?= 0
 FUZZ_CASES ?= 120000
+KERNELS ?= 7.3.0 6.31.0
 # Half of a test's time is waiting: three processes share the files of tests. TEST_OPTIONS= runs them in this one.
 TEST_OPTIONS ?= -n 3 --dist loadfile
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
@@ -18,7 +19,7 @@ BENCH_INSTALLED := .venv-bench/.installed
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: docs torture help install train test fuzz check format lab bench bench-gpu lock clean
+.PHONY: docs kernels torture help install train test fuzz check format lab bench bench-gpu lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
@@ -27,6 +28,7 @@ help:
 	@echo "make bench   measure against peers, into benchmarks/RESULTS.md"
 	@echo "make bench-gpu  the same for a GPU, printed"
 	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
+	@echo "make kernels use the training notebook with ipykernel $(KERNELS)"
 	@echo "make check   ruff and mypy"
 	@echo "make docs    write the tables of settings and figures into docs/"
 	@echo "make format  let ruff rewrite what it can"
@@ -56,6 +58,14 @@ test: export OMP_WAIT_POLICY ?= PASSIVE
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
 	$(BIN)/python -m pytest --nbval notebooks $(TEST_OPTIONS)
+
+# The training notebook in a browser, with kernels of other versions than the one that is installed.
+kernels: $(INSTALLED)
+	for version in $(KERNELS); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target build/kernels/$$version ipykernel==$$version && \
+		PYTHONPATH=$(CURDIR)/build/kernels/$$version TINKER_UTILS_BROWSER=required \
+			$(BIN)/python -m pytest tests/end_to_end/test_browser.py -k "every_control or not_heard" || exit 1; done
 
 fuzz: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/fuzz/requirements.txt || \

@@ -17,6 +17,7 @@ import tinker_utils
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import MetricsWriter
 from tinker_utils.style import curves
+from tinker_utils.views import live
 from tinker_utils.views.live import Dashboard, dashboard
 
 DEADLINE = 60  # seconds, for what should take a moment
@@ -255,6 +256,51 @@ class TestThrottle:
         assert not self.look(view)
         write_state(run, status="completed")
         assert self.look(view)
+
+
+class TestUnheard:
+    """Where a front end cannot say that it shows the view, a page says what to do instead of pressing buttons."""
+
+    @pytest.fixture
+    def pages(self, monkeypatch):
+        pages = []
+        monkeypatch.setattr(live, "update_display", lambda data, **_: pages.append(data))
+        return pages
+
+    @pytest.fixture
+    def view(self, run, clock, pages):
+        view = Dashboard(run, clock, clock)
+        view._ipython_display_()
+        return view
+
+    def look(self, view):
+        view._show(view._look(view._controls.settings()))
+
+    def test_a_page_takes_the_place_of_the_still_picture_until_the_end(self, view, run, clock, pages):
+        clock.now += 4
+        self.look(view)
+        assert pages == []
+        clock.now += 2
+        self.look(view)
+        self.look(view)  # nothing new
+        (page,) = pages
+        assert f"create a file STOP or PAUSE in {run.path}" in page["text/html"]
+        assert "<svg" in page["text/html"]
+        assert page["text/plain"] == "<training curves>"
+        assert "create a file STOP" in view._status.value
+        write_val(run, 2, 3.0)
+        self.look(view)
+        assert len(pages) == 2
+        write_state(run, status="completed")
+        self.look(view)
+        assert pages[-1].keys() == {"text/plain", "image/png"}
+        assert "create a file STOP" not in view._status.value
+
+    def test_a_front_end_that_shows_the_view_gets_no_page(self, view, run, clock, pages):
+        view._view_count = 1
+        clock.now += 60
+        self.look(view)
+        assert pages == []
 
 
 class TestFollowing:

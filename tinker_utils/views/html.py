@@ -64,7 +64,8 @@ STYLE = (
 /* The still picture, displayed below, is for those who open the notebook without its kernel: in JupyterLab, and in
    VS Code, where an output has no class of its own: the view, what stands for a lost widget, and the picture. */
 .jp-OutputArea-child:has(.tinker-run) ~ .jp-OutputArea-child:has(.jp-needs-light-background),
-.output_container:has(.tinker-controls) + .output_container:has(.tinker-lost) + .output_container { display: none; }
+.output_container:has(.tinker-controls) + .output_container:has(.tinker-lost) + .output_container,
+.jp-OutputArea-child:has(.tinker-controls) ~ .jp-OutputArea-child:has(.tinker-page) { display: none; }
 </style>"""
 )
 # Displayed beside a widget. In a notebook that is opened without its kernel, JupyterLab puts an error message in the

@@ -41,7 +41,7 @@ from tinker_utils.run.status import RunFollower, RunStatus
 from tinker_utils.style import curves
 from tinker_utils.views.compat import answer_changes
 from tinker_utils.views.controls import Controls, Settings
-from tinker_utils.views.html import STYLE, picture_html, samples_html, show_widget, status_html
+from tinker_utils.views.html import STYLE, picture_html, samples_html, show_widget, status_html, warnings_html
 from tinker_utils.views.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -53,6 +53,12 @@ _FIRST_WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _POLL_ENDED_SECONDS = 2.0
 _STILL_DPI = 110
+# A front end that shows the view says so at once, unless what it says is not heard while a cell runs.
+_UNHEARD_SECONDS = 5.0
+_UNHEARD = (
+    "The buttons are not heard while this cell runs: to stop or pause the run, create a file STOP or PAUSE in {}."
+)
+_STILL_TEXT = "<training curves>"
 _TRANSPARENT_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
 )
@@ -116,14 +122,17 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         # The latest look as far as it came, without pictures: what stands beside an error.
         self._known = _Look(RunStatus(self.run.path.name, ""), perplexity=True, status="", samples="")
         self._still: _Bundle | None = None
-        self._still_id, self._is_displayed = uuid.uuid4().hex, False
+        self._still_id = uuid.uuid4().hex
+        self._clock, self._displayed_at = clock, math.inf
+        self._page: tuple[str, ...] = ()
         self._controls = Controls()
         self._status, self._picture, self._samples = widgets.HTML(), widgets.HTML(), widgets.HTML()
         super().__init__([widgets.HTML(STYLE), self._status, self._controls.box, self._picture, self._samples])
         self._controls.pause.on_click(self._pause_or_resume)
         self._controls.stop.on_click(self._stop)
         self._controls.on_choice(self._wake_up)
-        answer_changes(self._controls.box.children)
+        self._view_count = 0  # which the front end raises when it shows the view
+        answer_changes([self, *self._controls.box.children])
         self._show(self._look(self._controls.settings()))
         # Catching up with a run and loading fonts are done but once, and are not charged.
         self._throttle = Throttle(_SHARE, _FIRST_WAIT_SECONDS, clock, meter)
@@ -250,10 +259,13 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
 
     def _show(self, look: _Look) -> None:
         """Show what was found; on the event loop's thread."""
-        self._status.value, self._samples.value = look.status, look.samples
+        unheard = "" if self._is_heard or not look.run.live else warnings_html([_UNHEARD.format(self.run.path)])
+        self._status.value, self._samples.value = look.status + unheard, look.samples
         self._controls.offer(look.run, look.perplexity)
         if look.picture is not None:
             self._picture.value = look.picture
+        if unheard:
+            self._publish_page(look.run.sentence)
         if look.still is not None:
             self._still = look.still
             self._publish_still()
@@ -269,12 +281,25 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         show_widget(self)
         data, metadata = self._still or _bundle(_TRANSPARENT_PIXEL, "Training curves, when the run has ended.")
         display(data, metadata=metadata, raw=True, display_id=self._still_id)  # type: ignore[no-untyped-call]
-        self._is_displayed = True
+        self._displayed_at = self._clock()
         self._publish_still()
+
+    @property
+    def _is_heard(self) -> bool:
+        return bool(self._view_count) or self._clock() - self._displayed_at < _UNHEARD_SECONDS
+
+    def _publish_page(self, sentence: str) -> None:
+        """Put the view without its controls, as it is now, where the still picture will be."""
+        page = (sentence, self._picture.value)
+        if page != self._page:
+            self._page = page
+            parts = (STYLE, self._status.value, self._picture.value, self._samples.value)
+            data = {"text/plain": _STILL_TEXT, "text/html": f'<div class="tinker-page">{"".join(parts)}</div>'}
+            update_display(data, raw=True, display_id=self._still_id)  # type: ignore[no-untyped-call]
 
     def _publish_still(self) -> None:
         """Put the still picture in its place below the view, where that is displayed."""
-        if self._still is not None and self._is_displayed:
+        if self._still is not None and self._displayed_at < math.inf:
             data, metadata = self._still
             update_display(data, metadata=metadata, raw=True, display_id=self._still_id)  # type: ignore[no-untyped-call]
 
@@ -289,5 +314,5 @@ def _follower(run: RunDirectory | Path | str) -> RunFollower:
 def _bundle(png: bytes, description: str) -> _Bundle:
     """Return a PNG as `display` takes it."""
     # The text is compared by nbval, the picture is not. nbconvert writes the alternative text.
-    data = {"text/plain": "<training curves>", "image/png": base64.b64encode(png).decode("ascii")}
+    data = {"text/plain": _STILL_TEXT, "image/png": base64.b64encode(png).decode("ascii")}
     return data, {"image/png": {"alt": description}, "needs_background": "light"}
