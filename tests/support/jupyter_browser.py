@@ -156,7 +156,7 @@ class Notebook:
     @property
     def view(self) -> Locator:
         """The live view: the output that has its buttons, its sentence and its picture."""
-        return self.page.locator(".jp-OutputArea-output:has(.tinker-run .head [role=status])")
+        return self.page.locator(".jp-OutputArea-output:has(.tinker-controls)")
 
     @property
     def form(self) -> Locator:
@@ -170,12 +170,12 @@ class Notebook:
     @property
     def sentence(self) -> Locator:
         """The line that says what the run does."""
-        return self.page.locator(".tinker-run .head [role=status]")
+        return self.view.locator(".head [role=status]")
 
     @property
     def picture(self) -> Locator:
         """The live picture."""
-        return self.page.locator(".tinker-run[role=img]")
+        return self.view.locator(".tinker-run[role=img]")
 
     def wait_for_sentence(self, beginning: str) -> str:
         """Wait until the line that says what the run does begins so, and return it."""
