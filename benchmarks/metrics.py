@@ -49,7 +49,7 @@ def project(path: Path) -> tuple[float, float]:
     from tinker_utils.style import curves
 
     began = time.perf_counter()
-    curves.png(curves.figure(read_metrics(path, curves.COLUMNS)))
+    curves.png(curves.figure(read_metrics(path)))
     return time.perf_counter() - began, peak_megabytes()
 
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Imported here, so that a wrong path is answered at once.
         from tinker_utils.style import curves
 
-        log = read_metrics(options.metrics_path, curves.COLUMNS)
+        log = read_metrics(options.metrics_path)
         curves.save_png(curves.figure(log, title=options.metrics_path.absolute().parent.name), output, options.dpi)
     except MetricsError as error:
         return _fail(str(error))

@@ -10,6 +10,7 @@ import pytest
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.logger import MetricsWriter, encode_record
 from tinker_utils.run.metrics import MetricsReader, ema, read_metrics
+from tinker_utils.style.curves import describe
 
 
 def train(step, loss=2.0, **fields):
@@ -166,6 +167,10 @@ class TestReading:
         path.write_text(content)
         with pytest.raises(MetricsError, match="has no train or val records"):
             read_metrics(path)
+
+    def test_a_run_that_ended_before_its_first_record_is_none(self, path):
+        write_lines(path, {"type": "end", "step": 0, "status": "stopped"})
+        assert describe(read_metrics(path)) == "Training curves: no record yet."
 
     def test_a_missing_file_and_a_directory_are_errors(self, path, tmp_path):
         with pytest.raises(MetricsError, match="there is no such metrics file"):

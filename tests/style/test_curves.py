@@ -53,6 +53,13 @@ def artist(drawing, gid):
     return found
 
 
+def long_log(steps, losses):
+    log = MetricsLog()
+    for step, loss in zip(steps.tolist(), losses.tolist(), strict=True):
+        log.add(train(step, loss))
+    return log
+
+
 def points(drawing, gid):
     return np.asarray(artist(drawing, gid).get_xydata()).tolist()
 
@@ -226,10 +233,7 @@ class TestReduction:
         steps, losses = np.arange(1.0, 1_000_001), rng.normal(2, 0.05, 1_000_000)
         spikes = rng.choice(1_000_000, 40, replace=False)
         losses[spikes] = rng.choice([0.5, 3.5], 40)
-        log = MetricsLog()
-        columns = {"step": steps, "epoch": np.ones_like(steps), "train_loss": losses}
-        log.add_train_columns(columns, train(1_000_000, losses[-1]))
-        drawing = figure(log)
+        drawing = figure(long_log(steps, losses))
         axes = drawing.axes[0]
         axes.grid(False)
         axes.legend_.remove()
@@ -252,12 +256,10 @@ class TestReduction:
         assert len(x) == len(y)
 
     def test_a_long_run_is_drawn_with_few_points(self):
-        log = MetricsLog()
         steps = np.arange(1.0, 100_001)
         losses = 2 + np.sin(steps / 1000)
         losses[77_777] = 30.0
-        log.add_train_columns({"step": steps, "train_loss": losses}, train(100_000, 2.0))
-        drawing = figure(log)
+        drawing = figure(long_log(steps, losses))
         assert len(points(drawing, "train")) <= 900
         assert max(y for _, y in points(drawing, "train")) == 30.0
         assert points(drawing, "average")[-1][1] == pytest.approx(ema(losses)[-223:].mean(), rel=1e-2)

@@ -48,12 +48,6 @@ class TrainSeries:
             value = as_float(record.get(name))
             self._columns[name].append(default if value is None else value)
 
-    def extend(self, columns: Mapping[str, FloatArray]) -> None:
-        """Add many records as arrays of shape [records], `step` among them; an absent column takes its default."""
-        for name, default in self._absent.items():
-            values = columns[name] if name in columns else np.full(len(columns["step"]), default)
-            self._columns[name].frombytes(values.tobytes())
-
     def __len__(self) -> int:
         return len(self._columns["step"])
 
@@ -96,12 +90,6 @@ class MetricsLog:
             self._losses.append((record, unit))
         else:
             self.events.append(record)
-
-    def add_train_columns(self, columns: Mapping[str, FloatArray], last: Record) -> None:
-        """Take in many train records of one unit as arrays of shape [records]; `last` is the last of them, whole."""
-        self.current_unit = loss_unit_of(last)
-        self._series[self.current_unit].extend(columns)
-        self.last_train = last
 
     def skip(self, line: int, reason: str) -> None:
         """Note a line that cannot be used."""

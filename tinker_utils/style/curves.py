@@ -27,9 +27,6 @@ from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, 
 Quantity = Literal["loss", "perplexity"]
 Scale = Literal["linear", "log"]
 
-# The columns of a metrics file that a picture needs.
-COLUMNS = ("step", "epoch", "train_loss", "tokens_per_sec")
-
 _SIZE = (9.6, 5.2)  # inches
 # Records are pooled over several steps already: more would lag behind the curve of a short run.
 DEFAULT_SMOOTHING = 0.7
