@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import RunState
 from tinker_utils.sweeps.grid import rerun
 
+ROOT = Path(__file__).parents[2]
 # A notebook that ends its run as the training notebook does, and fails for one combination.
 CELLS = (
     "output_dir = None\noverrides = {}",
@@ -85,3 +89,17 @@ def test_numbers_and_arrays_of_numpy_are_those_of_python(notebook, tmp_path):
     assert (one.overrides, one.output_dir.name) == ({"lora.rank": 8, "training.seed": 3}, "rank=8,seed=3")
     executed = json.loads((one.output_dir / "train.ipynb").read_text())
     assert executed["metadata"]["papermill"]["parameters"]["overrides"] == {"lora.rank": 8, "training.seed": 3}
+
+
+def test_it_works_in_a_cell_of_a_running_kernel_and_from_a_thread(notebook, tmp_path):
+    call = f"rerun({str(notebook)!r}, {{'lora.rank': [4]}}, {str(tmp_path)!r} + '/%s')"
+    cells = (
+        "import asyncio\nfrom tinker_utils import rerun",
+        f"print([each.outcome for each in {call % 'cell'}])",
+        f"print([each.outcome for each in await asyncio.to_thread(lambda: {call % 'thread'})])",
+    )
+    outer = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    NotebookClient(outer, kernel_name="python3").execute(env={**os.environ, "PYTHONPATH": path})
+    for cell in outer.cells[1:]:
+        assert "['done']" in [output.text.strip() for output in cell.outputs if output.get("name") == "stdout"]
