@@ -19,6 +19,7 @@ from support.states import state_of
 
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import MetricsWriter
+from tinker_utils.views.html import LOST_WIDGET, STYLE
 
 pytestmark = pytest.mark.browser
 
@@ -199,6 +200,21 @@ def test_where_buttons_are_not_heard_the_view_says_how_to_stop(lab, run):
     notebook.wait_until_free()
     assert hints.count() == 0
     assert still_of(notebook.save()).metadata["image/png"]["alt"]
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        ('<div class="output_container">{}</div>', [True, True, False, True]),  # as VS Code lays out a cell's outputs
+        ('<div class="somebody-elses">{}</div>', [True, True, True, True]),
+    ],
+)
+def test_in_vs_code_the_still_picture_is_not_shown_beside_the_view(lab, output, shown):
+    picture = '<img width="9" height="9" alt="curves">'
+    view = f'{STYLE}<div class="tinker-run">status</div><div class="tinker-controls">buttons</div>'
+    outputs = (view, f"{LOST_WIDGET}&nbsp;", picture, picture)  # the last one is the user's own
+    lab.page.set_content(f"<div class='cell_container'>{''.join(map(output.format, outputs))}</div>")
+    assert [each.is_visible() for each in lab.page.locator(".cell_container > div").all()] == shown
 
 
 if PHOTOGRAPH := os.environ.get("TINKER_UTILS_SCREENSHOT"):
