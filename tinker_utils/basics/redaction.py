@@ -21,16 +21,15 @@ _MIN_SECRET = 8
 
 def one_sentence(text: str) -> str:
     """Return `text` as one printable line of at most 1,000 characters, without keys and without the home directory."""
-    line = without_secrets(_LINE_BREAKS.sub(" ", text.strip()))
-    if len(line) > _MAX_LENGTH:
-        line = f"{line[: _MAX_LENGTH - _TAIL - 3]} … {line[-_TAIL:]}"
-    shown = printable(line)
+    shown = printable(without_secrets(_LINE_BREAKS.sub(" ", text.strip())))
     return shown if len(shown) <= _MAX_LENGTH else f"{shown[: _MAX_LENGTH - _TAIL - 3]} … {shown[-_TAIL:]}"
 
 
 def printable(text: str) -> str:
     """Spell out control and formatting characters, such as `\\x1b`, in `text`: a terminal would act on them."""
-    return "".join(sign if sign.isprintable() else _spelled(sign) for sign in text)
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def without_secrets(text: str) -> str:
@@ -72,7 +71,3 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
-
-
-def _spelled(sign: str) -> str:
-    return sign.encode("unicode_escape", "replace").decode("ascii")

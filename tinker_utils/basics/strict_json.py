@@ -17,19 +17,17 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
-    if _openings(text) > _MAX_DEPTH and _is_deep(value):
-        raise ValueError(_TOO_DEEP)
+        too_deep = _openings(text) > _MAX_DEPTH and _depth(value) > _MAX_DEPTH
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        raise ValueError(f"it is nested over {_MAX_DEPTH} levels deep")
     return value
 
 
 def json_problem(error: ValueError) -> str:
     """Return why a text is not JSON, in a few words."""
     return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-_TOO_DEEP = f"it is nested over {_MAX_DEPTH} levels deep"
 
 
 def _openings(text: str | bytes) -> int:
@@ -39,14 +37,8 @@ def _openings(text: str | bytes) -> int:
     return text.count(b"[") + text.count(b"{")
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH + 1):
-        level = [inner for each in level for inner in _inside(each)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+def _depth(value: Any) -> int:
+    """Return how many lists and objects stand in each other; RecursionError where they are too many to count."""
+    if not isinstance(value, list | dict):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)

@@ -7,7 +7,6 @@ what would be markup is escaped.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tinker_utils.basics.redaction import printable
@@ -51,33 +50,21 @@ class Table:
         cells = [justify(cell, width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         return _GAP.join([row[0].ljust(widths[0]), *cells]).rstrip()
 
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def __repr__(self) -> str:
-        return self.to_text()
+    __repr__ = to_text
 
     def _repr_html_(self) -> str:
         """Write rows and columns with header cells of their own, so that a screen reader names both."""
-        return "".join(self._html_lines())
-
-    def _html_lines(self) -> Iterator[str]:
-        yield "<table>"
-        if self.caption:
-            yield f"<caption>{_html(self.caption)}</caption>"
+        caption = f"<caption>{_html(self.caption)}</caption>" if self.caption else ""
         # An empty corner is no header of anything.
         style = f' style="{_LEFT}"' if self.words else ""
         columns = (f'<th scope="col"{style}>{_html(name)}</th>' if name else "<td></td>" for name in self.header)
-        yield f"<thead><tr>{''.join(columns)}</tr></thead>"
-        yield "<tbody>"
+        rows = []
         for name, *cells in self.rows:
-            if cells:
-                values = "".join(f"<td{style}>{_html(cell)}</td>" for cell in cells)
-                yield f'<tr><th scope="row" style="{_LEFT}">{_html(name)}</th>{values}</tr>'
-            else:
-                span = len(self.header)
-                yield f'<tr><th scope="rowgroup" colspan="{span}" style="{_LEFT}">{_html(name)}</th></tr>'
-        yield "</tbody></table>"
+            scope = 'scope="row"' if cells else f'scope="rowgroup" colspan="{len(self.header)}"'
+            values = "".join(f"<td{style}>{_html(cell)}</td>" for cell in cells)
+            rows.append(f'<tr><th {scope} style="{_LEFT}">{_html(name)}</th>{values}</tr>')
+        head, body = "".join(columns), "".join(rows)
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _in_one_line(cell: str) -> str:

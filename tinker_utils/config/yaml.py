@@ -10,11 +10,6 @@ import yaml
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.errors import ConfigError
 
-# With the content of each alias counted where it stands: a few nested aliases can mean billions of values.
-_MAX_VALUES = 100_000
-# PyYAML's time grows with the square of the depth.
-_MAX_DEPTH = 50
-
 
 class StrictLoader(yaml.SafeLoader):
     """YAML 1.2's core scalars instead of PyYAML's 1.1: `2e-4` is a number, `no` is a text, `010` is ten.
@@ -39,29 +34,11 @@ class StrictLoader(yaml.SafeLoader):
         """Return an integer, always in base ten."""
         return int(self.construct_scalar(node))
 
-    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
-        """Note an opening bracket, unless too many are open."""
-        if self.flow_level >= _MAX_DEPTH:
-            line = self.get_mark().line + 1
-            raise ConfigError(f"line {line}: it is nested over {_MAX_DEPTH} levels deep; correct the file.")
-        super().fetch_flow_collection_start(token_class)
-
-    def get_single_node(self) -> yaml.Node | None:
-        """Return the document's root, unless its aliases make it too large or lead back to themselves."""
-        root: yaml.Node | None = super().get_single_node()
-        if root is not None and _values(root, {}) > _MAX_VALUES:
-            raise ConfigError(f"it has more than {_MAX_VALUES:,} values, aliases included; shorten it.")
-        return root
-
-
-def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for; those that are `known`, by identity, are not counted anew."""
-    if id(node) not in known:
-        known[id(node)] = _MAX_VALUES + 1  # what an alias to a node finds within that node itself
-        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = (part for each in inner for part in (each if isinstance(each, tuple) else (each,)))
-        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
-    return known[id(node)]
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node; a few aliases in each other can stand for billions of values, or for themselves."""
+        if self.check_event(yaml.AliasEvent) and any(node.end_mark is None for node in self.anchors.values()):
+            raise ConfigError("an alias stands within what has an anchor itself; write its values out.")
+        return super().compose_node(parent, index)
 
 
 StrictLoader.yaml_implicit_resolvers = {}
