@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +88,8 @@ class Rule:
             return value in self.choices
         if not isinstance(value, int | float):
             return True
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below
+        at_a_bound = (self.open_low and value == self.low) or (self.open_high and value == self.high)
+        return self.low <= value <= self.high and not at_a_bound
 
     @property
     def expected(self) -> str:
@@ -118,7 +118,9 @@ class Rule:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with numbers and lists of Python in place of those of NumPy, ranges and tuples."""
+    """Return a value as YAML and JSON have it: no path, and no tuple, range or number of NumPy's."""
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, list | tuple | range):
@@ -131,13 +133,9 @@ def _integer(value: object) -> int | None:
 
 
 def _number(value: object) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-    return number if math.isfinite(number) else None
+    return float(value)
 
 
 def _text(value: object) -> str | None:
@@ -147,7 +145,7 @@ def _text(value: object) -> str | None:
 
 def _path(value: object) -> Path | None:
     """Return a path, with `~` for the home directory; None for one that no system has, or whose `~user` is nobody."""
-    if not isinstance(value, str | Path) or _text(str(value)) is None:
+    if not isinstance(value, str) or _text(value) is None:
         return None
     try:
         path = Path(value).expanduser()

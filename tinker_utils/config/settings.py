@@ -19,11 +19,15 @@ from tinker_utils.config.rules import (
     Checked,
     Rule,
     did_you_mean,
+    plain,
     rules_of,
     setting,
 )
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError
+
+# Unlike the methods of `Path`, these never raise.
+exists, is_directory = os.path.exists, os.path.isdir
 
 
 @dataclass(frozen=True)
@@ -223,19 +227,10 @@ class TrainingConfig(Checked):
         model = str(directory.resolve()) if local_files else self.model
         return replace(self, model=model, data_dir=self.resolve(self.data_dir).absolute())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings, nested as in the YAML file."""
-        nested: dict[str, Any] = {}
-        for key, value in self.to_flat_dict().items():
-            section, _, leaf = key.rpartition(".")
-            target = nested.setdefault(section, {}) if section else nested
-            target[leaf] = value
-        return nested
-
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""
-        lora = {rule.key: _plain(getattr(self.lora, name)) for name, rule in rules_of(LoraConfig).items()}
-        own = {rule.key: _plain(getattr(self, name)) for name, rule in rules_of(TrainingConfig).items()}
+        lora = {key: plain(getattr(self.lora, name)) for key, name in _LORA_FIELDS.items()}
+        own = {key: plain(getattr(self, name)) for key, name in _TRAINING_FIELDS.items()}
         return {key: (lora | own)[key] for key in RULES}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
@@ -245,17 +240,6 @@ class TrainingConfig(Checked):
             ConfigError: a key is unknown, or a value is not allowed.
         """
         return from_values(self.to_flat_dict() | dict(overrides), self.base_dir)
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-
-
-def _without_home(value: Any) -> Any:
-    """Return settings as a run's directory keeps them: it may be shown to others, and moved to another home."""
-    if isinstance(value, dict):
-        return {key: _without_home(each) for key, each in value.items()}
-    return without_home(value) if isinstance(value, str) else value
 
 
 # A configuration of this project has a few thousand characters, and YAML is slow to read.
@@ -291,14 +275,14 @@ def load_config_from_yaml(
     where, own = f"{path}, section {section}", dict[str, Any]()
     try:
         path = find_upwards(as_path(path, "path"))
-        values = _distinct(_flatten(_section(path, section)))
+        values = _flatten(_section(path, section))
         if isinstance(overrides, str):
             overrides = parse_yaml(overrides) or {}
         if overrides is not None and not isinstance(overrides, Mapping):
             raise ConfigError(
                 f"overrides: expected dotted keys and values, received {quoted(overrides)}; write key: value."
             )
-        own = _distinct(_flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()}))
+        own = _flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()})
         values |= own
         directory = path.resolve().parent
         return from_values(values, directory.parent if directory.name == "configs" else directory)
@@ -322,24 +306,22 @@ def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingC
 
 
 def dump_config(config: TrainingConfig, section: str = "run") -> str:
-    """Write the configuration as YAML that `load_config_from_yaml(…, section)` reads; the home directory is `~`."""
-    return yaml.safe_dump({section: _without_home(config.to_dict())}, sort_keys=False, allow_unicode=True)
+    """Write the configuration as YAML that `load_config_from_yaml(…, section)` reads.
+
+    The home directory is `~`: a run's directory may be shown to others, and moved to another home.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in config.to_flat_dict().items():
+        group, _, leaf = key.rpartition(".")
+        target = settings.setdefault(group, {}) if group else settings
+        target[leaf] = without_home(value) if isinstance(value, str) else value
+    return yaml.safe_dump({section: settings}, sort_keys=False, allow_unicode=True)
 
 
 def find_upwards(path: Path) -> Path:
     """Find a relative path in the current directory or one above it; the path itself is returned if it is nowhere."""
     here = Path.cwd()
     return next((above / path for above in (here, *here.parents) if exists(above / path)), path)
-
-
-def exists(path: Path) -> bool:
-    """Return whether the path leads to something that may be looked at; unlike `Path.exists`, it never raises."""
-    return os.path.exists(path)  # noqa: PTH110
-
-
-def is_directory(path: Path) -> bool:
-    """Return whether the path leads to a directory; unlike `Path.is_dir`, it never raises."""
-    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _section(path: Path, section: str) -> Mapping[str, Any]:
@@ -366,27 +348,19 @@ def _section(path: Path, section: str) -> Mapping[str, Any]:
     return dict(content[section])
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ConfigError(f"{key}: is given twice; keep one of the two.")
-        values[key] = value
-    return values
-
-
-def _flatten(section: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _flatten(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by their dotted keys."""
     groups = {key.partition(".")[0] for key in RULES if "." in key}
-    flat: list[tuple[str, Any]] = []
-    for key, value in section.items():
-        if key in groups and isinstance(value, Mapping):
-            flat += [(f"{key}.{leaf}", leaf_value) for leaf, leaf_value in value.items()]
-        elif key in groups:
+    flat: dict[str, Any] = {}
+    for name, value in section.items():
+        if name in groups and not isinstance(value, Mapping):
             raise ConfigError(
-                f"{key}: expected settings indented below it, received {quoted(value)}; see configs/training.yaml."
+                f"{name}: expected settings indented below it, received {quoted(value)}; see configs/training.yaml."
             )
-        else:
-            flat.append((str(key), value))
+        found = {f"{name}.{leaf}": each for leaf, each in value.items()} if name in groups else {str(name): value}
+        for key in found.keys() & flat.keys():
+            raise ConfigError(f"{key}: is given twice; keep one of the two.")
+        flat |= found
     return flat
 
 
