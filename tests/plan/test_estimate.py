@@ -57,7 +57,7 @@ def test_it_counts_what_the_steps_come_to(changes, has_validation):
     assert follows.examples == 43
     assert follows.steps == prepared.total_steps
     assert follows.steps_per_epoch == plan.steps_per_epoch
-    assert follows.warmup_steps == prepared.warmup_steps
+    assert follows.warmup_steps == prepared.forecast.warmup_steps
     assert follows.evaluations == prepared.evaluations
     steps = range(1, prepared.total_steps + 1)
     assert follows.tokens == sum(plan.batch(step).tokens for step in steps)

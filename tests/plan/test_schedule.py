@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinker_utils.plan.schedule import learning_rate, warmup_steps
+from tinker_utils.plan.estimate import learning_rate, warmup_steps
 
 
 def rates(schedule: str, total: int = 10, warmup: int = 4) -> list[float]:

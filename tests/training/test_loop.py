@@ -469,7 +469,7 @@ async def test_the_budget_ends_the_run_before_it_is_passed(config, service, run)
     plan = prepare(limited)
     price = 2.0 / plan.expected_tokens * 1e6
     plan = dataclasses.replace(plan, prices=Prices(price, 0.0, 0.0))
-    assert any("$1.00" in warning for warning in plan.warnings)
+    assert any("$1.00" in warning for warning in plan.forecast.warnings)
     result = await fit(limited, run.path, service=service, preparation=plan)
     assert result.status == "stopped"
     assert "training.budget_usd" in result.reason

@@ -66,7 +66,7 @@ async def test_a_budget_is_never_passed_and_more_of_it_goes_on(config, service, 
     """A dollar a token, trained or evaluated."""
     flat = dataclasses.replace(config, lr_schedule="constant", warmup_ratio=0.0)
     prices = Prices(1e6, 0.0, 0.0)
-    whole = dataclasses.replace(prepare(flat), prices=prices).expected_cost_usd
+    whole = dataclasses.replace(prepare(flat), prices=prices).forecast.cost_usd
     spent = 0.0
     for share in (0.3, 0.3, 0.65):
         limited = dataclasses.replace(flat, budget_usd=share * whole)

@@ -10,9 +10,7 @@ import codecs
 import os
 import threading
 import weakref
-from array import array
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -25,6 +23,8 @@ from tinker_utils.errors import DataError
 
 TRAIN_FILE, VALID_FILE, TEST_FILE = "train.jsonl", "valid.jsonl", "test.jsonl"
 _PIECE = 1 << 20
+# Where a line begins, how many bytes it has, and its number.
+_PLACE = np.dtype([("offset", np.int64), ("size", np.uint32), ("number", np.uint32)])
 # A line with fewer brackets than this surely nests no deeper than `parse_json` allows.
 _FEW_BRACKETS = 90
 
@@ -46,15 +46,8 @@ class _PlainLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     messages: list[_PlainMessage]
 
 
-class _CheckedLine(msgspec.Struct, gc=False):
-    """A line whose other fields are known to be harmless."""
-
-    messages: list[_PlainMessage]
-
-
 _decode = msgspec.json.Decoder(_Line).decode
 _decode_plain = msgspec.json.Decoder(_PlainLine).decode
-_decode_checked = msgspec.json.Decoder(_CheckedLine).decode
 _REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -77,27 +70,26 @@ class ChatIndex:
         self.path = path
         self.unanswered = 0
         self._reading = threading.Lock()  # a place is sought and read by one thread at a time
-        offsets, sizes, numbers = array("q"), array("I"), array("I")
+        places = bytearray()
         with open_data_file(path) as file:
             for offset, number, lines in _pieces(file):
                 kept, unanswered = _answered(lines, path, number)
                 self.unanswered += unanswered
                 lengths = np.array([len(line) for line in lines], np.int64)
-                begins = offset + np.cumsum(lengths + 1) - lengths - 1  # a newline is no part of its line
-                offsets.frombytes(begins[kept].tobytes())
-                sizes.frombytes(lengths[kept].astype(np.uint32).tobytes())
-                numbers.frombytes((number + kept).astype(np.uint32).tobytes())
+                found = np.empty(len(lines), _PLACE)
+                found["offset"] = offset + np.cumsum(lengths + 1) - lengths - 1  # a newline is no part of its line
+                found["size"], found["number"] = lengths, number + np.arange(len(lines))
+                places += found[kept].tobytes()
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
-        if not offsets and not self.unanswered:
+        if not places and not self.unanswered:
             raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
-        self.sizes: NDArray[np.uint32] = np.frombuffer(sizes, np.uint32)
-        self._offsets: NDArray[np.int64] = np.frombuffer(offsets, np.int64)
-        self._numbers: NDArray[np.uint32] = np.frombuffer(numbers, np.uint32)
+        self._places = np.frombuffer(places, _PLACE)
+        self.sizes: NDArray[np.uint32] = self._places["size"]
         self._version = self._stat()
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places)
 
     def conversations(self, rows: Sequence[int]) -> list[Conversation]:
         """Return the conversations at these places of the index.
@@ -107,17 +99,15 @@ class ChatIndex:
         """
         if self._stat() != self._version:
             raise DataError(f"{self.path}: was changed during the run; start again with the new data.")
-        places = np.asarray(rows, np.int64)
-        sizes, offsets, numbers = (known[places].tolist() for known in (self.sizes, self._offsets, self._numbers))
         path = str(self.path)  # once: it takes as long as to decode a line
-        return list(map(self._conversation, sizes, offsets, numbers, repeat(path)))
+        return [self._conversation(path, *place) for place in self._places[np.asarray(rows, np.int64)].tolist()]
 
-    def _conversation(self, size: int, offset: int, number: int, path: str) -> Conversation:
+    def _conversation(self, path: str, offset: int, size: int, number: int) -> Conversation:
         with self._reading:
             os.lseek(self._file, offset, os.SEEK_SET)
             raw = os.read(self._file, size)
         try:
-            plain = _decode_checked(raw).messages
+            plain = _decode_plain(raw).messages
         except _REFUSALS:
             return parse_conversation(raw, self.path, number)
         messages = [{"role": message.role, "content": message.content} for message in plain]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class RenderedSet:
     cut: int = 0
     skipped: int = 0
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Return tokens of one pass over the set."""
         return sum(example.token_count for example in self.examples)

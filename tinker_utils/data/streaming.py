@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from tinker_utils.batching import Batch, BatchPlan, Example, epoch_order
 from tinker_utils.data.files import ChatIndex
 from tinker_utils.data.rendering import RenderedSet, encode
 from tinker_utils.data.template import Tokenizer
+from tinker_utils.errors import DataError
 
 # Rows rendered together, and the bytes that they may take: enough to keep the tokenizer's threads busy, little enough
 # for memory, of which the tokenizer takes a hundred times as much. Where somebody waits for a block, it is smaller.
@@ -26,27 +26,6 @@ _AWAITED_BYTES = 1 << 17
 _BLOCKS_HELD = 8
 
 Rows = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The rows rendered so far.
-
-    Attributes:
-        rows: how many.
-        share: their share in the bytes of all rows, in [0, 1].
-        tokens: tokens that the model reads of them.
-        completion_tokens: tokens in the loss.
-        cut: how many were cut.
-        cut_off: how many of these lost their whole answer, and so are no examples.
-    """
-
-    rows: int
-    share: float
-    tokens: int
-    completion_tokens: int
-    cut: int
-    cut_off: int
 
 
 class RenderedFile(Sequence[Example | None]):
@@ -58,6 +37,10 @@ class RenderedFile(Sequence[Example | None]):
         max_seq_length: tokens that an example is cut to.
         train_on: which answers count.
 
+    Attributes:
+        tokens: of each row that was rendered once, its tokens, cut or not, at least 1; 0 of the others.
+        completion_tokens: those of them that are in the loss, once it is cut.
+
     Raises (when a row is asked for):
         RenderingError: as `rendering.render`.
         DataError: the file has been changed.
@@ -68,23 +51,16 @@ class RenderedFile(Sequence[Example | None]):
         self.max_seq_length = max_seq_length
         self._tokenizer = tokenizer
         self._train_on = train_on
-        # Of each row that was rendered once: its tokens, cut or not, at least 1, and its completion tokens.
-        self._lengths = np.zeros(len(chats), np.uint32)
-        self._completion_tokens = np.zeros(len(chats), np.uint32)
+        self.tokens = np.zeros(len(chats), np.uint32)
+        self.completion_tokens = np.zeros(len(chats), np.uint32)
         self._held: deque[dict[int, Example | None]] = deque(maxlen=_BLOCKS_HELD)
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._ahead: Future[None] | None = None
 
     def __len__(self) -> int:
         return len(self.chats)
 
-    @overload
-    def __getitem__(self, row: int) -> Example | None: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[Example | None]: ...
-    def __getitem__(self, row: int | slice) -> Example | Sequence[Example | None] | None:
-        if isinstance(row, slice):
-            return [self[each] for each in range(len(self))[row]]
+    def __getitem__(self, row: int) -> Example | None:  # type: ignore[override]  # nobody takes a slice
         row = range(len(self))[row]
         if self._missing([row]):
             self._hold([row])
@@ -106,29 +82,7 @@ class RenderedFile(Sequence[Example | None]):
         if missing := self._missing(wanted):
             self._hold(missing + self._block(self._missing(later), _AWAITED_BYTES))
         if self._ahead is None and (block := self._block(self._missing(later), _BLOCK_BYTES)):
-            self._threads = self._threads or ThreadPoolExecutor(1, thread_name_prefix="render")
             self._ahead = self._threads.submit(self._hold, block)
-
-    def counts(self) -> Counts:
-        """Return what is known of the rows rendered so far."""
-        known, usable = self._lengths > 0, self._completion_tokens > 0
-        share = float(self.chats.sizes[known].sum(dtype=np.int64) / self.chats.sizes.sum(dtype=np.int64))
-        return Counts(
-            rows=int(known.sum()),
-            share=share,
-            tokens=int((np.minimum(self._lengths[usable], self.max_seq_length).astype(np.int64) - 1).sum()),
-            completion_tokens=int(self._completion_tokens.sum(dtype=np.int64)),
-            cut=int((self._lengths > self.max_seq_length).sum()),
-            cut_off=int((known & ~usable).sum()),
-        )
-
-    def lengths(self) -> NDArray[np.int64]:
-        """Return the tokens that the model reads of each row, shape [rows], counted or estimated from its size."""
-        lengths = np.minimum(self._lengths, self.max_seq_length).astype(np.int64) - 1
-        known = lengths >= 0
-        per_byte = lengths[known].sum() / max(1, self.chats.sizes[known].sum(dtype=np.int64))
-        estimated = np.minimum(self.chats.sizes * per_byte, self.max_seq_length - 1).astype(np.int64)
-        return np.where(known, lengths, estimated)
 
     def _missing(self, rows: Sequence[int]) -> list[int]:
         return [row for row in rows if not any(row in block for block in tuple(self._held))]
@@ -146,8 +100,8 @@ class RenderedFile(Sequence[Example | None]):
         encoded = encode(self.chats.conversations(rows), self._tokenizer, self._train_on)
         for row, each in zip(rows, encoded, strict=True):
             example = each and each.example(self.max_seq_length)
-            self._lengths[row] = max(1, len(each.tokens)) if each else 1
-            self._completion_tokens[row] = example.completion_tokens if example else 0
+            self.tokens[row] = max(1, len(each.tokens)) if each else 1
+            self.completion_tokens[row] = example.completion_tokens if example else 0
             examples.append(example)
         return examples
 
@@ -174,22 +128,37 @@ class StreamedSet:
 
     @classmethod
     def of(cls, examples: RenderedFile) -> StreamedSet:
-        """Return counts by those that are rendered: a random sample, if they are the first in an epoch's order."""
-        known = examples.counts()
-        exact = known.rows == len(examples)
-        by_bytes, by_rows = 1 / (known.share or 1), len(examples) / (known.rows or 1)
+        """Return counts by those that are rendered: a random sample, if they are the first in an epoch's order.
+
+        Raises:
+            DataError: nothing can be learned from any of them.
+        """
+        chats, limit, tokens = examples.chats, examples.max_seq_length, examples.tokens
+        known, usable = tokens > 0, examples.completion_tokens > 0
+        rows = int(known.sum())
+        if not usable.any():
+            raise DataError(
+                f"{chats.path}: none of {chats.unanswered + rows:,} conversations has a completion token within "
+                f"training.max_seq_length = {limit}; raise it, or add assistant messages."
+            )
+        by_bytes = float(chats.sizes.sum(dtype=np.int64) / chats.sizes[known].sum(dtype=np.int64))
+        by_rows = len(examples) / rows
         return cls(
             examples,
-            exact,
-            tokens=round(known.tokens * by_bytes),
-            completion_tokens=round(known.completion_tokens * by_bytes),
-            cut=round(known.cut * by_rows),
-            skipped=examples.chats.unanswered + round(known.cut_off * by_rows),
+            exact=rows == len(examples),
+            tokens=round(int((np.minimum(tokens[usable], limit).astype(np.int64) - 1).sum()) * by_bytes),
+            completion_tokens=round(int(examples.completion_tokens.sum(dtype=np.int64)) * by_bytes),
+            cut=round(int((tokens > limit).sum()) * by_rows),
+            skipped=chats.unanswered + round(int((known & ~usable).sum()) * by_rows),
         )
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the tokens that the model reads of each row, shape [rows], counted or estimated from its size."""
-        return self.examples.lengths()
+        sizes, limit = self.examples.chats.sizes, self.examples.max_seq_length
+        lengths = np.minimum(self.examples.tokens, limit).astype(np.int64) - 1
+        known = lengths >= 0
+        per_byte = lengths[known].sum() / sizes[known].sum(dtype=np.int64)
+        return np.where(known, lengths, np.minimum(sizes * per_byte, limit - 1).astype(np.int64))
 
     def describe(self, name: str, max_seq_length: int) -> str:
         """Return one sentence for a person: how many examples and tokens, how many are cut and skipped."""
@@ -221,7 +190,7 @@ class StreamedPlan(BatchPlan):
 
 
 def render_all(file: RenderedFile) -> RenderedSet:
-    """Render all examples of a file, in memory."""
+    """Render all examples of a file, in memory; raises DataError where there is none."""
     examples = tuple(example for example in file if example is not None)
-    counts = file.counts()
-    return RenderedSet(examples, counts.cut, file.chats.unanswered + counts.cut_off)
+    counts = StreamedSet.of(file)
+    return RenderedSet(examples, counts.cut, counts.skipped)

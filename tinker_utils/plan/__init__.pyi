@@ -5,6 +5,11 @@ from .cost import (
     prices_for as prices_for,
     token_cost as token_cost,
 )
-from .estimate import DataLengths as DataLengths, Forecast as Forecast, forecast as forecast
+from .estimate import (
+    DataLengths as DataLengths,
+    Forecast as Forecast,
+    forecast as forecast,
+    learning_rate as learning_rate,
+    warmup_steps as warmup_steps,
+)
 from .plan import Plan as Plan, prepare as prepare
-from .schedule import learning_rate as learning_rate, warmup_steps as warmup_steps

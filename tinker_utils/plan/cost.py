@@ -13,7 +13,6 @@ from tinker_utils.config.paths import as_path
 from tinker_utils.errors import ConfigError
 
 PRICES_FILE = Path(__file__).with_name("prices.yaml")
-TOKENS_PER_PRICE = 1_000_000
 SAMPLED_TOKENS = 128
 """The most that is written after a prompt at an evaluation."""
 
@@ -42,12 +41,9 @@ class Prices:
         return passes + evaluations * self.sampling(prompts)
 
 
-FREE = Prices(0.0, 0.0, 0.0)
-
-
 def token_cost(tokens: float, usd_per_million: float) -> float:
     """Return dollars for `tokens` at a price per million."""
-    return tokens * usd_per_million / TOKENS_PER_PRICE
+    return tokens * usd_per_million / 1_000_000
 
 
 def estimate_training_cost(examples: int, tokens_per_example: float, epochs: float, usd_per_million: float) -> float:
@@ -81,5 +77,5 @@ def load_prices(path: Path | str = PRICES_FILE) -> dict[str, Prices]:
 def prices_for(service: str, model: str) -> Prices | None:
     """Return what `model` costs on `service`: nothing on `local`, unknown (None) elsewhere and for unlisted models."""
     if service == "local":
-        return FREE
+        return Prices(0.0, 0.0, 0.0)
     return load_prices().get(model) if service == "tinker" else None

@@ -1,7 +1,7 @@
 """Counts a run's steps, evaluations, tokens and dollars from its settings and the lengths of the examples.
 
 The lengths are those of rendered examples, or estimated from the sizes of the files: a form answers while a person
-types.
+types. Here is also the learning rate of each step: a linear warm-up, then constant, linear or cosine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.data.streaming import StreamedSet
 from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
 from tinker_utils.plan.cost import Prices
-from tinker_utils.plan.schedule import warmup_steps
 
 # Until the tokenizer has counted: about four characters of English are one token of a large vocabulary, and JSON's own
 # characters make up for the chat template's tokens.
@@ -102,6 +101,34 @@ def forecast(
     )
     warm = warmup_steps(steps, config.warmup_ratio)
     return Forecast(len(usable), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
+
+
+def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
+    """Return how many steps the warm-up takes: the ratio's share of all steps, rounded up, and not more than all."""
+    return min(total_steps, math.ceil(total_steps * warmup_ratio))
+
+
+def learning_rate(step: int, total_steps: int, peak: float, warmup: int, schedule: str) -> float:
+    """Return the learning rate of step `step` (the first is 1, the last `total_steps`).
+
+    The warm-up rises by peak / warmup a step and reaches the peak at its last step. The decay would reach 0 one step
+    after the last, so no step is spent at a rate of 0, neither the first nor the last.
+
+    Raises:
+        ValueError: the step is outside the run, or the schedule is unknown.
+    """
+    if not 1 <= step <= total_steps:
+        raise ValueError(f"step {step} is outside the run's 1 to {total_steps}")
+    if step < warmup:
+        return peak * step / warmup
+    done = (step - warmup) / (total_steps - warmup + 1)
+    if schedule == "constant":
+        return peak
+    if schedule == "linear":
+        return peak * (1 - done)
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * done)) / 2
+    raise ValueError(f"the schedule must be constant, linear or cosine, got {schedule!r}")
 
 
 def evaluates(config: TrainingConfig, step: int, steps_per_epoch: int) -> bool:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -23,8 +22,7 @@ from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import DataError
 from tinker_utils.plan.cost import Prices, prices_for
-from tinker_utils.plan.estimate import DataLengths, Forecast, evaluates, forecast
-from tinker_utils.plan.schedule import learning_rate
+from tinker_utils.plan.estimate import DataLengths, Forecast, evaluates, forecast, learning_rate
 
 # Bytes of training data that are rendered before the first step, which takes some seconds. What is larger is rendered
 # while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
@@ -66,11 +64,6 @@ class Plan:
         return forecast(self.config, lengths, prices, list(map(len, self.sample_prompts)))
 
     @property
-    def warmup_steps(self) -> int:
-        """Return steps over which the learning rate rises."""
-        return self.forecast.warmup_steps
-
-    @property
     def evaluations(self) -> int:
         """Return how often the validation set is looked at, if nothing stops the run early."""
         return self.forecast.evaluations
@@ -80,24 +73,9 @@ class Plan:
         """Return tokens trained on, if nothing stops the run early."""
         return self.forecast.tokens
 
-    @property
-    def expected_cost_usd(self) -> float | None:
-        """Return dollars for all epochs and their evaluations: the most the run can cost; None without a price."""
-        return self.forecast.cost_usd
-
     def cost_at(self, prices: Prices) -> float:
         """Return dollars for all epochs and their evaluations at the prices of another model or service."""
         return self._forecast_at(prices).cost_usd or 0.0
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Return what a person should know before the run starts, one sentence each."""
-        return self.forecast.warnings
-
-    @cached_property
-    def _valid_tokens(self) -> int:
-        """Count the validation set's tokens once: a budget asks for the cost of every step."""
-        return self.valid.tokens if self.valid else 0
 
     @cached_property
     def sample_prompts(self) -> list[list[int]]:
@@ -107,7 +85,7 @@ class Plan:
     def cost_usd(self, trained: int, evaluated: int) -> float | None:
         """Return dollars for so many tokens trained on and evaluated, samples included; None without a price."""
         # Each evaluation reads the whole validation set, and asks for all samples.
-        evaluations = evaluated / self._valid_tokens if self._valid_tokens else 0.0
+        evaluations = evaluated / self.valid.tokens if self.valid else 0.0
         prompts = map(len, self.sample_prompts)
         return None if self.prices is None else self.prices.of_run(trained, evaluated, evaluations, prompts)
 
@@ -123,22 +101,23 @@ class Plan:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step `step`."""
         config = self.config
-        return learning_rate(step, self.total_steps, config.learning_rate, self.warmup_steps, config.lr_schedule)
+        warmup = self.forecast.warmup_steps
+        return learning_rate(step, self.total_steps, config.learning_rate, warmup, config.lr_schedule)
 
     def summary(self) -> str:
         """Return what will be trained, for how many steps and at most how many dollars, as a few lines of text."""
-        config, length = self.config, self.config.max_seq_length
-        cost = "unknown" if self.expected_cost_usd is None else f"${self.expected_cost_usd:.2f}"
+        config, length, expected = self.config, self.config.max_seq_length, self.forecast
+        cost = "unknown" if expected.cost_usd is None else f"${expected.cost_usd:.2f}"
         lines = [
             f"{without_home(config.model)} on {config.service}: LoRA rank {config.lora.rank}, "
             f"alpha {config.lora.alpha}, dropout {config.lora.dropout:g}",
             self.train.describe("train", length),
             *([self.valid.describe("valid", length)] if self.valid else []),
             f"steps: {self.total_steps:,} in {config.epochs} epochs of {self.batches.steps_per_epoch:,}, "
-            f"{self.warmup_steps:,} of them warm-up; {self.evaluations:,} evaluations",
-            f"at most {self.expected_tokens:,} tokens trained on; at most {cost}",
+            f"{expected.warmup_steps:,} of them warm-up; {expected.evaluations:,} evaluations",
+            f"at most {expected.tokens:,} tokens trained on; at most {cost}",
         ]
-        return "\n".join(lines + [f"note: {warning}" for warning in self.warnings])
+        return "\n".join(lines + [f"note: {warning}" for warning in expected.warnings])
 
 
 def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
@@ -157,8 +136,7 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
         held_out = ChatIndex(valid_file) if valid_file.exists() else None
         train_digest, valid_digest = digests
     tokenizer = tokenizer or load_tokenizer(config)
-    file = _rendered(index, tokenizer, config)
-    valid = None if held_out is None else _in_memory(_rendered(held_out, tokenizer, config))
+    valid = None if held_out is None else render_all(_file(held_out, tokenizer, config))
     if valid is None and config.early_stopping_patience:
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
@@ -166,7 +144,7 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
     prices = prices_for(config.service, config.model)
     sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
     digest = hashlib.sha256(train_digest + valid_digest).hexdigest()
-    train, batches = _planned(file, config)
+    train, batches = _planned(_file(index, tokenizer, config), config)
     found = {train_file: train_digest, valid_file: valid_digest}
     files = {file.name: (file.stat().st_size, known.hex()) for file, known in found.items() if known}
     return Plan(config, tokenizer, train, valid, batches, prices, digest, sampled, files)
@@ -175,34 +153,15 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
 def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:
     """Return the training examples and their batches: of a large file as they are needed, of any other at once."""
     if file.chats.sizes.sum(dtype=np.int64) <= _RENDERED_AT_ONCE:
-        rendered = _in_memory(file)
+        rendered = render_all(file)
         return rendered, BatchPlan(rendered.examples, config.batch_size, config.seed, config.epochs)
     batches = StreamedPlan(file, config.batch_size, config.seed, config.epochs)
     batches.read_ahead(1)
-    streamed = StreamedSet.of(file)
-    if not streamed.tokens:
-        _refuse(file)
-    return streamed, batches
+    return StreamedSet.of(file), batches
 
 
-def _rendered(index: ChatIndex, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
-    return RenderedFile(index, tokenizer, config.max_seq_length, config.train_on)
-
-
-def _in_memory(file: RenderedFile) -> RenderedSet:
-    rendered = render_all(file)
-    if not rendered.examples:
-        _refuse(file)
-    return rendered
-
-
-def _refuse(file: RenderedFile) -> NoReturn:
-    """Say that nothing can be learned from a file, as far as it was rendered."""
-    looked_at = file.chats.unanswered + file.counts().rows
-    raise DataError(
-        f"{file.chats.path}: none of {looked_at:,} conversations has a completion token within "
-        f"training.max_seq_length = {file.max_seq_length}; raise it, or add assistant messages."
-    )
+def _file(chats: ChatIndex, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
+    return RenderedFile(chats, tokenizer, config.max_seq_length, config.train_on)
 
 
 def _digest(file: Path) -> bytes:

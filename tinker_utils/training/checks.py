@@ -256,7 +256,7 @@ def _of_evaluation(plan: Plan) -> list[Check]:
 
 
 def _of_cost(plan: Plan) -> list[Check]:
-    config, cost = plan.config, plan.expected_cost_usd
+    config, cost = plan.config, plan.forecast.cost_usd
     if cost is None and config.service == "tinker" and config.budget_usd is not None:
         advice = "remove the budget, or add the model to prices.yaml"
         error = ConfigError(

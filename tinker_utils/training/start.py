@@ -135,10 +135,10 @@ def _first_state(
         epochs=config.epochs,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.batches.steps_per_epoch,
-        warmup_steps=plan.warmup_steps,
+        warmup_steps=plan.forecast.warmup_steps,
         patience=config.early_stopping_patience,
         expected_tokens=plan.expected_tokens,
-        expected_cost_usd=plan.expected_cost_usd,
+        expected_cost_usd=plan.forecast.cost_usd,
     )
     return RunState(
         plan=planned,
