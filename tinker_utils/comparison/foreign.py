@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,6 @@ _PEFT_SETTINGS = {
     "lora_dropout": "lora.dropout",
     "target_modules": "lora.target_modules",
 }
-
-
 _MAX_SETTING = 300  # characters
 
 
@@ -87,12 +85,17 @@ def read_cookbook(path: Path, name: str) -> Run:
     by_step = {row["step"]: row for row in lines if isinstance(row, dict) and _has_step(row)}
     rows = [by_step[step] for step in sorted(by_step)]
     trained = [row for row in rows if "train_mean_nll" in row]
-    evaluation = _evaluation_of(rows)
+    named = dict.fromkeys(key for row in rows for key in row if key.endswith("/nll"))
+    # The default one, or the first of those with names of their own.
+    evaluation = "test/nll" if "test/nll" in named else next(iter(named), "test/nll")
     evaluated = [row for row in rows if evaluation in row]
+    totals = _column(trained, "tokens/cumulative/trained")
+    if not np.isfinite(totals).any():  # an older version, which gives no total
+        totals = np.cumsum(_column(trained, "num_tokens"))
     train = curve(
         _column(trained, "step") + 1,
         _column(trained, "train_mean_nll"),
-        _cookbook_tokens(trained),
+        totals,
         _column(trained, "cost/cumulative_usd"),
     )
     return Run(
@@ -105,18 +108,6 @@ def read_cookbook(path: Path, name: str) -> Run:
         epochs=_epochs_begun(_column(rows, "epoch") + 1),
         unused_lines=sum(not isinstance(line, dict) for line in lines),
     )
-
-
-def _evaluation_of(rows: Iterable[Record]) -> str:
-    """Return the evaluation to read: the default one, or the first of those with names of their own."""
-    names = dict.fromkeys(key for row in rows for key in row if key.endswith("/nll"))
-    return "test/nll" if "test/nll" in names else next(iter(names), "test/nll")
-
-
-def _cookbook_tokens(rows: list[Record]) -> FloatArray:
-    """Return the tokens trained on until each row: its own total, or the sum over rows of an older version."""
-    totals = _column(rows, "tokens/cumulative/trained")
-    return totals if np.isfinite(totals).any() else np.cumsum(_column(rows, "num_tokens"))
 
 
 def _cookbook_unit(rows: list[Record]) -> Unit:
@@ -135,7 +126,7 @@ def read_trainer(path: Path, name: str) -> Run:
     evaluated = [entry for entry in entries if "eval_loss" in entry]
     settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
     if state.get("num_train_epochs"):
-        settings["training.epochs"] = _in_cell(_plain(state["num_train_epochs"]))
+        settings["training.epochs"] = _as_text(state["num_train_epochs"])
     return Run(
         name=name,
         made_by="Hugging Face Trainer",
@@ -152,32 +143,25 @@ def _trainer_tokens(entries: list[Record]) -> FloatArray:
     return counted if np.isfinite(counted).any() else _column(entries, "num_tokens")
 
 
-def flat_settings(settings: object) -> dict[str, str]:
+def flat_settings(settings: object, prefix: str = "") -> dict[str, str]:
     """Return nested settings as dotted key → value as text."""
-    return dict(_flat(settings, ""))
+    if not isinstance(settings, dict):
+        return {prefix: _as_text(settings)}
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
-def _flat(settings: object, prefix: str) -> Iterator[tuple[str, str]]:
-    if isinstance(settings, dict):
-        for key, value in settings.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, _in_cell(_plain(settings))
-
-
-def _in_cell(text: str) -> str:
-    return text if len(text) <= _MAX_SETTING else f"{text[:_MAX_SETTING]}…"
-
-
-def _plain(value: object) -> str:
-    """Return a value as text, the same for 2e-4 and 0.0002, and for one list in any order."""
+def _as_text(value: object) -> str:
+    """Return a value in a cell's length, the same for 2e-4 and 0.0002, and for one list in any order."""
     if isinstance(value, list):
-        return " ".join(sorted(map(str, value)))
-    if isinstance(value, float):
-        return f"{value:g}"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return str(value)
+        text = " ".join(sorted(map(str, value)))
+    elif isinstance(value, float):
+        text = f"{value:g}"
+    else:
+        text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= _MAX_SETTING else f"{text[:_MAX_SETTING]}…"
 
 
 def _renamed(path: Path, names: Mapping[str, str]) -> dict[str, str]:
@@ -192,17 +176,13 @@ def _renamed(path: Path, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _has_step(record: Record) -> bool:
-    return _number(record, "step") >= 0
-
-
-def _number(record: Record, name: str) -> float:
-    value = as_float(record.get(name))
-    return math.nan if value is None else value
+    step = as_float(record.get("step"))
+    return step is not None and step >= 0
 
 
 def _column(records: Iterable[Record], name: str) -> FloatArray:
     """Return a field of records, shape [records]; NaN where it is absent or no number."""
-    return np.array([_number(record, name) for record in records], dtype=np.float64)
+    return np.array([as_float(record.get(name)) for record in records], dtype=np.float64)
 
 
 def _epochs_begun(epochs: FloatArray) -> int | None:

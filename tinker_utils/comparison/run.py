@@ -42,11 +42,6 @@ class Curve:
     dollars: FloatArray
     loss: FloatArray
 
-    def __post_init__(self) -> None:
-        shapes = {self.step.shape, self.tokens.shape, self.dollars.shape, self.loss.shape}
-        if len(shapes) > 1 or self.step.ndim != 1:
-            raise ValueError(f"a curve needs four arrays of one length, got the shapes {shapes}")
-
     def __len__(self) -> int:
         return len(self.step)
 

@@ -38,15 +38,11 @@ def find_log(path: Path) -> Path:
     for name in LOG_NAMES:
         if (path / name).is_file():
             return path / name
-    states = [state for state in path.glob(f"checkpoint-*/{_TRAINER_STATE}") if _checkpoint_number(state) >= 0]
+    found = path.glob(f"checkpoint-*/{_TRAINER_STATE}")
+    states = {int(number): state for state in found if (number := state.parent.name.partition("-")[2]).isdecimal()}
     if not states:
         raise MetricsError(f"{path}: holds neither {_METRICS} nor {_TRAINER_STATE}; {_ADVICE}.")
-    return max(states, key=_checkpoint_number)
-
-
-def _checkpoint_number(state: Path) -> int:
-    digits = state.parent.name.removeprefix("checkpoint-")
-    return int(digits) if digits.isdecimal() else -1
+    return states[max(states)]
 
 
 def read_log(path: Path, name: str) -> Run:

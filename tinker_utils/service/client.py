@@ -23,6 +23,7 @@ from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.threads import in_background
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
+from tinker_utils.local.launcher import LocalService, lora_user_metadata, start_local_service
 from tinker_utils.run.checkpoints import model_of
 from tinker_utils.service.compat import default_address, observe_queue, observe_responses
 from tinker_utils.service.failures import service_errors
@@ -31,8 +32,6 @@ from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
 
 if TYPE_CHECKING:
     import tinker
-
-    from tinker_utils.local.launcher import LocalService
 
 _PROBE_SECONDS = 10
 _ANSWER_SECONDS = 30
@@ -66,20 +65,20 @@ class Service(Closing):
         """Return the process of the embedded server that was started for this connection."""
         return self._local.process.pid if self._local else None
 
+    @service_errors("creating the model")
     def new_model(self, config: TrainingConfig) -> Model:
         """Make a base model with a fresh adapter; alpha, dropout and modules are metadata, which `local` honours."""
         lora = config.lora
-        with service_errors("creating the model"):
-            future = self._client.create_lora_training_client(
-                self.base_model,
-                rank=lora.rank,
-                seed=config.seed,
-                train_mlp=lora.train_mlp,
-                train_attn=lora.train_attn,
-                train_unembed=lora.train_unembed,
-                user_metadata=_lora_metadata(config),
-            )
-            return self._watched(future.result())
+        future = self._client.create_lora_training_client(
+            self.base_model,
+            rank=lora.rank,
+            seed=config.seed,
+            train_mlp=lora.train_mlp,
+            train_attn=lora.train_attn,
+            train_unembed=lora.train_unembed,
+            user_metadata=_lora_metadata(config),
+        )
+        return self._watched(future.result())
 
     def restored_model(self, checkpoint: str, config: TrainingConfig) -> Model:
         """Return the model of a checkpoint, with its optimizer."""
@@ -90,7 +89,8 @@ class Service(Closing):
             try:
                 return self._watched(future.result())
             except Exception as error:
-                if self._has(checkpoint):
+                # If this question is not answered either, that is raised: it is no no.
+                if checkpoint in dict(self.checkpoints_of(model_of(checkpoint))):
                     raise
                 raise CheckpointGoneError(f"The checkpoint {checkpoint} expired or was deleted.") from error
 
@@ -102,10 +102,6 @@ class Service(Closing):
     def _watched(self, client: tinker.TrainingClient) -> Model:
         observe_queue(client, self.watch)
         return Model(client)
-
-    def _has(self, checkpoint: str) -> bool:
-        """Return whether the service lists a checkpoint; an answer that does not come is raised, not taken for a no."""
-        return checkpoint in dict(self.checkpoints_of(model_of(checkpoint)))
 
     def checkpoints_of(self, run_id: str) -> list[tuple[str, bool]]:
         """Return the path of each checkpoint that a model has saved and that is left, and whether it will expire.
@@ -140,12 +136,13 @@ class Service(Closing):
         if self._local is not None:
             self._local.check_alive()
 
+    @service_errors(_ASKING)
     def served_models(self) -> dict[str, int | None]:
         """Ask as `ask_for_models` does, over this connection."""
         self.check_alive()
-        with service_errors(_ASKING):
-            return _served_models(self._rest)
+        return _served_models(self._rest)
 
+    @service_errors("sampling")
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -163,8 +160,7 @@ class Service(Closing):
         Returns:
             Token ids of each completion, the end-of-turn token included where it was reached.
         """
-        with service_errors("sampling"):
-            return complete(self._sampling_client(checkpoint), prompts, max_tokens, temperature, seed)
+        return complete(self._sampling_client(checkpoint), prompts, max_tokens, temperature, seed)
 
     def _sampling_client(self, checkpoint: str | None) -> tinker.SamplingClient:
         if checkpoint is None:
@@ -237,26 +233,22 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
     Raises:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
-    service = _connected(config, store)
-    service._again = functools.partial(_connected, config, store)
-    return service
-
-
-def _connected(config: TrainingConfig, store: Path | str) -> Service:
     with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
-            from tinker_utils.local.launcher import start_local_service
-
             model = config.resolved().model
             # Both take seconds; on two cores they take them at the same time.
             local = start_local_service(model, store, meanwhile=lambda: importlib.import_module("tinker"))
 
-            address = {"base_url": local.base_url, "api_key": local.api_key}
+            address: dict[str, Any] = {"base_url": local.base_url, "api_key": local.api_key}
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
-            return local.wait_for(in_background(lambda: _service(address, name, local.base_url, local), "the session"))
-        address = _address(config)
-        return _service(address, config.model, address.get("base_url") or default_address())
+            opening = in_background(lambda: _service(address, name, local.base_url, local), "the session")
+            service = local.wait_for(opening)
+        else:
+            address = _address(config)
+            service = _service(address, config.model, address.get("base_url") or default_address())
+    service._again = functools.partial(connect, config, store)
+    return service
 
 
 def _service(address: dict[str, Any], model: str, url: str, local: LocalService | None = None) -> Service:
@@ -266,6 +258,7 @@ def _service(address: dict[str, Any], model: str, url: str, local: LocalService 
     return Service(client, tinker.RestClient(**address), model, url, local)
 
 
+@service_errors(_ASKING)
 def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
     """Return the models that a service other than `local` offers, each with its context length in tokens, if it tells.
 
@@ -276,8 +269,7 @@ def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
     """
     import tinker
 
-    with service_errors(_ASKING):
-        return _served_models(tinker.RestClient(**_address(config)))
+    return _served_models(tinker.RestClient(**_address(config)))
 
 
 def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:
@@ -299,20 +291,16 @@ def _address(config: TrainingConfig) -> dict[str, Any]:
     if config.service == "tinker":
         # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
         return {}
-    _probe(config.service)
+    # The SDK would try for minutes, without a word, if nothing is there.
+    problem = why_unreachable(config.service, _PROBE_SECONDS)
+    if problem is not None:
+        raise ServiceError(
+            f"service: {config.service} does not answer ({problem}); start the server, or correct the URL."
+        )
     return {"base_url": config.service, "api_key": os.environ.get("TINKER_API_KEY")}
 
 
-def _probe(address: str) -> None:
-    """Ask a server for any answer at all: the SDK would try for minutes, without a word, if it is not there."""
-    problem = why_unreachable(address, _PROBE_SECONDS)
-    if problem is not None:
-        raise ServiceError(f"service: {address} does not answer ({problem}); start the server, or correct the URL.")
-
-
 def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
-    from tinker_utils.local.launcher import lora_user_metadata
-
     return lora_user_metadata(config.lora.alpha, config.lora.dropout, config.lora.target_modules)
 
 

@@ -168,7 +168,8 @@ def _datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker
 def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
     """Return a response as a loss; `scale` turns the service's own sum, taken with the weights sent, into nats."""
     try:
-        reported, totals = _reported_sum(output.metrics, scale), _totals(output.loss_fn_outputs, batch)
+        sums, totals = output.metrics or {}, _totals(output.loss_fn_outputs, batch)
+        reported = float(sums["loss:sum"]) * scale if sums.get("loss:sum") is not None else None
     except (ValueError, TypeError, AttributeError) as error:
         raise ResultLostError(
             f"reading a loss: the service's answer cannot be read ({error}); look at the service's status and try "
@@ -203,8 +204,3 @@ def _figures(output: Any) -> dict[str, float]:
     if figures.pop("grad_norm_nonfinite", 0.0):
         figures["grad_norm"] = math.nan
     return figures
-
-
-def _reported_sum(metrics: Mapping[str, float] | None, scale: float) -> float | None:
-    value = (metrics or {}).get("loss:sum")
-    return None if value is None else float(value) * scale

@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinker_utils.basics.redaction import one_sentence
@@ -32,15 +31,6 @@ _PAUSES = {
 }
 
 
-@dataclass(frozen=True)
-class _Refusals:
-    """The refusals of one endpoint, in a row; never changed, as the SDK's thread writes what the loop's reads."""
-
-    words: str
-    worth_telling: bool
-    in_a_row: int
-
-
 class ServiceWatch:
     """Notes what is known of one service's trouble.
 
@@ -50,13 +40,15 @@ class ServiceWatch:
 
     def __init__(self, address: str) -> None:
         self._address = address.rstrip("/")
-        self._refusals: dict[str, _Refusals] = {}
+        # By endpoint: the latest refusal in words, and how many came in a row. The dictionary is never changed, only
+        # replaced, as the SDK's thread writes what the loop's reads.
+        self._refusals: dict[str, tuple[str, int]] = {}
         self._queue: str | None = None
         self._unreachable: str | None = None
 
     def trouble(self) -> str | None:
         """Return what keeps the service from answering, in a few words; None if nothing is known of any."""
-        refused = (refusals.words for refusals in self._refusals.values() if refusals.worth_telling)
+        refused = (words for words, in_a_row in self._refusals.values() if in_a_row >= _REFUSALS_IN_A_ROW)
         return self._queue or self._unreachable or next(refused, None)
 
     def probe(self) -> None:
@@ -75,13 +67,13 @@ class ServiceWatch:
         if url.endswith(_BESIDE_THE_POINT):
             return
         self._unreachable = None
-        others = {each: refusals for each, refusals in self._refusals.items() if each != url}
+        others = {each: refusal for each, refusal in self._refusals.items() if each != url}
         unpaid = status == PAYMENT_REQUIRED
         if unpaid or status == _OVERLOADED or status >= 500:
-            in_a_row = self._refusals[url].in_a_row + 1 if url in self._refusals else 1
+            _, before = self._refusals.get(url, ("", 0))
             words = f"the service answers {status} {response.reason_phrase}".rstrip()
             words += f": {_detail(response)}" if unpaid else ""
-            others[url] = _Refusals(one_sentence(words), unpaid or in_a_row >= _REFUSALS_IN_A_ROW, in_a_row)
+            others[url] = one_sentence(words), before + (_REFUSALS_IN_A_ROW if unpaid else 1)
         self._refusals = others
 
 

@@ -216,8 +216,6 @@ def estimate(runs: Sequence[StudyRun], variant: str, measure: Callable[[StudyRun
 
 def difference(runs: Sequence[StudyRun], variant: str, baseline: str, measure: Callable[[StudyRun], float]) -> Estimate:
     """Return a measure's mean difference from the baseline, paired by seed: what the seeds share cancels out."""
-    of_seed: dict[str, dict[int, float]] = {variant: {}, baseline: {}}
-    for run in runs:
-        if run.variant in of_seed:
-            of_seed[run.variant][run.seed] = measure(run)
-    return Estimate.of([of_seed[variant][seed] - of_seed[baseline][seed] for seed in sorted(of_seed[variant])])
+    shared = {run.seed: measure(run) for run in runs if run.variant == baseline}
+    own = {run.seed: measure(run) for run in runs if run.variant == variant}
+    return Estimate.of([own[seed] - shared[seed] for seed in sorted(own)])
