@@ -83,9 +83,9 @@ class EarlyStopping:
     def state_dict(self) -> dict[str, Any]:
         """Return what has been seen, without the settings; plain JSON."""
         return {
-            "anchor": _encode(self.anchor),
+            "anchor": self.anchor if self.anchor < math.inf else None,
             "anchor_step": self.anchor_step,
-            "best": _encode(self.best),
+            "best": self.best if self.best < math.inf else None,
             "best_step": self.best_step,
             "evals_without_improvement": self.evals_without_improvement,
         }
@@ -97,7 +97,3 @@ class EarlyStopping:
         self.best = math.inf if state["best"] is None else float(state["best"])
         self.best_step = state["best_step"]
         self.evals_without_improvement = int(state["evals_without_improvement"])
-
-
-def _encode(value: float) -> float | None:
-    return value if math.isfinite(value) else None

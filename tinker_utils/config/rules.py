@@ -33,6 +33,12 @@ _MAX_PATH = 4096
 
 SettingKind = Literal["integer", "number", "true or false", "text", "path", "list of module names", "service"]
 
+_KIND_WORDS: dict[SettingKind, str] = {
+    "integer": "an integer",
+    "true or false": "true or false, without quotes",
+    "service": "tinker, local or a URL without a key in it",
+}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -94,14 +100,7 @@ class Rule:
     @property
     def expected(self) -> str:
         """Return the rule in words, such as `a number in (0, 1]`."""
-        if self.choices:
-            words = " or ".join(self.choices)
-        elif self.kind == "true or false":
-            words = "true or false, without quotes"
-        elif self.kind == "service":
-            words = "tinker, local or a URL without a key in it"
-        else:
-            words = ("an " if self.kind == "integer" else "a ") + self.kind
+        words = " or ".join(self.choices) or _KIND_WORDS.get(self.kind, f"a {self.kind}")
         bounds = f", {self.bounds}" if self.bounds else ""
         return words + bounds + (", or null" if self.optional else "")
 

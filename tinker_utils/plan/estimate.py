@@ -131,20 +131,15 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup: int, schedul
     raise ValueError(f"the schedule must be constant, linear or cosine, got {schedule!r}")
 
 
-def evaluates(config: TrainingConfig, step: int, steps_per_epoch: int) -> bool:
-    """Return whether an evaluation follows step `step`: at each multiple of the interval, and at each epoch's end."""
-    return any(step % period == 0 for period in _periods(config, steps_per_epoch))
-
-
 def _evaluations(config: TrainingConfig, steps_per_epoch: int) -> int:
     """Return how many steps an evaluation follows; those at which both are due count once."""
-    steps, periods = steps_per_epoch * config.epochs, _periods(config, steps_per_epoch)
+    steps, periods = steps_per_epoch * config.epochs, evaluation_periods(config, steps_per_epoch)
     both = steps // math.lcm(*periods) if len(periods) == 2 else 0
     return sum(steps // period for period in periods) - both
 
 
-def _periods(config: TrainingConfig, steps_per_epoch: int) -> list[int]:
-    """Return the intervals of evaluations, in steps."""
+def evaluation_periods(config: TrainingConfig, steps_per_epoch: int) -> list[int]:
+    """Return the intervals of evaluations, in steps: one follows each multiple of any of them."""
     return [period for period in (config.eval_interval_steps, steps_per_epoch * config.eval_at_epoch_end) if period]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import DataError
 from tinker_utils.plan.cost import Prices, prices_for
-from tinker_utils.plan.estimate import DataLengths, Forecast, evaluates, forecast, learning_rate
+from tinker_utils.plan.estimate import DataLengths, Forecast, evaluation_periods, forecast, learning_rate
 
 # Bytes of training data that are rendered before the first step, which takes some seconds. What is larger is rendered
 # while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
@@ -57,11 +57,8 @@ class Plan:
     @cached_property
     def forecast(self) -> Forecast:
         """Return what the run takes, if nothing stops it early."""
-        return self._forecast_at(self.prices)
-
-    def _forecast_at(self, prices: Prices | None) -> Forecast:
         lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
-        return forecast(self.config, lengths, prices, list(map(len, self.sample_prompts)))
+        return forecast(self.config, lengths, self.prices, list(map(len, self.sample_prompts)))
 
     @property
     def evaluations(self) -> int:
@@ -75,7 +72,7 @@ class Plan:
 
     def cost_at(self, prices: Prices) -> float:
         """Return dollars for all epochs and their evaluations at the prices of another model or service."""
-        return self._forecast_at(prices).cost_usd or 0.0
+        return replace(self, prices=prices).forecast.cost_usd or 0.0
 
     @cached_property
     def sample_prompts(self) -> list[list[int]]:
@@ -91,7 +88,8 @@ class Plan:
 
     def evaluates(self, step: int) -> bool:
         """Return whether an evaluation follows step `step`."""
-        return self.valid is not None and evaluates(self.config, step, self.batches.steps_per_epoch)
+        periods = evaluation_periods(self.config, self.batches.steps_per_epoch)
+        return self.valid is not None and any(step % period == 0 for period in periods)
 
     def checkpoints(self, step: int) -> bool:
         """Return whether a periodic checkpoint follows step `step`."""
