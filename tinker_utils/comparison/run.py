@@ -9,21 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from tinker_utils.run import figures
+from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.series import FloatArray
 
 Axis = Literal["step", "tokens", "dollars"]
 AXES: tuple[Axis, ...] = ("step", "tokens", "dollars")
-
-Unit = Literal["nats/token", "nats/batch", "example means", "batch means"]
-# Numbers in different units say nothing about each other, though three of the four look alike: a mean of means gives
-# the tokens of short answers more weight than those of long ones, and a sum grows with the batch.
-UNIT_WORDS: dict[Unit, str] = {
-    "nats/token": figures.UNIT_WORDS["nats/token"],
-    "example means": "nats, mean of example means",
-    "batch means": "nats, mean of batch means",
-    "nats/batch": figures.UNIT_WORDS["nats/batch"],
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +60,21 @@ class Run:
         epochs: how many epochs were begun; None where it is not known.
         ending: how the run ended, in a word; None where it is not known.
         unused_lines: lines of the log that could not be used, or are in another unit than the rest.
+        evaluations: names of the log's validation losses; the first one is read.
+        steps: steps that the run did, where the log says more than its losses do.
     """
 
     name: str
     made_by: str
-    unit: Unit
+    unit: LossUnit
     train: Curve
     valid: Curve
     settings: Mapping[str, str] = field(default_factory=dict)
     epochs: int | None = None
     ending: str | None = None
     unused_lines: int = 0
+    evaluations: tuple[str, ...] = ()
+    steps: float | None = None
 
     def best(self) -> tuple[float | None, int | None]:
         """Return (lowest validation loss, its step), the first one of several; None without an evaluation."""
@@ -92,16 +86,23 @@ class Run:
 
     def last(self, by: Axis) -> float | None:
         """Return how far the run got on an axis; None where the log does not say."""
-        places = np.concatenate([self.train.along(by), self.valid.along(by)])
+        steps = [self.steps] if by == "step" and self.steps is not None else []
+        places = np.concatenate([self.train.along(by), self.valid.along(by), steps])
         places = places[np.isfinite(places)]
         return float(places.max()) if len(places) else None
+
+    @property
+    def about_evaluations(self) -> str:
+        """Return which of several validation losses is shown, as the end of a sentence; empty where there is one."""
+        shown, *others = self.evaluations or ("",)
+        return f"; validation is {shown}; not shown: {', '.join(others)}" if others else ""
 
     def describe(self) -> str:
         """Return one sentence for a person: who wrote it, what is in it, and in which unit."""
         unused = f"; lines not used: {self.unused_lines:,}" if self.unused_lines else ""
         return (
             f"{self.name}: {self.made_by}, {len(self.train):,} train and {len(self.valid):,} validation losses "
-            f"({UNIT_WORDS[self.unit]}){unused}"
+            f"({UNIT_WORDS[self.unit]}){unused}{self.about_evaluations}"
         )
 
 

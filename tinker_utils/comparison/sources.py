@@ -7,13 +7,18 @@ count from 0, and an evaluation precedes its step: the loss on the batch of step
 an evaluation at s, after s updates, has the same number here.
 
 The Trainer keeps a `log_history` in trainer_state.json: `loss` is a mean over the steps since the last entry, and
-`eval_loss` a mean of batch means. Tokens are there if it was asked to count them, or if TRL did.
+`eval_loss` a mean of batch means. Tokens are there if it was asked to count them, or if TRL did, which begins again
+from 0 where a run is resumed.
+
+Both also log preferences (DPO), whose loss has a unit of its own, and reinforcement learning, which has rewards and no
+loss: such a log is refused by its name. Of several validation losses one is read, and the others are named.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +27,13 @@ import numpy as np
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
-from tinker_utils.comparison.run import Run, Unit, curve, placed_on
+from tinker_utils.comparison.run import Run, curve, placed_on
 from tinker_utils.config.settings import exists, is_directory
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
-from tinker_utils.run.metrics import read_metrics
-from tinker_utils.run.series import FloatArray, Record, as_float
+from tinker_utils.run.figures import LossUnit
+from tinker_utils.run.metrics import MetricsReader, read_metrics
+from tinker_utils.run.series import FloatArray, MetricsLog, Record, as_float
 from tinker_utils.run.state import Provenance, decode_state
 
 LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
@@ -54,6 +60,9 @@ _PEFT_SETTINGS = {
     "target_modules": "lora.target_modules",
 }
 _MAX_SETTING = 300  # characters
+# Keys of reinforcement learning: the cookbook's, then those of TRL.
+_REWARDS = re.compile(r"(.*/)?(env|reward)/.+|reward|objective/.+")
+_TRAINER_EVALUATION = re.compile(r"eval_(.+_)?loss")
 
 
 def find_log(path: Path) -> Path:
@@ -178,8 +187,22 @@ def _decoded(text: str) -> Any:
 
 
 def _is_cookbook_row(record: Record) -> bool:
-    """Return whether the cookbook's supervised training writes such a row."""
-    return "train_mean_nll" in record or any(key.endswith("/nll") for key in record)
+    """Return whether one of the cookbook's trainers writes such a row."""
+    known = {"train_mean_nll", "dpo_loss"} & record.keys()
+    return bool(known) or any(key.endswith("/nll") or ("/" in key and _REWARDS.fullmatch(key)) for key in record)
+
+
+def _refuse_rewards(path: Path, records: Iterable[Record]) -> None:
+    if any(_REWARDS.fullmatch(key) for record in records for key in record):
+        raise MetricsError(
+            f"{path}: is a log of reinforcement learning, which has rewards and no loss that could be drawn or "
+            "compared; look at its rewards with the program that wrote it."
+        )
+
+
+def _chosen(names: Iterable[str], usual: str) -> tuple[str, ...]:
+    """Return names of validation losses, each once, with the one to read first: the usual one, where it is there."""
+    return tuple(sorted(dict.fromkeys(names), key=lambda name: name != usual))
 
 
 def _read_cookbook(path: Path, name: str) -> Run:
@@ -188,33 +211,35 @@ def _read_cookbook(path: Path, name: str) -> Run:
     # Rows without a step are summaries; of rows for one step the last one counts, as the step was run again.
     by_step = {row["step"]: row for row in lines if isinstance(row, dict) and _has_step(row)}
     rows = [by_step[step] for step in sorted(by_step)]
-    trained = [row for row in rows if "train_mean_nll" in row]
-    named = dict.fromkeys(key for row in rows for key in row if key.endswith("/nll"))
-    # The default one, or the first of those with names of their own.
-    evaluation = "test/nll" if "test/nll" in named else next(iter(named), "test/nll")
-    evaluated = [row for row in rows if evaluation in row]
+    loss = "dpo_loss" if any("dpo_loss" in row for row in rows) else "train_mean_nll"
+    trained = [row for row in rows if loss in row]
+    evaluations = _chosen((key for row in rows for key in row if key.endswith("/nll")), "test/nll")
+    evaluated = [row for row in rows if evaluations[0] in row] if evaluations and loss != "dpo_loss" else []
+    if not trained and not evaluated:
+        _refuse_rewards(path, rows)
     totals = _column(trained, "tokens/cumulative/trained")
     if not np.isfinite(totals).any():  # an older version, which gives no total
         totals = np.cumsum(_column(trained, "num_tokens"))
     train = curve(
         _column(trained, "step") + 1,
-        _column(trained, "train_mean_nll"),
+        _column(trained, loss),
         totals,
         _column(trained, "cost/cumulative_usd"),
     )
     return Run(
         name=name,
         made_by="tinker-cookbook",
-        unit=_cookbook_unit(trained),
+        unit="preference" if loss == "dpo_loss" else _cookbook_unit(trained),
         train=train,
-        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, evaluation)),
+        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))),
         settings=_renamed(path.with_name("config.json"), _COOKBOOK_SETTINGS),
         epochs=_epochs_begun(_column(rows, "epoch") + 1),
         unused_lines=sum(not isinstance(line, dict) for line in lines),
+        evaluations=evaluations,
     )
 
 
-def _cookbook_unit(rows: list[Record]) -> Unit:
+def _cookbook_unit(rows: list[Record]) -> LossUnit:
     weights, examples = _column(rows, "num_loss_tokens"), _column(rows, "num_sequences")
     known = np.isfinite(weights) & np.isfinite(examples)
     raw = known.any() and not np.allclose(weights[known], examples[known], rtol=1e-3)
@@ -227,24 +252,83 @@ def _read_trainer(path: Path, name: str) -> Run:
     history = state["log_history"] if isinstance(state["log_history"], list) else []
     entries = [entry for entry in history if isinstance(entry, dict) and _has_step(entry)]
     trained = [entry for entry in entries if "loss" in entry]
-    evaluated = [entry for entry in entries if "eval_loss" in entry]
+    names = (key for entry in entries for key in entry if _TRAINER_EVALUATION.fullmatch(key))
+    evaluations = _chosen(names, "eval_loss")
+    evaluated = [entry for entry in entries if evaluations and evaluations[0] in entry]
+    _refuse_rewards(path, entries)
+    train = curve(_column(trained, "step"), _column(trained, "loss"), _trainer_tokens(trained))
     settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
     if state.get("num_train_epochs"):
         settings["training.epochs"] = _as_text(state["num_train_epochs"])
     return Run(
         name=name,
         made_by="Hugging Face Trainer",
-        unit="batch means",
-        train=curve(_column(trained, "step"), _column(trained, "loss"), _trainer_tokens(trained)),
-        valid=curve(_column(evaluated, "step"), _column(evaluated, "eval_loss"), _trainer_tokens(evaluated)),
+        unit="preference" if any("rewards/chosen" in entry for entry in entries) else "batch means",
+        train=train,
+        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))),
         settings=settings,
         epochs=_epochs_begun(_column(entries, "epoch")),
+        evaluations=evaluations,
+        steps=as_float(state.get("global_step")),
     )
 
 
 def _trainer_tokens(entries: list[Record]) -> FloatArray:
+    """Return the tokens trained on until each entry; a count that began anew goes on from what it was before."""
     counted = _column(entries, "num_input_tokens_seen")
-    return counted if np.isfinite(counted).any() else _column(entries, "num_tokens")
+    if not np.isfinite(counted).any():
+        counted = _column(entries, "num_tokens")
+    known = np.isfinite(counted)
+    restarted = np.diff(counted[known], prepend=0.0) < 0
+    counted[known] += np.cumsum(np.where(restarted, np.roll(counted[known], 1), 0.0))
+    return counted
+
+
+class LogReader:
+    """Reads the log of a run directory or file as it grows, whichever of the known programs writes it.
+
+    `about` says what another program's log is; it is empty for one of this project.
+    """
+
+    def __init__(self, given: Path) -> None:
+        self._given = given
+        self._own = MetricsReader(given / _METRICS if is_directory(given) or not exists(given) else given)
+        self._own_inode: int | None = None  # of a log that was found to be this project's
+        self.log = self._own.log
+        self.about = ""
+
+    @property
+    def path(self) -> Path:
+        """Return the log; the Trainer writes a new one with each checkpoint."""
+        try:
+            return find_log(self._given)
+        except MetricsError:
+            return self._own.path
+
+    def poll(self) -> None:
+        """Read what is new: a log of this project goes on, another one is read as a whole.
+
+        Raises:
+            MetricsError: it cannot be read, or none of the programs writes such a file; `log` stays as it was.
+        """
+        path = self.path
+        inode = path.stat().st_ino if exists(path) and path.stat().st_size else None
+        if inode == self._own_inode or inode is None or _reader_of(path) is _read_own:
+            self._own_inode = inode
+            self._own.poll()
+            self.log = self._own.log
+        else:
+            run = read_log(path, self._given.name)
+            self.log, self.about = _as_metrics_log(run), f"{run.describe()}."
+
+
+def _as_metrics_log(run: Run) -> MetricsLog:
+    log = MetricsLog(run.unit)
+    for kind, losses in (("train", run.train), ("val", run.valid)):
+        values = (losses.step, losses.loss, losses.tokens, losses.dollars)
+        for step, loss, tokens, usd in zip(*(each.tolist() for each in values), strict=True):
+            log.add({"type": kind, "step": step, f"{kind}_loss": loss, "tokens_seen": tokens, "cost_usd": usd})
+    return log
 
 
 def _flat_settings(settings: object, prefix: str = "") -> dict[str, str]:

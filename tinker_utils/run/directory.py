@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tinker_utils.config.paths import as_path
+from tinker_utils.config.settings import exists, find_upwards
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
 from tinker_utils.run.state import RunState, decode_state, encode_state
@@ -39,6 +40,22 @@ _RUN_FILES = (
 _in_use_here: list[Path] = []
 
 
+def run_path(path: Path | str) -> Path:
+    """Return where a run is, or will be.
+
+    A relative path is that of a run which was begun below the current directory or one above it. Where there is none,
+    it is a new run's, below the directory here or above that holds `configs/`, or else here: so it is the same for a
+    shell in that directory and for a notebook in a folder of it.
+    """
+    path = as_path(path, "output_dir")
+    if path.is_absolute():
+        return path
+    begun, configs = find_upwards(path / "run.json"), find_upwards(Path("configs"))
+    if exists(begun):
+        return begun.parent
+    return path if configs.parent == Path.cwd() else configs.parent / path
+
+
 def in_use_here() -> list[Path]:
     """Return the run directories in which this process trains."""
     return list(_in_use_here)
@@ -48,7 +65,7 @@ class RunDirectory:
     """The files of one run. Constructing it touches nothing; `create` makes the directory."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = as_path(path, "output_dir")
+        self.path = run_path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.state = self.path / "run.json"

@@ -14,10 +14,15 @@ from typing import Any, Literal
 from tinker_utils.loss import PooledLoss
 from tinker_utils.run.state import Progress
 
-LossUnit = Literal["nats/token", "nats/batch"]
+# Numbers in different units say nothing about each other, though some look alike: a mean of means gives the tokens of
+# short answers more weight than those of long ones, a sum grows with the batch, and a preference is no likelihood.
+LossUnit = Literal["nats/token", "example means", "batch means", "nats/batch", "preference"]
 UNIT_WORDS: dict[LossUnit, str] = {
     "nats/token": "nats per completion token",
+    "example means": "nats, mean of example means",
+    "batch means": "nats, mean of batch means",
     "nats/batch": "nats per batch (summed)",
+    "preference": "preference loss (DPO)",
 }
 
 

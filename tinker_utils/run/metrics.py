@@ -20,6 +20,8 @@ _NEGLIGIBLE = 1e-20
 class MetricsReader:
     """Reads a metrics file as it grows: every `poll` takes in what was added since the last one."""
 
+    about = ""
+
     def __init__(self, path: Path | str) -> None:
         self.path = as_path(path, "path")
         self.log = MetricsLog()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import reprlib
 from array import array
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,16 +63,18 @@ class TrainSeries:
 
 @dataclass(eq=False)
 class MetricsLog:
-    """A metrics file, as far as it was read."""
+    """A metrics file, as far as it was read.
 
+    `unit` is that of all its losses, where another program wrote them.
+    """
+
+    unit: LossUnit | None = None
     events: list[Record] = field(default_factory=list)
     skipped: list[SkippedLine] = field(default_factory=list)  # the first ones, as examples
     skipped_lines: int = 0
     last_train: Record | None = None
     current_unit: LossUnit | None = None  # of the latest train record
-    _series: dict[LossUnit, TrainSeries] = field(
-        default_factory=lambda: {"nats/token": TrainSeries(), "nats/batch": TrainSeries()}
-    )
+    _series: dict[LossUnit, TrainSeries] = field(default_factory=lambda: defaultdict(TrainSeries))
     # Evaluations and early stops with the unit of their losses; None until a train record tells.
     _losses: list[tuple[Record, LossUnit | None]] = field(default_factory=list)
 
@@ -81,12 +84,12 @@ class MetricsLog:
         if problem or not isinstance(record, dict):
             self.skip(line, problem or "")
         elif record["type"] == "train":
-            self.current_unit = loss_unit_of(record)
+            self.current_unit = self.unit or loss_unit_of(record)
             self._series[self.current_unit].append(record)
             self.last_train = record
         elif record["type"] in ("val", "early_stop"):
             per_token = any(name in record for name in _PER_TOKEN_VAL_FIELDS)
-            unit: LossUnit | None = "nats/token" if per_token else self.current_unit
+            unit: LossUnit | None = self.unit or ("nats/token" if per_token else self.current_unit)
             self._losses.append((record, unit))
         else:
             self.events.append(record)
@@ -99,7 +102,9 @@ class MetricsLog:
 
     @property
     def loss_unit(self) -> LossUnit:
-        """Return `nats/token`, unless every train record is sum-reduced."""
+        """Return `nats/token`, unless every train record is sum-reduced, or another program wrote them."""
+        if self.unit:
+            return self.unit
         if len(self._series["nats/token"]) or not len(self._series["nats/batch"]):
             return "nats/token"
         return "nats/batch"

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.basics.redaction import one_sentence, without_home
 from tinker_utils.basics.strict_json import parse_json
-from tinker_utils.errors import RunDirectoryError
+from tinker_utils.errors import MetricsError, RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader
 from tinker_utils.run.series import MetricsLog, Record, as_float
@@ -41,12 +42,25 @@ _MAX_COUNT = 2**53  # counts beyond it are no counts
 _SAMPLES_TAIL = 1 << 17
 
 
+class Reader(Protocol):
+    """Reads the log of a run as it grows; `about` is a sentence on a log of another program."""
+
+    about: str
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+    @property
+    def log(self) -> MetricsLog: ...  # noqa: D102
+    def poll(self) -> object: ...  # noqa: D102
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """The status of a run; None where it is not known. Losses are in the log's `loss_unit`."""
 
     name: str
     sentence: str
+    place: str = ""  # the run's directory, with `~` for the home directory
     live: bool = False  # it can be paused and stopped
     ended: bool = False
     gone: bool = False  # it has not ended, but the process that trained it has
@@ -77,12 +91,12 @@ class RunFollower:
 
     Args:
         run: the run directory; it need not exist yet.
-        metrics: its metrics file, if that has another name or place.
+        reader: of its metrics, if they have another name or place, or another program's format.
         clock: seconds that nobody can set; tests pass their own.
     """
 
     def __init__(
-        self, run: RunDirectory, metrics: Path | None = None, clock: Callable[[], float] = time.monotonic
+        self, run: RunDirectory, reader: Reader | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.run = run
         self.samples: list[Record] = []
@@ -90,7 +104,7 @@ class RunFollower:
         self._noted: tuple[object, ...] = ()
         self._best: tuple[float | None, int | None] = (None, None)
         self._last_val: Record = {}
-        self._reader = MetricsReader(metrics or run.metrics)
+        self._reader = reader or MetricsReader(run.metrics)
         self._state: RunState | None = None
         self._gone = False
         self._seen: dict[Path, tuple[int, int, int]] = {}
@@ -119,7 +133,7 @@ class RunFollower:
             if self._changed(self._reader.path):
                 self._reader.poll()
                 self._note_evaluations()
-        except OSError as error:
+        except (OSError, MetricsError) as error:
             self._problem = str(error)
 
     def _read_state(self) -> None:
@@ -152,6 +166,7 @@ class RunFollower:
         ended = state.status != "running" if self._state else self._has_metrics
         return RunStatus(
             name=self.run.path.resolve().name,
+            place=without_home(str(self.run.path.absolute())),
             sentence=self._damaged or self._problem or self._sentence(),
             live=self._runs and not self._gone,
             ended=ended,
@@ -192,7 +207,7 @@ class RunFollower:
 
     def _sentence(self) -> str:
         if self._state is None:
-            return _ONLY_METRICS if self._has_metrics else _NOT_BEGUN
+            return (self._reader.about or _ONLY_METRICS) if self._has_metrics else _NOT_BEGUN
         if self._state.status != "running":
             return _sentence(ENDINGS[self._state.status], self._state.reason)
         if self._gone:

@@ -87,7 +87,7 @@ def figure(
     Raises:
         ValueError: `smoothing` is out of range, or the perplexity of summed losses was asked for.
     """
-    if quantity == "perplexity" and log.loss_unit == "nats/batch":
+    if quantity == "perplexity" and log.loss_unit != "nats/token":
         raise ValueError("summed losses have no perplexity: these train records lack `train_loss_total`")
     drawing = _blank() if reuse is None else _emptied(reuse)
     drawing.subplots_adjust(left=0.085, right=0.97, top=0.875 if title else 0.935, bottom=0.098, hspace=0.1)

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tinker_utils.comparison.run import AXES, UNIT_WORDS, Axis, Curve, Run, Unit
+from tinker_utils.comparison.run import AXES, Axis, Curve, Run
 from tinker_utils.comparison.table import SMOOTHING
 from tinker_utils.errors import MetricsError
+from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray
 from tinker_utils.style.axes import style_axes
@@ -68,7 +69,7 @@ def describe_overlay(runs: Sequence[Run], by: Axis = "step") -> str:
     return " ".join([*sentences, *([missing] if missing else [])])
 
 
-def _panels(runs: Sequence[Run], by: Axis) -> dict[Unit, list[Run]]:
+def _panels(runs: Sequence[Run], by: Axis) -> dict[LossUnit, list[Run]]:
     """Return the runs that can be drawn, by unit, in the order of `UNIT_WORDS`."""
     if by not in AXES:
         raise MetricsError(f"by: there is no axis {by!r}; choose from {', '.join(AXES)}.")

@@ -98,7 +98,8 @@ def status_html(status: RunStatus, unit: LossUnit) -> str:
     return (
         f'<section class="tinker-run" aria-label="Run {escape(status.name)}">'
         f'<div class="head"><span class="name">{escape(status.name)}</span>'
-        f'<span role="status" aria-live="polite">{escape(status.sentence)}</span></div>'
+        f'<span role="status" aria-live="polite">{escape(status.sentence)}</span>'
+        f"<small>{escape(status.place)}</small></div>"
         f"{_progress_bar(status)}{figures_html(_figures(status, unit))}{warnings}</section>"
     )
 

@@ -34,8 +34,10 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 from IPython.display import display, update_display
 
 from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.comparison.sources import LogReader
 from tinker_utils.config.paths import as_path
-from tinker_utils.run.directory import RunDirectory
+from tinker_utils.config.settings import exists, find_upwards
+from tinker_utils.run.directory import RunDirectory, run_path
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
 from tinker_utils.style import curves
@@ -242,7 +244,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
             self._drawn = content
             svg = curves.svg(self._draw(log, settings))
             look = replace(look, picture=picture_html(svg, curves.describe(log, settings.smoothing)))
-        if over and self._still is None:
+        if over and (self._still is None or look.picture is not None):
             png = curves.png(self._draw(log, settings), _STILL_DPI)
             look = replace(look, still=_bundle(png, curves.describe(log, settings.smoothing)))
         return look
@@ -307,8 +309,10 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
 def _follower(run: RunDirectory | Path | str) -> RunFollower:
     if isinstance(run, RunDirectory):
         return RunFollower(run)
-    path = as_path(run, "run")
-    return RunFollower(RunDirectory(path.parent), path) if path.is_file() else RunFollower(RunDirectory(path))
+    given = as_path(run, "run")
+    found = find_upwards(given)
+    path = (found if exists(found) else run_path(given)).absolute()
+    return RunFollower(RunDirectory(path.parent if path.is_file() else path), LogReader(path))
 
 
 def _bundle(png: bytes, description: str) -> _Bundle:
