@@ -12,6 +12,7 @@ from support.states import state_of
 
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import MetricsWriter
+from tinker_utils.run.metrics import MetricsReader
 from tinker_utils.run.rollback import roll_back_metrics
 from tinker_utils.run.status import RunFollower
 
@@ -321,7 +322,7 @@ class TestFollowing:
     def test_metrics_of_another_name(self, tmp_path):
         path = tmp_path / "old.jsonl"
         path.write_text(json.dumps({"type": "train", "step": 5, "train_loss": 300.0}) + "\n")
-        follower = RunFollower(RunDirectory(tmp_path), path)
+        follower = RunFollower(RunDirectory(tmp_path), MetricsReader(path))
         follower.poll()
         assert follower.status().step == 5
 

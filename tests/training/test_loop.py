@@ -192,10 +192,11 @@ async def test_a_stopped_run_resumes_to_the_same_end(whole, config, service, run
 
 # It goes on from a record only when it is told to: however slow the machine is, it is not ahead of the test.
 TRAINER = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from tinker_utils.config import load_config_from_yaml
 from tinker_utils.training import fit_blocking
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun without it
 fit_blocking(
     load_config_from_yaml(sys.argv[1], "run"), sys.argv[2],
     on_record=lambda record: (print(json.dumps(record), flush=True), sys.stdin.readline()),
