@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("TINKER_API_KEY", None)
 os.environ.pop("TINKER_BASE_URL", None)
 
+import pytest
 from hypothesis import settings
 from support.jupyter_browser import lab  # noqa: F401  (a fixture for every test module)
 from support.local_service import local_service  # noqa: F401  (a fixture for every test module)
@@ -21,3 +22,10 @@ from support.small_runs import config, data, key, run, service, whole  # noqa: F
 # The same cases in every run: `make fuzz` is there to look for new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+# Files that take minutes, most of it waiting: begun first, they do not keep two processes waiting for a third.
+_LONG = ("end_to_end/test_browser.py", "training/test_recovery.py", "training/test_loop.py", "torture/test_torture.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if item.path.match(name)), len(_LONG)))
