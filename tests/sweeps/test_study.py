@@ -31,8 +31,8 @@ SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 
 
 def run(variant: str, seed: int, losses: list[float], may_stop: bool = False) -> StudyRun:
-    """A run evaluated every 10 steps, twice an epoch, with 100 tokens a step; the test losses are 0.1 higher."""
-    points = [StudyEvaluation(10 * i, (i + 1) // 2, loss, 1000 * i) for i, loss in enumerate(losses, start=1)]
+    """A run evaluated every 10 steps, with 100 tokens a step; the test losses are 0.1 higher."""
+    points = [StudyEvaluation(10 * i, loss, 1000 * i) for i, loss in enumerate(losses, start=1)]
     return StudyRun(variant, seed, may_stop, tuple(points), min(losses) + 0.1, losses[-1] + 0.1)
 
 
@@ -106,7 +106,7 @@ def test_an_evaluation_has_the_tokens_of_the_train_records_up_to_it():
         {"type": "val", "step": 6, "epoch": 2, "val_loss": None},
     ):
         log.add(record)
-    assert [(e.step, e.epoch, e.tokens) for e in evaluations_of(log)] == [(2, 1, 0), (4, 1, 300), (6, 2, 600)]
+    assert [(e.step, e.tokens) for e in evaluations_of(log)] == [(2, 0), (4, 300), (6, 600)]
     assert math.isnan(evaluations_of(log)[-1].val_loss)
 
 

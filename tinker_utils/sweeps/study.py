@@ -39,7 +39,6 @@ class StudyEvaluation:
     """One evaluation of a run: its loss in nats per completion token, and the tokens trained on until then."""
 
     step: int
-    epoch: int
     val_loss: float
     tokens: int
 
@@ -240,7 +239,6 @@ def evaluations_of(log: MetricsLog) -> tuple[StudyEvaluation, ...]:
     return tuple(
         StudyEvaluation(
             int(record["step"]),
-            int(record["epoch"]),
             math.nan if record["val_loss"] is None else float(record["val_loss"]),
             int(tokens[np.searchsorted(steps, record["step"], side="right")]),
         )
