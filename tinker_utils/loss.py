@@ -89,18 +89,19 @@ def pool(totals: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:
     if not math.isfinite(variance):
         return PooledLoss(total, tokens)
     stderr, effective = math.sqrt(variance), tokens**2 / float((x**2).sum())
-    return PooledLoss(total, tokens, stderr, stderr * _t975(effective - 1) if effective >= 4 else None)
+    return PooledLoss(total, tokens, stderr, stderr * t975(effective - 1) if effective >= 4 else None)
 
 
-def _t975(freedom: float) -> float:
-    """Return the 97.5% quantile of Student's t, to three decimals from 5 degrees of freedom on.
+def t975(freedom: float) -> float:
+    """Return the 97.5% quantile of Student's t to 0.001 from 4 degrees of freedom on, to 0.004 for 3.
 
     Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5.
     """
     z, v = _Z975, freedom
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / v + second / v**2 + third / v**3
+    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + first / v + second / v**2 + third / v**3 + fourth / v**4
 
 
 def paired_difference(totals: ArrayLike, before: ArrayLike, completion_tokens: ArrayLike) -> PooledLoss:

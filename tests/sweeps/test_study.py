@@ -3,15 +3,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.faulty_service import Fault, FaultyService, overflowing, passed_on
 from support.local_service import Running
 from support.small_runs import records
 
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
-from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.errors import DataError, TinkerUtilsError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.sweeps.plot import describe_study, study_figure
@@ -29,9 +31,9 @@ SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 
 
 def run(variant: str, seed: int, losses: list[float], may_stop: bool = False) -> StudyRun:
-    """A run evaluated every 10 steps, twice an epoch, with 100 tokens a step."""
-    points = [StudyEvaluation(10 * i, (i + 1) // 2, loss, 1000 * i) for i, loss in enumerate(losses, start=1)]
-    return StudyRun(variant, seed, may_stop, tuple(points))
+    """A run evaluated every 10 steps, with 100 tokens a step; the test losses are 0.1 higher."""
+    points = [StudyEvaluation(10 * i, loss, 1000 * i) for i, loss in enumerate(losses, start=1)]
+    return StudyRun(variant, seed, may_stop, tuple(points), min(losses) + 0.1, losses[-1] + 0.1)
 
 
 RUNS = [
@@ -43,20 +45,40 @@ RUNS = [
 
 
 def test_a_run_that_may_stop_hands_over_its_best_weights_and_another_its_last():
-    assert [r.kept.val_loss for r in RUNS] == [2.0, 4.0, 1.0, 2.0]
+    assert [r.test_loss for r in RUNS] == [2.1, 4.1, 1.1, 2.1]
     assert [r.last.val_loss for r in RUNS] == [2.0, 4.0, 1.5, 2.0]
 
 
-def test_an_estimate_is_a_mean_and_its_standard_error():
-    assert Estimate.of([1.0, 3.0]) == Estimate(2.0, pytest.approx(math.sqrt(2.0) / math.sqrt(2)))
-    assert math.isnan(Estimate.of([1.0]).stderr)
+def test_an_estimate_is_a_mean_and_its_95_percent_interval_by_students_t():
+    # By the tables, t(0.975) is 12.706 at 1 degree of freedom, 2.776 at 4 and 2.571 at 5.
+    assert Estimate.of([1.0, 3.0]) == Estimate(2.0, pytest.approx(12.706 * math.sqrt(2.0) / math.sqrt(2)))
+    # 1, 2, 3, 4, 5: s² = 10 / 4. And 1, …, 6: s² = 17.5 / 5.
+    assert Estimate.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Estimate(3.0, pytest.approx(2.776 * math.sqrt(2.5 / 5)))
+    assert Estimate.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).margin == pytest.approx(2.571 * math.sqrt(3.5 / 6), rel=4e-4)
+    assert math.isnan(Estimate.of([1.0]).margin)
     assert str(Estimate(1.23456, 0.5)) == "1.235 ± 0.500"
     assert estimate(RUNS, "was", lambda r: r.last.val_loss).mean == 3.0
 
 
+def test_the_interval_holds_the_mean_of_normal_values_in_95_of_100_studies():
+    rng = np.random.default_rng(5)
+    for seeds in (3, 5):
+        studies = [Estimate.of(values) for values in rng.normal(size=(4000, seeds)).tolist()]
+        # The share's own standard error is 0.0034.
+        assert np.mean([abs(each.mean) < each.margin for each in studies]) == pytest.approx(0.95, abs=0.011)
+
+
+def test_a_difference_is_told_apart_where_its_interval_leaves_out_zero():
+    verdicts = [
+        Estimate(mean, margin).verdict for mean, margin in ((-2.0, 1.0), (2.0, 1.0), (1.0, 2.0), (1.0, math.nan))
+    ]
+    assert verdicts == ["lower", "higher", "not told apart", "not told apart"]
+
+
 def test_differences_are_paired_by_seed():
     # Per seed -1 and -2: mean -1.5, standard deviation sqrt(0.5), over sqrt(2).
-    assert difference(RUNS, "stops", "was", lambda r: r.kept.val_loss) == Estimate(-1.5, pytest.approx(0.5))
+    change = difference(RUNS, "stops", "was", lambda r: r.test_loss)
+    assert (change.mean, change.margin) == pytest.approx((-1.5, 12.706 * 0.5))
 
 
 def test_the_picture_has_a_line_a_variant_with_means_and_errors():
@@ -67,19 +89,9 @@ def test_the_picture_has_a_line_a_variant_with_means_and_errors():
     assert "was: lowest mean validation loss 1.500 at step 20, 3.000 at the last step 30" in describe_study(RUNS)
 
 
-def test_a_replay_ends_where_the_epochs_or_the_patience_end():
-    was = run("was", 7, [3.0, 1.0, 0.995, 2.0, 0.5, 0.4])
-    shorter = was.replayed("two epochs", epochs=2)
-    assert (shorter.last.step, shorter.last.tokens, shorter.kept.val_loss, shorter.seed) == (40, 4000, 2.0, 7)
-    # 0.995 is lower than 1.0, but not by more than 0.01: the second evaluation without an improvement is 2.0.
-    stopped = was.replayed("early stopping", patience=2, threshold=0.01)
-    assert (stopped.last.step, stopped.kept.val_loss, stopped.may_stop) == (40, 0.995, True)
-    assert was.replayed("patient", patience=5).last == was.last
-
-
 def test_an_evaluation_without_a_loss_is_never_the_best():
     broken = run("broken", 0, [math.nan, 2.0, 1.5, math.nan], may_stop=True)
-    assert broken.best.step == broken.kept.step == 30
+    assert broken.best.step == 30
     assert "lowest mean validation loss 1.500 at step 30" in describe_study([broken])
     assert run("broken", 0, [math.nan, math.nan]).best.step == 10
 
@@ -94,15 +106,15 @@ def test_an_evaluation_has_the_tokens_of_the_train_records_up_to_it():
         {"type": "val", "step": 6, "epoch": 2, "val_loss": None},
     ):
         log.add(record)
-    assert [(e.step, e.epoch, e.tokens) for e in evaluations_of(log)] == [(2, 1, 0), (4, 1, 300), (6, 2, 600)]
+    assert [(e.step, e.tokens) for e in evaluations_of(log)] == [(2, 0), (4, 300), (6, 600)]
     assert math.isnan(evaluations_of(log)[-1].val_loss)
 
 
 @pytest.fixture
 def config(local_service: Running, tmp_path, monkeypatch) -> TrainingConfig:
-    """Four steps an epoch, evaluated every second step, at a rate that does not depend on the planned length."""
+    """Four steps an epoch, evaluated every second step."""
     monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
-    for name, count in (("train", 14), ("valid", 6)):
+    for name, count in (("train", 14), ("valid", 6), ("test", 6)):
         lines = (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
     return TrainingConfig(
@@ -112,7 +124,6 @@ def config(local_service: Running, tmp_path, monkeypatch) -> TrainingConfig:
         epochs=3,
         learning_rate=3e-3,
         lr_schedule="constant",
-        warmup_ratio=0.0,
         log_interval_steps=2,
         eval_interval_steps=2,
         data_dir=tmp_path,
@@ -124,22 +135,37 @@ async def until_evaluated(run: RunDirectory) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_replay_is_the_run_that_those_settings_give(config, tmp_path):
+async def test_runs_are_judged_on_the_test_file_at_their_best_and_last_weights(config, tmp_path):
+    """Against runs that validate on the very conversations of the test file: the same weights have the same loss."""
     variants = {
         "was": dataclasses.replace(config, early_stopping_patience=0),
-        "one epoch": dataclasses.replace(config, early_stopping_patience=0, epochs=1),
         # A threshold that no evaluation passes stops the run at the third evaluation: the first sets the anchor.
         "stops": dataclasses.replace(config, early_stopping_patience=2, early_stopping_threshold=9.0),
     }
     told = []
-    was, one_epoch, stops = await run_study(variants, [3], tmp_path / "runs", at_once=2, on_run=told.append)
-    again = await run_study(variants, [3], tmp_path / "runs")
+    was, stops = await run_study(variants, [3], tmp_path / "runs", at_once=2, on_run=told.append)
     assert [e.step for e in was.evaluations] == [2, 4, 6, 8, 10, 12]
-    assert was.replayed("one epoch", epochs=1) == one_epoch
-    assert stops.last.step == 6
-    assert was.replayed("stops", patience=2, threshold=9.0) == stops
-    assert again == [was, one_epoch, stops]
-    assert sorted(told, key=lambda r: r.variant) == [one_epoch, stops, was]
+    assert (was.may_stop, stops.may_stop, stops.last.step) == (False, True, 6)
+    assert sorted(told, key=lambda r: r.variant) == [stops, was]
+    assert await run_study(variants, [3], tmp_path / "runs") == [was, stops]
+
+    swapped = Path(shutil.copytree(SAMPLE, tmp_path / "swapped"))
+    for name, source in (("train", "train"), ("valid", "test"), ("test", "valid")):
+        shutil.copy(tmp_path / f"{source}.jsonl", swapped / f"{name}.jsonl")
+    variants = {"was": dataclasses.replace(variants["was"], data_dir=swapped)}
+    (other,) = await run_study(variants, [3], tmp_path / "swapped runs")
+    tested = {e.step: e.val_loss for e in other.evaluations}
+    assert (was.test_best, was.test_last) == pytest.approx((tested[was.best.step], tested[12]), abs=1e-6)
+    assert stops.test_loss == pytest.approx(tested[stops.best.step], abs=1e-6)
+    validated = {e.step: e.val_loss for e in was.evaluations}
+    assert other.test_best == pytest.approx(validated[other.best.step], abs=1e-6)
+
+
+async def test_a_study_without_a_test_file_is_refused_before_it_trains(config, tmp_path):
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(DataError, match="test.jsonl: cannot be read"):
+        await run_study({"was": config}, [3], tmp_path / "runs")
+    assert not (tmp_path / "runs" / "was" / "seed-3" / "metrics.jsonl").exists()
 
 
 async def test_a_run_that_is_stopped_ends_the_study_which_goes_on_there(config, tmp_path):

@@ -14,10 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tinker_utils.batching import Batch, in_batches
 from tinker_utils.config.paths import as_path
 from tinker_utils.config.settings import TrainingConfig
-from tinker_utils.early_stopping import EarlyStopping
+from tinker_utils.data.files import TEST_FILE, ChatIndex
+from tinker_utils.data.streaming import RenderedFile, render_all
 from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.loss import t975
+from tinker_utils.plan.plan import Plan, prepare
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import read_metrics
 from tinker_utils.run.series import MetricsLog
@@ -25,6 +29,8 @@ from tinker_utils.service.client import Service
 from tinker_utils.training.resuming import resume_points
 from tinker_utils.training.start import fit, open_service
 
+_TESTED_TOGETHER = 256  # examples in one request, far below the protocol's 1,024
+_T975_OF_FEW = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 _Planned = tuple[int, str]  # a run's seed and variant
 
 
@@ -33,19 +39,27 @@ class StudyEvaluation:
     """One evaluation of a run: its loss in nats per completion token, and the tokens trained on until then."""
 
     step: int
-    epoch: int
     val_loss: float
     tokens: int
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One variant at one seed, as its evaluations tell it; `may_stop` says whether early stopping was on."""
+    """One variant at one seed.
+
+    Attributes:
+        may_stop: whether early stopping was on.
+        evaluations: those on valid.jsonl, in their order.
+        test_best: loss on test.jsonl of the weights of the lowest validation loss, in nats per completion token.
+        test_last: that of the last weights.
+    """
 
     variant: str
     seed: int
     may_stop: bool
     evaluations: tuple[StudyEvaluation, ...]
+    test_best: float
+    test_last: float
 
     @property
     def last(self) -> StudyEvaluation:
@@ -58,44 +72,43 @@ class StudyRun:
         return min(self.evaluations, key=lambda evaluation: (math.isnan(evaluation.val_loss), evaluation.val_loss))
 
     @property
-    def kept(self) -> StudyEvaluation:
-        """Return that of the weights handed over: the best of a run that may stop early, else the last."""
-        return self.best if self.may_stop else self.last
-
-    def replayed(
-        self, variant: str, *, epochs: int | None = None, patience: int = 0, threshold: float = 0.01
-    ) -> StudyRun:
-        """Return what the run would have been, had it ended after `epochs`, or by early stopping.
-
-        Neither touches what comes before the end, so this is the very run that those settings would have given, as
-        long as the learning rate does not depend on the planned length (constant, without a warm-up).
-        """
-        stopper = EarlyStopping(patience, threshold)
-        seen = []
-        for evaluation in self.evaluations:
-            if epochs is not None and evaluation.epoch > epochs:
-                break
-            seen.append(evaluation)
-            if stopper.update(evaluation.val_loss, evaluation.step).stop:
-                break
-        return StudyRun(variant, self.seed, patience > 0, tuple(seen))
+    def test_loss(self) -> float:
+        """Return the test loss of the weights handed over: the best of a run that may stop early, else the last."""
+        return self.test_best if self.may_stop else self.test_last
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its standard error, s / sqrt(n); the error is NaN for a single seed."""
+    """A mean over seeds, and half the width of its two-sided 95% interval: NaN for a single seed.
+
+    The half width is t · s / sqrt(n), with t the 97.5% quantile of Student's t for n - 1 degrees of freedom: the
+    interval of normal values, which a mean over few seeds needs wider than 1.96 standard errors.
+    """
 
     mean: float
-    stderr: float
+    margin: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
         """Return the estimate from one value a seed."""
-        spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return cls(statistics.fmean(values), spread)
+        n = len(values)
+        margin = _t975_of(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
+        return cls(statistics.fmean(values), margin)
+
+    @property
+    def verdict(self) -> str:
+        """Return `lower` or `higher` where the interval of a difference leaves out 0, otherwise `not told apart`."""
+        if abs(self.mean) > self.margin:
+            return "lower" if self.mean < 0 else "higher"
+        return "not told apart"
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.stderr:.3f}"
+        return f"{self.mean:.3f} ± {self.margin:.3f}"
+
+
+def _t975_of(freedom: int) -> float:
+    """Return the 97.5% quantile of Student's t, from the tables where the series of `t975` is not exact enough."""
+    return _T975_OF_FEW.get(freedom) or t975(freedom)
 
 
 async def run_study(
@@ -108,7 +121,9 @@ async def run_study(
 ) -> list[StudyRun]:
     """Train each variant at each seed, all on the service and the base model of the first.
 
-    Runs that have ended in `output_dir` are read instead of repeated, and one that was stopped is gone on with.
+    Runs that have ended in `output_dir` are read instead of repeated, and one that was stopped is gone on with. Each
+    run's best and last weights are evaluated on the test.jsonl beside its training data, also when it is read: neither
+    the run nor its early stopping sees that file. What it costs is not counted in the run.
 
     Args:
         variants: name → configuration; its seed is replaced.
@@ -120,6 +135,7 @@ async def run_study(
 
     Raises:
         TinkerUtilsError: a run was stopped or failed. Those beside it are stopped, too, and everything is saved.
+        DataError: there is no test.jsonl beside a run's training data.
     """
     if at_once < 1:
         raise TinkerUtilsError(
@@ -145,6 +161,7 @@ async def run_study(
             async with open_service(next(iter(variants.values())), store) as service:
                 for seed, name in itertools.chain([first], runs):
                     done[seed, name] = await _trained(_directory(directory, name, seed), name, seed, variants, service)
+                    await asyncio.to_thread(service.renew)  # a session holds its models to its end
                     if on_run is not None:
                         on_run(done[seed, name])
 
@@ -186,13 +203,34 @@ def _store_of(run: RunDirectory, stores: Sequence[Path]) -> Path | None:
 async def _trained(
     run: RunDirectory, name: str, seed: int, variants: Mapping[str, TrainingConfig], service: Service
 ) -> StudyRun:
-    config = dataclasses.replace(variants[name], seed=seed)
-    result = await fit(config, run.path, service=service)
+    config = dataclasses.replace(variants[name], seed=seed).resolved()
+    plan = await asyncio.to_thread(prepare, config)
+    tests = _test_batches(plan)  # before anything is spent, should the file be missing
+    result = await fit(config, run.path, service=service, preparation=plan)
     if result.status == "stopped":
         raise TinkerUtilsError(f"{run.path}: was stopped ({result.reason}); run the study again to resume it.")
     if result.status == "failed":
         raise TinkerUtilsError(f"{run.path}: failed, so the study has no result for it: {result.reason}")
-    return StudyRun(name, seed, config.early_stopping_patience > 0, evaluations_of(read_metrics(run.metrics)))
+    best, last = result.best_checkpoint, resume_points(run.read_state())[0].path
+    losses: dict[str | None, float] = {
+        path: await asyncio.to_thread(_loss_at, path, tests, config, service) for path in {best, last} if path
+    }
+    evaluations, may_stop = evaluations_of(read_metrics(run.metrics)), config.early_stopping_patience > 0
+    return StudyRun(name, seed, may_stop, evaluations, losses.get(best, math.nan), losses.get(last, math.nan))
+
+
+def _test_batches(plan: Plan) -> list[Batch]:
+    """Return the examples of test.jsonl beside the training data; raises DataError where there is none."""
+    config = plan.config
+    chats = ChatIndex(config.data_dir / TEST_FILE)
+    rendered = render_all(RenderedFile(chats, plan.tokenizer, config.max_seq_length, config.train_on))
+    return list(in_batches(rendered.examples, _TESTED_TOGETHER))
+
+
+def _loss_at(checkpoint: str, batches: Sequence[Batch], config: TrainingConfig, service: Service) -> float:
+    """Return the loss of a checkpoint's weights in nats per completion token, pooled over the batches."""
+    losses = service.restored_model(checkpoint, config).submit_evaluation(batches).result()
+    return sum(loss.total for loss in losses) / sum(batch.completion_tokens for batch in batches)
 
 
 def evaluations_of(log: MetricsLog) -> tuple[StudyEvaluation, ...]:
@@ -201,7 +239,6 @@ def evaluations_of(log: MetricsLog) -> tuple[StudyEvaluation, ...]:
     return tuple(
         StudyEvaluation(
             int(record["step"]),
-            int(record["epoch"]),
             math.nan if record["val_loss"] is None else float(record["val_loss"]),
             int(tokens[np.searchsorted(steps, record["step"], side="right")]),
         )
