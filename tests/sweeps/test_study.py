@@ -149,7 +149,8 @@ async def test_runs_are_judged_on_the_test_file_at_their_best_and_last_weights(c
     assert sorted(told, key=lambda r: r.variant) == [stops, was]
     assert await run_study(variants, [3], tmp_path / "runs") == [was, stops]
 
-    swapped = Path(shutil.copytree(SAMPLE, tmp_path / "swapped"))
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
     for name, source in (("train", "train"), ("valid", "test"), ("test", "valid")):
         shutil.copy(tmp_path / f"{source}.jsonl", swapped / f"{name}.jsonl")
     variants = {"was": dataclasses.replace(variants["was"], data_dir=swapped)}
