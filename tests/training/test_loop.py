@@ -119,6 +119,8 @@ async def test_a_closed_service_is_opened_anew(config, data, tmp_path):
         service.close()
         second = await fit(own, run.path, service=service)
         assert second.steps > first.steps
+        service.close()
+        assert await fit(own, run.path, service=service) == second  # it has ended, and the service is there again
         assert export_adapter(second, service=service).exists()
 
 

@@ -122,15 +122,15 @@ async def run_study(
     """Train each variant at each seed, all on the service and the base model of the first.
 
     Runs that have ended in `output_dir` are read instead of repeated, and one that was stopped is gone on with. Each
-    run's best and last weights are evaluated on the test.jsonl beside its training data, also when it is read: neither
-    the run nor its early stopping sees that file. What it costs is not counted in the run.
+    run's best and last weights are then evaluated on test.jsonl beside its training data, which neither the run nor
+    its early stopping sees; that is not counted in the run's cost.
 
     Args:
         variants: name → configuration; its seed is replaced.
         seeds: of order, initial adapter and dropout.
         output_dir: each run is written to VARIANT/seed-N below it.
         at_once: runs to train side by side, each over a connection of its own: as many as there are cores, for small
-            models on the embedded service. It may be another number when the study is run again.
+            models on the embedded service.
         on_run: called after each run.
 
     Raises:

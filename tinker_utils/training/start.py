@@ -50,8 +50,7 @@ async def fit(
     Args:
         config: what to do.
         output_dir: the run's directory; `config.output_dir` if None.
-        service: a connection to use, which stays open, and is opened anew if it was closed; None opens one for this
-            run.
+        service: a connection to use, which stays open; a closed one is opened anew. None opens one for this run.
         preparation: what `prepare(config)` gave, if it was called already.
         on_record: called with each record of metrics.jsonl.
 
@@ -67,6 +66,8 @@ async def fit(
     run = RunDirectory(output_dir or config.output_dir)
     with run.claimed():
         run.clear_requests()
+        if service is not None:
+            await asyncio.to_thread(service.reopen)
         plan = await asyncio.to_thread(prepare, config) if preparation is None else preparation
         if changed := setting_changes(plan.config, config):
             raise ConfigError(
@@ -78,8 +79,6 @@ async def fit(
         points = resume_points(before)
         if before and has_ended(before, points[0], plan):
             return TrainingResult.from_state(run, before)
-        if service is not None:
-            await asyncio.to_thread(service.reopen)
         report = await asyncio.to_thread(_checked, run, plan, service, same_data=before is not None)
         if before is None:
             run.archive()

@@ -1,0 +1,227 @@
+"""Reads the logs of two other programs as a `Run`: tinker-cookbook's, and those of Hugging Face's Trainer.
+
+The cookbook writes metrics.jsonl, a row each step. Its `train_mean_nll` and `test/nll` are sum(w·NLL) / sum(w), and by
+default the weights of each example sum to 1, which makes them means of example means. `num_loss_tokens` is a sum of
+weights, too: where it differs from `num_sequences`, weights were left raw, and the loss is per token. Steps and epochs
+count from 0, and an evaluation precedes its step: the loss on the batch of step s is that of update s + 1 here, while
+an evaluation at s, after s updates, has the same number here.
+
+The Trainer keeps a `log_history` in trainer_state.json: `loss` is a mean over the steps since the last entry, and
+`eval_loss` a mean of batch means. Tokens are there if it was asked to count them, or if TRL did, which begins again
+from 0 where a run is resumed.
+
+Both also log preferences (DPO), whose loss has a unit of its own, and reinforcement learning, which has rewards and no
+loss: such a log is refused by its name. Of several validation losses one is read, and the others are named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.comparison.run import Run, curve, placed_on
+from tinker_utils.errors import MetricsError
+from tinker_utils.run.figures import LossUnit
+from tinker_utils.run.series import FloatArray, Record, as_float
+
+# Where the other programs keep what this project's configuration calls by the names on the right.
+_COOKBOOK_SETTINGS = {
+    "model_name": "model",
+    "lora_rank": "lora.rank",
+    "num_epochs": "training.epochs",
+    "learning_rate": "training.learning_rate",
+    "lr_schedule": "training.lr_schedule",
+    "save_every": "training.checkpoint_interval_steps",
+    "eval_every": "training.eval_interval_steps",
+    "batch_size": "training.batch_size",
+    "max_length": "training.max_seq_length",
+    "dataset_builder.common_config.batch_size": "training.batch_size",
+    "dataset_builder.common_config.max_length": "training.max_seq_length",
+}
+_PEFT_SETTINGS = {
+    "base_model_name_or_path": "model",
+    "r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "target_modules": "lora.target_modules",
+}
+_MAX_SETTING = 300  # characters
+# Keys of reinforcement learning: the cookbook's, then those of TRL.
+_REWARDS = re.compile(r"(.*/)?(env|reward)/.+|reward|objective/.+")
+_TRAINER_EVALUATION = re.compile(r"eval_(.+_)?loss")
+
+
+def read_text(path: Path) -> str:
+    """Return what a file holds.
+
+    Raises:
+        MetricsError: it cannot be read, or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read ({error.strerror}); give a readable file.") from error
+    except UnicodeDecodeError as error:
+        raise MetricsError(f"{path}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
+    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
+        raise MetricsError(f"{path}: there is no such file; give a file that can be read.") from error
+
+
+def decoded(text: str) -> Any:
+    """Return what a JSON text says; None where it is none."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
+
+
+def is_cookbook_row(record: Record) -> bool:
+    """Return whether one of the cookbook's trainers writes such a row."""
+    known = {"train_mean_nll", "dpo_loss"} & record.keys()
+    return bool(known) or any(key.endswith("/nll") or ("/" in key and _REWARDS.fullmatch(key)) for key in record)
+
+
+def _refuse_rewards(path: Path, records: Iterable[Record]) -> None:
+    if any(_REWARDS.fullmatch(key) for record in records for key in record):
+        raise MetricsError(
+            f"{path}: is a log of reinforcement learning, which has rewards and no loss that could be drawn or "
+            "compared; look at its rewards with the program that wrote it."
+        )
+
+
+def _chosen(names: Iterable[str], usual: str) -> tuple[str, ...]:
+    """Return names of validation losses, each once, with the one to read first: the usual one, where it is there."""
+    return tuple(sorted(dict.fromkeys(names), key=lambda name: name != usual))
+
+
+def read_cookbook(path: Path, name: str) -> Run:
+    """Read the cookbook's metrics.jsonl, and config.json beside it."""
+    lines = [decoded(line) for line in read_text(path).split("\n") if line.strip()]
+    # Rows without a step are summaries; of rows for one step the last one counts, as the step was run again.
+    by_step = {row["step"]: row for row in lines if isinstance(row, dict) and _has_step(row)}
+    rows = [by_step[step] for step in sorted(by_step)]
+    loss = "dpo_loss" if any("dpo_loss" in row for row in rows) else "train_mean_nll"
+    trained = [row for row in rows if loss in row]
+    evaluations = _chosen((key for row in rows for key in row if key.endswith("/nll")), "test/nll")
+    evaluated = [row for row in rows if evaluations[0] in row] if evaluations and loss != "dpo_loss" else []
+    if not trained and not evaluated:
+        _refuse_rewards(path, rows)
+    totals = _column(trained, "tokens/cumulative/trained")
+    if not np.isfinite(totals).any():  # an older version, which gives no total
+        totals = np.cumsum(_column(trained, "num_tokens"))
+    train = curve(
+        _column(trained, "step") + 1,
+        _column(trained, loss),
+        totals,
+        _column(trained, "cost/cumulative_usd"),
+    )
+    return Run(
+        name=name,
+        made_by="tinker-cookbook",
+        unit="preference" if loss == "dpo_loss" else _cookbook_unit(trained),
+        train=train,
+        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))),
+        settings=_renamed(path.with_name("config.json"), _COOKBOOK_SETTINGS),
+        epochs=_epochs_begun(_column(rows, "epoch") + 1),
+        unused_lines=sum(not isinstance(line, dict) for line in lines),
+        evaluations=evaluations,
+    )
+
+
+def _cookbook_unit(rows: list[Record]) -> LossUnit:
+    weights, examples = _column(rows, "num_loss_tokens"), _column(rows, "num_sequences")
+    known = np.isfinite(weights) & np.isfinite(examples)
+    raw = known.any() and not np.allclose(weights[known], examples[known], rtol=1e-3)
+    return "nats/token" if raw else "example means"
+
+
+def read_trainer(path: Path, name: str) -> Run:
+    """Read a trainer_state.json, and the adapter_config.json that PEFT leaves beside it."""
+    state = decoded(read_text(path))
+    history = state["log_history"] if isinstance(state["log_history"], list) else []
+    entries = [entry for entry in history if isinstance(entry, dict) and _has_step(entry)]
+    trained = [entry for entry in entries if "loss" in entry]
+    names = (key for entry in entries for key in entry if _TRAINER_EVALUATION.fullmatch(key))
+    evaluations = _chosen(names, "eval_loss")
+    evaluated = [entry for entry in entries if evaluations and evaluations[0] in entry]
+    _refuse_rewards(path, entries)
+    train = curve(_column(trained, "step"), _column(trained, "loss"), _trainer_tokens(trained))
+    settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
+    if state.get("num_train_epochs"):
+        settings["training.epochs"] = _as_text(state["num_train_epochs"])
+    return Run(
+        name=name,
+        made_by="Hugging Face Trainer",
+        unit="preference" if any("rewards/chosen" in entry for entry in entries) else "batch means",
+        train=train,
+        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))),
+        settings=settings,
+        epochs=_epochs_begun(_column(entries, "epoch")),
+        evaluations=evaluations,
+        steps=as_float(state.get("global_step")),
+    )
+
+
+def _trainer_tokens(entries: list[Record]) -> FloatArray:
+    """Return the tokens trained on until each entry; a count that began anew goes on from what it was before."""
+    counted = _column(entries, "num_input_tokens_seen")
+    if not np.isfinite(counted).any():
+        counted = _column(entries, "num_tokens")
+    known = np.isfinite(counted)
+    restarted = np.diff(counted[known], prepend=0.0) < 0
+    counted[known] += np.cumsum(np.where(restarted, np.roll(counted[known], 1), 0.0))
+    return counted
+
+
+def flat_settings(settings: object, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted key → value as text."""
+    if not isinstance(settings, dict):
+        return {prefix: _as_text(settings)}
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _as_text(value: object) -> str:
+    """Return a value in a cell's length, the same for 2e-4 and 0.0002, and for one list in any order."""
+    if isinstance(value, list):
+        text = " ".join(sorted(map(str, value)))
+    elif isinstance(value, float):
+        text = f"{value:g}"
+    else:
+        text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= _MAX_SETTING else f"{text[:_MAX_SETTING]}…"
+
+
+def _renamed(path: Path, names: Mapping[str, str]) -> dict[str, str]:
+    """Return settings of another program by this project's names; what has none here is left out."""
+    if not path.is_file():
+        return {}
+    settings = decoded(read_text(path))
+    if not isinstance(settings, dict):
+        raise MetricsError(f"{path}: expected a JSON object with a run's settings; restore the file, or remove it.")
+    theirs = flat_settings(settings)
+    return {own: theirs[name] for name, own in names.items() if name in theirs}
+
+
+def _has_step(record: Record) -> bool:
+    step = as_float(record.get("step"))
+    return step is not None and step >= 0
+
+
+def _column(records: Iterable[Record], name: str) -> FloatArray:
+    """Return a field of records, shape [records]; NaN where it is absent or no number."""
+    return np.array([as_float(record.get(name)) for record in records], dtype=np.float64)
+
+
+def _epochs_begun(epochs: FloatArray) -> int | None:
+    known = epochs[np.isfinite(epochs)]
+    return math.ceil(known.max()) if len(known) else None
