@@ -201,14 +201,19 @@ def _of(value: int | None, total: int | None) -> str:
     return so_far if total is None else f"{so_far} of {total:,}"
 
 
-def show_picture(drawing: Figure, alternative_text: str) -> None:
-    """Display a figure as a still picture that stays in the saved notebook, with its alternative text."""
+def show_picture(drawing: Figure, alternative_text: str, as_html: bool = False) -> None:
+    """Display a figure as a still picture that stays in the saved notebook, with its alternative text.
+
+    `as_html` writes both as one HTML element: nbconvert's default template leaves out what it is told of a PNG.
+    """
     from IPython.display import display
 
+    data, alt = base64.b64encode(png(drawing)).decode("ascii"), escape(alternative_text)
+    picture = {"image/png": data}
+    if as_html:
+        picture = {"text/html": f'<img alt="{alt}" src="data:image/png;base64,{data}" style="max-width: 960px">'}
     display(  # type: ignore[no-untyped-call]
-        {"text/plain": "<picture>", "image/png": base64.b64encode(png(drawing)).decode("ascii")},
-        metadata={"image/png": {"alt": alternative_text}},
-        raw=True,
+        {"text/plain": "<picture>", **picture}, metadata={"image/png": {"alt": alternative_text}}, raw=True
     )
 
 
