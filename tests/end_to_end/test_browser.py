@@ -202,6 +202,31 @@ def test_where_buttons_are_not_heard_the_view_says_how_to_stop(lab, run):
     assert still_of(notebook.save()).metadata["image/png"]["alt"]
 
 
+def test_text_is_no_mathematics_and_hides_nothing(lab, run):
+    text = "it costs $5 today and $6 tomorrow $\\\\color{white}{secret}$ \\u202egnp.exe\\u200b\\U000e0041"
+    notebook = lab.open(
+        notebook_of(
+            run,
+            "from tinker_utils import MaskView, prepare, load_config_from_yaml\n"
+            "from tinker_utils.basics.table import Table\nfrom tinker_utils.data import Conversation, render\n"
+            f"text = '{text}'\nturns = [('user', text), ('assistant', text)]\n"
+            "talk = Conversation(tuple({'role': role, 'content': content} for role, content in turns), 'here')\n"
+            f"config = load_config_from_yaml({str(ROOT / 'configs' / 'training.yaml')!r}, 'local')\n"
+            "tokenizer = prepare(config).tokenizer\n"
+            "display(MaskView(render([talk], tokenizer, 512).examples[0], tokenizer))\n"
+            "display(Table(('a', 'b'), ((text, text),)))",
+            "from IPython.display import HTML\nHTML('so that mathematics is known to work: $x^2$')",
+        )
+    )
+    notebook.run_all()
+    lab.page.locator(".jp-OutputArea-output mjx-container").wait_for()  # that of the last cell
+    shown = [output.inner_text() for output in lab.page.locator(".jp-RenderedHTMLCommon").all()][:2]
+    for each in shown:
+        assert "$5 today and $6 tomorrow $\\color{white}{secret}$" in each
+        assert r"\u202egnp.exe\u200b\U000e0041" in each
+    assert lab.page.locator("mjx-container").count() == 1
+
+
 @pytest.mark.parametrize(
     ("output", "shown"),
     [

@@ -25,11 +25,19 @@ def one_sentence(text: str) -> str:
     return shown if len(shown) <= _MAX_LENGTH else f"{shown[: _MAX_LENGTH - _TAIL - 3]} … {shown[-_TAIL:]}"
 
 
-def printable(text: str) -> str:
-    """Spell out control and formatting characters, such as `\\x1b`, in `text`: a terminal would act on them."""
+def printable(text: str, kept: str = "") -> str:
+    """Spell out characters that are not seen, such as `\\x1b` or `\\u202e`, but not those that are `kept`.
+
+    A terminal acts on some of them; others turn the direction of what follows, or hide in a text.
+    """
     if text.isprintable():
         return text
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return "".join(sign if sign.isprintable() or sign in kept else ascii(sign)[1:-1] for sign in text)
+
+
+def printable_lines(text: str) -> str:
+    """Do as `printable`, but leave line breaks and tabs."""
+    return printable(text, kept="\n\t")
 
 
 def without_secrets(text: str) -> str:

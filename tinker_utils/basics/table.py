@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from tinker_utils.basics.redaction import printable
 
+# Text between dollar signs is text: MathJax, in JupyterLab and elsewhere, leaves elements of these classes alone.
+NO_MATHEMATICS = "mathjax_ignore tex2jax_ignore"
 _GAP = "  "
 _LEFT = "text-align:left"
 
@@ -64,7 +66,7 @@ class Table:
             values = "".join(f"<td{style}>{_html(cell)}</td>" for cell in cells)
             rows.append(f'<tr><th {scope} style="{_LEFT}">{_html(name)}</th>{values}</tr>')
         head, body = "".join(columns), "".join(rows)
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f'<table class="{NO_MATHEMATICS}">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _in_one_line(cell: str) -> str:

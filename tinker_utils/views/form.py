@@ -18,6 +18,7 @@ from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
+from tinker_utils.basics.table import NO_MATHEMATICS
 from tinker_utils.config.rules import Rule
 from tinker_utils.config.settings import RULES, TrainingConfig
 from tinker_utils.errors import ConfigError
@@ -132,9 +133,8 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
                 forecast(config, self._data, prices_for(config.service, config.model)),
                 exact=self._data.cut_at is not None,
             )
-        self._consequences.value = (
-            f'<section class="tinker-run" aria-label="Effect of these settings">{alert}{content}</section>'
-        )
+        about = f'class="tinker-run {NO_MATHEMATICS}" aria-label="Effect of these settings"'
+        self._consequences.value = f"<section {about}>{alert}{content}</section>"
 
 
 def _consequences_html(follows: Forecast, exact: bool) -> str:

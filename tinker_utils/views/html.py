@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from tinker_utils.basics.redaction import printable, printable_lines
+from tinker_utils.basics.table import NO_MATHEMATICS
 from tinker_utils.run import figures
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit, dollars, short
 from tinker_utils.run.series import Record
@@ -96,10 +98,10 @@ def status_html(status: RunStatus, unit: LossUnit) -> str:
     """Name, sentence, progress bar and figures of a run."""
     warnings = warnings_html(status.warnings[-_MAX_WARNINGS:])
     return (
-        f'<section class="tinker-run" aria-label="Run {escape(status.name)}">'
-        f'<div class="head"><span class="name">{escape(status.name)}</span>'
+        f'<section class="tinker-run {NO_MATHEMATICS}" aria-label="Run {escape(status.name)}">'
+        f'<div class="head"><span class="name">{escape(printable(status.name))}</span>'
         f'<span role="status" aria-live="polite">{escape(status.sentence)}</span>'
-        f"<small>{escape(status.place)}</small></div>"
+        f"<small>{escape(printable(status.place))}</small></div>"
         f"{_progress_bar(status)}{figures_html(_figures(status, unit))}{warnings}</section>"
     )
 
@@ -128,12 +130,14 @@ def samples_html(samples: Sequence[Record]) -> str:
         return ""
     blocks = "".join(_sample(sample) for sample in samples)
     step = escape(str(samples[0].get("step", "?")))
-    return f'<details class="tinker-run"><summary>Samples after step {step}</summary>{blocks}</details>'
+    return (
+        f'<details class="tinker-run {NO_MATHEMATICS}"><summary>Samples after step {step}</summary>{blocks}</details>'
+    )
 
 
 def _sample(sample: Record) -> str:
     rows = (
-        f"<span>{label}</span><pre>{escape(str(sample[name]))}</pre>"
+        f"<span>{label}</span><pre>{escape(printable_lines(str(sample[name])))}</pre>"
         for name, label in (("prompt", "prompt"), ("completion", "model"), ("reference", "reference"))
         if sample.get(name) is not None
     )

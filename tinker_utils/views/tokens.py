@@ -10,7 +10,8 @@ import html
 from itertools import groupby
 from typing import Any
 
-from tinker_utils.basics.table import Table
+from tinker_utils.basics.redaction import printable_lines
+from tinker_utils.basics.table import NO_MATHEMATICS, Table
 from tinker_utils.batching import Example
 
 # Signs that would be invisible or act on a terminal are shown as what Unicode draws for them.
@@ -65,7 +66,7 @@ class MaskView:
         )
         title = html.escape(self.title)
         return (
-            f'<figure aria-label="{title}" style="{_FRAME}">'
+            f'<figure class="{NO_MATHEMATICS}" aria-label="{title}" style="{_FRAME}">'
             f"<figcaption><strong>{title}</strong> · {legend}</figcaption>"
             f'<div style="{_TEXT}">{text}</div></figure>'
         )
@@ -98,7 +99,7 @@ def _quoted(tokenizer: Any, token: int) -> str:
 
 
 def _visible(text: str) -> str:
-    return text.translate(_CONTROL_PICTURES)
+    return printable_lines(text.translate(_CONTROL_PICTURES))
 
 
 def _stretch(text: str, counts: bool) -> str:
