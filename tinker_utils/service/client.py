@@ -33,7 +33,8 @@ from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
 if TYPE_CHECKING:
     import tinker
 
-_PROBE_SECONDS = 10
+_PROBE_SECONDS = 4
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ANSWER_SECONDS = 30
 _EXPORT_TTL_SECONDS = 3600
 _ASKING = "asking the service for its models"
@@ -233,6 +234,7 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
     Raises:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
+    reach_loopback_directly()
     with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
             model = config.resolved().model
@@ -269,7 +271,16 @@ def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
     """
     import tinker
 
+    reach_loopback_directly()
     return _served_models(tinker.RestClient(**_address(config)))
+
+
+def reach_loopback_directly() -> None:
+    """Have this process reach its own machine without the proxy that the environment names: it would read the key."""
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    missing = [host for host in _LOOPBACK if host not in listed.split(",")]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (listed, *missing)))
 
 
 def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:

@@ -1,0 +1,48 @@
+"""The loopback is reached directly, whatever proxy the environment names."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+
+import pytest
+
+from tinker_utils.service.client import ask_for_models, connect
+
+pytestmark = pytest.mark.usefixtures("key")
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """A proxy that refuses whoever connects, and notes it; the environment sends everything there."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                asked.append(connection.recv(4096))
+                connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "example.org")
+        monkeypatch.setenv("NO_PROXY", "")
+        yield asked
+        listening.close()
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_nothing_of_a_local_service_goes_through_a_proxy(config, tmp_path, proxy, embedded):
+    there = dataclasses.replace(config, service="local") if embedded else config
+    if not embedded:
+        assert "tiny" in ask_for_models(there)
+    with connect(there, tmp_path / "store") as service:
+        model = service.new_model(there)
+        assert service.sample([[5, 6, 7]], model.submit_save("one").result(), max_tokens=2)
+    assert proxy == []
