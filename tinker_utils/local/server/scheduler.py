@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import contextlib
 import json
 import logging
 import threading
@@ -225,7 +226,8 @@ class Lanes:
         request.held_since = None
 
         def finished(result: Result) -> None:
-            loop.call_soon_threadsafe(request.finish, result)
+            with contextlib.suppress(RuntimeError):  # the server has ended, and nobody waits for the answer
+                loop.call_soon_threadsafe(request.finish, result)
 
         self._worker.submit(lane_id, job, finished)
 
