@@ -13,7 +13,6 @@ import msgspec
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import RunDirectoryError
-from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 
 FORMAT = 2
 
@@ -121,25 +120,28 @@ class Provenance(msgspec.Struct, kw_only=True):
     data: dict[str, DataFile] = {}
 
 
-class Roles(msgspec.Struct):
-    """The best and the latest checkpoint at a point of the run."""
+class Checkpoint(msgspec.Struct, frozen=True):
+    """A saved state: the step after which it was taken, its `tinker://` path, and whether it is a periodic one."""
+
+    step: int
+    path: str
+    periodic: bool = False
+
+
+class Roles(msgspec.Struct, frozen=True):
+    """The best checkpoint and the latest one at a point of the run."""
 
     best: Checkpoint | None = None
     latest: Checkpoint | None = None
 
 
-class SavedPoint(msgspec.Struct):
-    """A checkpoint that the run can go on from, and its state there."""
+class ResumePoint(msgspec.Struct):
+    """A checkpoint that the run can go on from, and its state there; the run's start has no `path`."""
 
     path: str
     progress: Progress
     early_stopping: StoppingState
     checkpoints: Roles
-
-    def roles(self, periodic: list[Checkpoint]) -> Checkpoints:
-        """Return the point's checkpoints, given a run's periodic ones: those up to the latest one are its own."""
-        best, latest = self.checkpoints.best, self.checkpoints.latest
-        return Checkpoints(best, latest, [each for each in periodic if latest and each.step <= latest.step])
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -155,7 +157,7 @@ class RunState(msgspec.Struct, kw_only=True):
     spent: Spent | None = None
     data_digest: str = ""
     provenance: Provenance | None = None
-    resume_points: list[SavedPoint] = []
+    resume_points: list[ResumePoint] = []  # the latest last
     periodic_checkpoints: list[Checkpoint] = []
     skipped_steps: list[Count] = []
     models: list[str] = []
@@ -166,6 +168,11 @@ class RunState(msgspec.Struct, kw_only=True):
     def ended(self) -> bool:
         """Return whether the run came to its end, and has nothing left to do unless the settings ask for more."""
         return self.status in ("completed", "early_stopped")
+
+
+def model_of(path: str) -> str:
+    """Return the model that saved a checkpoint, by the `tinker://` path."""
+    return path.removeprefix("tinker://").partition("/")[0]
 
 
 def decode_state(content: bytes, path: Path) -> RunState:

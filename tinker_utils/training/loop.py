@@ -302,6 +302,6 @@ class TrainingLoop:
 
     async def _sweep(self) -> None:
         """Look at the checkpoints once more at the end: what a killed attempt had queued may have been saved since."""
-        kept = needed(self._logger.state.models, self._recorder.named)
+        kept = needed(self._logger.state)
         looking = as_answer(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
         await asyncio.wait([looking], timeout=_TIDY_SECONDS)
