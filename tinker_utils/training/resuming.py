@@ -18,7 +18,7 @@ def resume_points(state: RunState | None) -> list[ResumePoint]:
     """Return where the run can go on, the latest first; the last one is its start."""
     saved = state.resume_points if state else []
     start = ResumePoint("", Progress(), StoppingState(), Roles())
-    return [*sorted(reversed(saved), key=lambda point: -point.progress.step), start]
+    return [*sorted(saved, key=lambda point: point.progress.step)[::-1], start]
 
 
 def stopper_at(point: ResumePoint, config: TrainingConfig) -> EarlyStopping:
