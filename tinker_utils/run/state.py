@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,6 +169,60 @@ class RunState(msgspec.Struct, kw_only=True):
     def ended(self) -> bool:
         """Return whether the run came to its end, and has nothing left to do unless the settings ask for more."""
         return self.status in ("completed", "early_stopped")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The result that `fit` returns.
+
+    Attributes:
+        status: `completed` (all epochs), `early_stopped`, `stopped` (by a person or the budget), or `failed`.
+        reason: why, in a sentence.
+        output_dir: the run's directory.
+        steps: optimizer steps that are part of the result.
+        tokens: tokens trained on in them.
+        completion_tokens: how many of these the loss was taken over.
+        best_step: the step of the lowest validation loss; None where nothing was evaluated.
+        best_val_loss: that loss, in nats per completion token.
+        best_checkpoint: `tinker://` path of the state at that step, or of the last one where nothing was evaluated.
+        cost_usd: dollars for all that was trained and evaluated; None where no price is known.
+    """
+
+    status: Status
+    reason: str
+    output_dir: Path
+    steps: int
+    tokens: int
+    completion_tokens: int
+    best_step: int | None
+    best_val_loss: float | None
+    best_checkpoint: str | None
+    cost_usd: float | None
+
+    @classmethod
+    def from_state(cls, output_dir: Path, state: RunState) -> TrainingResult:
+        """Return the result of a run that has ended, from its directory and its run.json.
+
+        Raises:
+            RunDirectoryError: the run has not ended.
+        """
+        progress = state.progress
+        if state.status == "running" or progress is None:
+            raise RunDirectoryError(
+                f"{output_dir / 'run.json'}: does not say how the run ended; let the run end first."
+            )
+        return cls(
+            status=state.status,
+            reason=state.reason or "",
+            output_dir=output_dir,
+            steps=progress.step,
+            tokens=progress.tokens_seen,
+            completion_tokens=progress.completion_tokens_seen,
+            best_step=progress.best_step,
+            best_val_loss=progress.best_val_loss,
+            best_checkpoint=state.best_checkpoint,
+            cost_usd=progress.cost_usd,
+        )
 
 
 def model_of(path: str) -> str:

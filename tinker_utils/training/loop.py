@@ -30,8 +30,7 @@ import time
 from tinker_utils.basics.threads import in_background
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.plan.plan import Plan
-from tinker_utils.run.result import TrainingResult
-from tinker_utils.run.state import Status
+from tinker_utils.run.state import Status, TrainingResult
 from tinker_utils.service.client import Service
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed
 from tinker_utils.training.interrupts import Interrupts
@@ -280,7 +279,7 @@ class TrainingLoop:
         recorder.publish()
         best = {"best_step": recorder.stopper.best_step, "best_val_loss": recorder.best}
         self._logger.end(status, reason, recorder.progress.step, **best)
-        return TrainingResult.from_state(self._logger.run, self._logger.state)
+        return TrainingResult.from_state(self._logger.run.path, self._logger.state)
 
     async def _tidy(self) -> None:
         """Wait a little for samples, and for what was asked of checkpoints; an interrupt skips it."""

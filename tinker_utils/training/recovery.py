@@ -15,9 +15,8 @@ from dataclasses import replace
 from tinker_utils.errors import CheckpointGoneError, ResultLostError, ResumeError, ServiceGoneError
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.logger import RunLogger
-from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import ResumePoint, RunState
+from tinker_utils.run.state import ResumePoint, RunState, TrainingResult
 from tinker_utils.service.client import Service
 from tinker_utils.service.model import Model
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, Kept, needed, set_aside

@@ -15,9 +15,8 @@ from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.plan.plan import Plan, prepare
 from tinker_utils.run.directory import RunDirectory, write_atomically
 from tinker_utils.run.logger import OnRecord, RunLogger
-from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState
+from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, TrainingResult
 from tinker_utils.service.client import Service, connect
 from tinker_utils.training.checkpoint_cleanup import borrowed_models
 from tinker_utils.training.checks import PreflightReport, check_start
@@ -77,7 +76,7 @@ async def fit(
         changes = changes_to_take_up(run, before, plan) if before else []
         points = resume_points(before)
         if before and has_ended(before, points[0], plan):
-            return TrainingResult.from_state(run, before)
+            return TrainingResult.from_state(run.path, before)
         checks = await asyncio.to_thread(check_start, plan.config, run, plan, service, same_data=before is not None)
         report = PreflightReport(tuple(checks))
         report.raise_for_failures()
