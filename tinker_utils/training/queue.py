@@ -91,10 +91,13 @@ class RequestQueue:
     def fill(self) -> str | None:
         """Submit as many steps as should be in flight; returns why no further one may be, once that is so."""
         while not self.complete and sum(work.kind == "step" for work in self._works) < self._plan.config.in_flight:
-            budget = self._plan.config.budget_usd
-            if budget is not None and (self._cost_with_next_step() or 0.0) > budget:
-                return f"the next step would exceed training.budget_usd = ${budget:g}"
-            self._submit(self._submitted + 1)
+            step, budget = self._submitted + 1, self._plan.config.budget_usd
+            if budget is not None:
+                tokens = self._spending.tokens + self._plan.batches.batch(step).tokens
+                eval_tokens = self._spending.eval_tokens + (self._eval_tokens if self._plan.evaluates(step) else 0)
+                if (self._plan.cost_usd(tokens, eval_tokens) or 0.0) > budget:
+                    return f"the next step would exceed training.budget_usd = ${budget:g}"
+            self._submit(step)
         return None
 
     def save_last(self) -> None:
@@ -107,12 +110,6 @@ class RequestQueue:
         for work in reversed(self._works):
             for future in work.request.futures:
                 future.cancel()
-
-    def _cost_with_next_step(self) -> float | None:
-        step = self._submitted + 1
-        evaluated = self._eval_tokens if self._plan.evaluates(step) else 0
-        trained = self._plan.batches.batch(step).tokens
-        return self._plan.cost_usd(self._spending.tokens + trained, self._spending.eval_tokens + evaluated)
 
     def _submit(self, step: int) -> None:
         self._submitted = step

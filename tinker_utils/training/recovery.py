@@ -71,11 +71,12 @@ class Recovery:
                 if loop is None and not self._returns:
                     raise  # nothing has been trained yet, and whoever began it is there to hear
                 step = self._go_back()
-                if self._in_vain(lost) or (loop is not None and loop.ending):
+                if self._in_vain(lost) or (loop is not None and loop.ending is not None):
                     raise
                 notices = [("warning", f"{lost} The run went back to step {step} automatically.")]
                 if isinstance(lost, ServiceGoneError):
-                    await self._reconnect(step)
+                    await self._waiting.call(self._service.wait_until_reachable, step, "the service")
+                    self._service.renew()
             except SpoiledStepError as spoiled:
                 notices = [("warning", self._skip(spoiled, self._go_back()))]
 
@@ -143,10 +144,6 @@ class Recovery:
             f"{spoiled}: the batch of step {spoiled.step} is skipped, and the run "
             f"went back to step {back_to} to restore finite weights."
         )
-
-    async def _reconnect(self, step: int) -> None:
-        await self._waiting.call(self._service.wait_until_reachable, step, "the service")
-        self._service.renew()
 
 
 def _skipping(plan: Plan, steps: Iterable[int]) -> Plan:
