@@ -104,7 +104,10 @@ class TrainingLoop:
                     self._end_early()
                 while True:
                     self._heed_requests()
-                    self._submit_ahead()
+                    if not self._paused and self.ending is None and (reason := self._queue.fill()):
+                        self.ending = ("stopped", reason)
+                    if (self.ending is not None or self._queue.complete) and self._last_step is None:
+                        self._queue.save_last()
                     if work := self._queue.first:
                         await self._take(work)
                     elif self._paused:
@@ -116,12 +119,6 @@ class TrainingLoop:
             with contextlib.suppress(RunDirectoryError):
                 self._recorder.publish()
             raise
-
-    def _submit_ahead(self) -> None:
-        if not self._paused and self.ending is None and (reason := self._queue.fill()):
-            self.ending = ("stopped", reason)
-        if (self.ending is not None or self._queue.complete) and self._last_step is None:
-            self._queue.save_last()
 
     # Taking answers
 
@@ -280,7 +277,10 @@ class TrainingLoop:
             with contextlib.suppress(ServiceError):
                 self._service.check_alive()
                 await self._cleanup.settle(_TIDY_SECONDS)  # what is being removed need not be removed again
-                await self._sweep()
+                # Once more: what a killed attempt had queued may have been saved since.
+                kept = needed(self._logger.state)
+                looking = as_answer(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
+                await asyncio.wait([looking], timeout=_TIDY_SECONDS)
             left = await self._cleanup.settle(_TIDY_SECONDS)
         except asyncio.CancelledError:
             self._interrupt()
@@ -290,9 +290,3 @@ class TrainingLoop:
                 f"{left} superseded checkpoints could not be removed from the service, or could not be set to expire"
             )
             self._logger.record("notice", self._recorder.progress.step, kind="warning", message=message)
-
-    async def _sweep(self) -> None:
-        """Look at the checkpoints once more at the end: what a killed attempt had queued may have been saved since."""
-        kept = needed(self._logger.state)
-        looking = as_answer(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
-        await asyncio.wait([looking], timeout=_TIDY_SECONDS)

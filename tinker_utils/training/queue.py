@@ -114,7 +114,14 @@ class RequestQueue:
     def _submit(self, step: int) -> None:
         self._submitted = step
         evaluates = self._plan.evaluates(step)
-        self._submit_step(step)
+        if step in self._plan.batches.skipped:
+            self._works.append(Work("skipped step", step, _NOTHING))
+        else:
+            config, batch = self._plan.config, self._plan.batches.batch(step)
+            self._spending.sent(step, batch.tokens)
+            rate = self._plan.learning_rate(step)
+            trained = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
+            self._works.append(Work("step", step, trained, (batch,)))
         if evaluates:
             self._spending.sent(step, 0, self._eval_tokens)
             request = self._model.submit_evaluation(self._valid_batches)
@@ -123,16 +130,6 @@ class RequestQueue:
             self._submit_save(step)
         if evaluates:
             self.generations.submit(step)
-
-    def _submit_step(self, step: int) -> None:
-        if step in self._plan.batches.skipped:
-            self._works.append(Work("skipped step", step, _NOTHING))
-            return
-        config, batch = self._plan.config, self._plan.batches.batch(step)
-        self._spending.sent(step, batch.tokens)
-        rate = self._plan.learning_rate(step)
-        request = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
-        self._works.append(Work("step", step, request, (batch,)))
 
     def _submit_save(self, step: int) -> None:
         self._saved = step
