@@ -135,19 +135,19 @@ class RunLogger(Closing):
         if now is None or (now.state, now.detail) != (state, detail):
             self.publish(activity=Activity(state, round(time.time(), 3), detail))
 
-    def end(self, status: Status, reason: str, step: int, **fields: Any) -> None:
+    def end(self, status: Status, reason: str, step: int) -> None:
         """Write the run's last record, and how it ended into run.json."""
-        self.record("end", step, status=status, reason=reason, **fields)
+        progress = self.state.progress or Standing()
+        best = {"best_step": progress.best_step, "best_val_loss": progress.best_val_loss}
+        self.record("end", step, status=status, reason=reason, **best)
         self.publish(status=status, reason=reason)
         self.activity("ended", reason)
 
     def abandon(self, status: Status, reason: str) -> None:
         """End a run that was broken off: at the last step recorded, and silent if the disk refuses even that."""
-        progress = self.state.progress or Standing()
-        best = {"best_step": progress.best_step, "best_val_loss": progress.best_val_loss}
         # A ValueError: a rollback that the disk refused has left the file closed.
         with contextlib.suppress(RunDirectoryError, ValueError):
-            self.end(status, reason, self._last_step, **best)
+            self.end(status, reason, self._last_step)
 
     def close(self) -> None:
         """Close the files."""

@@ -266,8 +266,7 @@ class TrainingLoop:
             recorder.record_early_stop()
         await self._tidy()
         recorder.publish()
-        best = {"best_step": recorder.stopper.best_step, "best_val_loss": recorder.best}
-        self._logger.end(status, reason, recorder.progress.step, **best)
+        self._logger.end(status, reason, recorder.progress.step)
         return TrainingResult.from_state(self._logger.run.path, self._logger.state)
 
     async def _tidy(self) -> None:
