@@ -42,21 +42,21 @@ class TrainSeries:
 
     def __init__(self) -> None:
         own = {figure.name: figure.absent for figure in figures.TRAIN if figure.absent is not None}
-        self._absent = {"step": math.nan, **own, "timestamp": math.nan}
-        self._columns = {name: array("d") for name in self._absent}
+        absent = {"step": math.nan, **own, "timestamp": math.nan}
+        self._columns = {name: (array("d"), value) for name, value in absent.items()}
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; a field that is absent or null takes its column's default."""
-        for name, default in self._absent.items():
+        for name, (column, absent) in self._columns.items():
             value = as_float(record.get(name))
-            self._columns[name].append(default if value is None else value)
+            column.append(absent if value is None else value)
 
     def __len__(self) -> int:
-        return len(self._columns["step"])
+        return len(self._columns["step"][0])
 
     def __getitem__(self, name: str) -> FloatArray:
         """Return column `name` as a float64 array of shape [records]; NaN where there is no value."""
-        return np.array(self._columns[name], dtype=np.float64)
+        return np.array(self._columns[name][0], dtype=np.float64)
 
 
 @dataclass(eq=False)
