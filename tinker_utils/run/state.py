@@ -1,4 +1,4 @@
-"""run.json: how a run stands, and everything needed to go on with it; docs/run_json.md describes each field.
+"""run.json: how a run stands or ended, and what is needed to go on with it; docs/run_json.md describes each field.
 
 `RunDirectory` reads and writes it. What an older version wrote is brought to this format here, when it is read.
 """
