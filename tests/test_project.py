@@ -20,8 +20,8 @@ from tinker_utils.run.state import (
     Planned,
     Progress,
     Provenance,
+    ResumePoint,
     RunState,
-    SavedPoint,
     Spent,
     Standing,
     StoppingState,
@@ -63,7 +63,7 @@ def test_the_page_on_the_store_names_every_field_of_a_checkpoint():
 
 def test_the_page_on_run_json_names_every_field():
     page = (ROOT / "docs" / "run_json.md").read_text(encoding="utf-8")
-    structs = [RunState, Activity, Planned, Standing, Spent, Progress, StoppingState, Provenance, DataFile, SavedPoint]
+    structs = [RunState, Activity, Planned, Standing, Spent, Progress, StoppingState, Provenance, DataFile, ResumePoint]
     names = {name for struct in structs for name in struct.__struct_fields__}
     assert {name for name in names if f"`{name}`" not in page} == set()
 

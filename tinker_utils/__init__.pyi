@@ -5,7 +5,7 @@ from .errors import TinkerUtilsError as TinkerUtilsError
 from .export.adapter import export_adapter as export_adapter
 from .plan.plan import prepare as prepare
 from .run.metrics import read_metrics as read_metrics
-from .run.result import TrainingResult as TrainingResult
+from .run.state import TrainingResult as TrainingResult
 from .service.client import connect as connect
 from .service.sampling import sample_answers as sample_answers
 from .style.curves import describe as describe, figure as figure, save_png as save_png

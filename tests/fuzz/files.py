@@ -28,9 +28,8 @@ from tinker_utils.local.store.checkpoint import CheckpointInfo
 from tinker_utils.local.store.store import Store
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader, read_metrics
-from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
-from tinker_utils.run.state import RunState
+from tinker_utils.run.state import RunState, TrainingResult
 from tinker_utils.run.status import RunFollower
 from tinker_utils.style import curves, overlays
 from tinker_utils.training.resuming import resume_points
@@ -121,7 +120,7 @@ def state(directory: Path, content: bytes) -> None:
     with only_sentences():
         assert all(point.progress.step >= 0 for point in resume_points(run.read_state()))
     with only_sentences():
-        TrainingResult.from_state(run, run.read_state() or RunState())
+        TrainingResult.from_state(run.path, run.read_state() or RunState())
 
 
 def samples(directory: Path, content: bytes) -> None:

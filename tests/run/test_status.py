@@ -303,7 +303,7 @@ class TestFollowing:
             assert follower.status().step == 1
             writer.write({"type": "val", "step": 1, "val_loss": 3.0})
             follower.poll()
-            assert follower.evaluations == 1
+            assert len(follower.log.val) == 1
             assert follower.status().best_val_loss == 3.0
         write_state(run, status="completed")
         follower.poll()
@@ -313,10 +313,10 @@ class TestFollowing:
         write_metrics(run, train(1, 0.0), {"type": "val", "step": 1, "val_loss": 3.0})
         follower = RunFollower(run)
         follower.poll()
-        assert follower.evaluations == 1
+        assert len(follower.log.val) == 1
         roll_back_metrics(run.metrics, None, 0)
         follower.poll()
-        assert follower.evaluations == 0
+        assert len(follower.log.val) == 0
         assert follower.status().step is None
 
     def test_metrics_of_another_name(self, tmp_path):

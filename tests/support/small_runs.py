@@ -13,7 +13,7 @@ from support.local_service import Running
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.export.adapter import export_adapter
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.result import TrainingResult
+from tinker_utils.run.state import TrainingResult
 from tinker_utils.service.client import Service, connect
 from tinker_utils.training.start import fit_blocking
 

@@ -344,11 +344,21 @@ async def test_starting_anew_keeps_the_previous_run_aside(config, service, run):
 
 
 async def test_an_expired_checkpoint_falls_back_to_the_one_before(whole, config, service, run):
-    stopped = await fit(config, run.path, service=service, on_record=stop_at(run, 6))
-    latest = run.read_state().resume_points[-1].path
-    service.delete_checkpoint(latest).result()
-    result = await fit(config, run.path, service=service)
+    each = dataclasses.replace(config, checkpoint_interval_steps=1)
+    stopped = await fit(each, run.path, service=service, on_record=stop_at(run, 6))
+    *_, before, latest = run.read_state().resume_points
+    service.delete_checkpoint(latest.path).result()
+    known = []
+
+    def look(record):
+        if record["type"] == "resume":
+            state = run.read_state()
+            known.extend([state.resume_points[-1], *state.periodic_checkpoints])
+
+    result = await fit(each, run.path, service=service, on_record=look)
     assert result.status == "completed"
+    step = before.progress.step
+    assert [known[0].path, *(checkpoint.step for checkpoint in known[1:])] == [before.path, *range(1, step + 1)]
     assert records(run, "resume")[-1]["step"] < stopped.steps
     assert any("checkpoint before it" in r["message"] for r in records(run, "notice"))
     assert adapter_bytes(run, service) == whole[2]

@@ -12,14 +12,12 @@ from support.small_runs import records
 
 from tinker_utils.errors import ResultLostError, ServiceError, ServiceTimeoutError
 from tinker_utils.plan.cost import Prices
-from tinker_utils.run.evaluations import PastEvaluations
 from tinker_utils.training import waiting
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup
 from tinker_utils.training.generations import Generations
 from tinker_utils.training.loop import SpoiledStepError, TrainingLoop
 from tinker_utils.training.queue import RequestQueue
 from tinker_utils.training.recorder import Recorder
-from tinker_utils.training.resuming import ResumePoint
 
 # Two steps are kept in flight; behind the second stand its evaluation and its save.
 TWO_STEPS = ["step", "step", "evaluation", "save"]
@@ -34,7 +32,7 @@ def make(small_plan, logger, spending, run):
         plan = dataclasses.replace(
             small_plan, batches=batches, config=dataclasses.replace(small_plan.config, **changes)
         )
-        recorder = Recorder(plan, logger, [ResumePoint()], PastEvaluations(run.evaluations), spending)
+        recorder = Recorder(plan, logger, spending)
         queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
         service = service or SmallService()
         return TrainingLoop(plan, queue, recorder, CheckpointCleanup(service, None), service)

@@ -10,18 +10,17 @@ from support.small_runs import records
 
 from tinker_utils.batching import in_batches
 from tinker_utils.run import figures
-from tinker_utils.run.evaluations import PastEvaluations
 from tinker_utils.run.figures import Figure
 from tinker_utils.run.status import RunFollower
 from tinker_utils.service.model import BatchLoss
 from tinker_utils.training.recorder import Recorder
-from tinker_utils.training.resuming import ResumePoint, resume_points
+from tinker_utils.training.resuming import resume_points
 from tinker_utils.views.html import status_html
 
 
 @pytest.fixture
 def recorder(small_plan, logger, spending, run):
-    return Recorder(small_plan, logger, [ResumePoint()], PastEvaluations(run.evaluations), spending)
+    return Recorder(small_plan, logger, spending)
 
 
 def train(recorder, plan, step, per_token=1.0, of_service=None, log=False):
@@ -96,14 +95,36 @@ def test_checkpoints_that_are_neither_best_nor_latest_are_given_up(recorder, sma
     assert run.read_state().best_checkpoint == "tinker://small/weights/4"
 
 
+def test_a_periodic_best_is_given_up_to_expire_and_stays_until_then(recorder, small_plan, run):
+    for step, loss in ((4, 2.0), (6, 1.0)):
+        evaluate(recorder, small_plan, step, loss)
+        released = recorder.saved(step, f"tinker://small/weights/{step}")
+    assert [(checkpoint.step, checkpoint.periodic) for checkpoint in released] == [(4, True)]
+    state = run.read_state()
+    assert [checkpoint.step for checkpoint in state.periodic_checkpoints] == [4]
+    assert [point.path for point in state.resume_points] == [f"tinker://small/weights/{step}" for step in (4, 6)]
+
+
+def test_a_run_ends_with_its_best_or_else_its_latest(recorder, small_plan, run):
+    recorder.publish()
+    assert run.read_state().best_checkpoint is None
+    recorder.saved(2, "tinker://small/weights/2")
+    recorder.saved(3, "tinker://small/weights/3")
+    assert run.read_state().best_checkpoint == "tinker://small/weights/3"
+    evaluate(recorder, small_plan, 5, 2.0)
+    recorder.saved(5, "tinker://small/weights/5")
+    recorder.saved(7, "tinker://small/weights/7")
+    assert run.read_state().best_checkpoint == "tinker://small/weights/5"
+
+
 def test_what_it_saved_is_where_the_next_one_begins(recorder, small_plan, logger, spending, run):
     train(recorder, small_plan, 1)
     evaluate(recorder, small_plan, 2, 2.0)
     recorder.saved(2, "tinker://small/weights/2")
     train(recorder, small_plan, 3, per_token=9.0)  # is lost with the process
     point, start = resume_points(run.read_state())
-    assert (point.path, point.progress.step, start) == ("tinker://small/weights/2", 1, ResumePoint())
-    again = Recorder(small_plan, logger, [point], PastEvaluations(run.evaluations), spending)
+    assert (point.path, point.progress.step, start) == ("tinker://small/weights/2", 1, *resume_points(None))
+    again = Recorder(small_plan, logger, spending)
     assert (again.best, again.progress.window_nll) == (2.0, small_plan.batches.batch(1).completion_tokens)
     evaluate(again, small_plan, 4, 2.25)
     assert records(run, "val")[-1]["val_diff_best"] == pytest.approx(0.25), "the evaluations are read from their files"

@@ -10,14 +10,13 @@ from support.states import state_of
 
 from tinker_utils.config.settings import dump_config
 from tinker_utils.errors import ResumeError
-from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 from tinker_utils.training.resuming import (
-    ResumePoint,
     changes_to_take_up,
     has_ended,
     resume_points,
     stretched_schedule,
     with_fresh_patience,
+    without_lost_best,
 )
 
 
@@ -40,28 +39,21 @@ def plan_with(plan, **changes):
 def test_the_latest_point_comes_first_and_the_start_last():
     points = resume_points(state_of(resume_points=[saved(2), saved(6), saved(4)]))
     assert [point.progress.step for point in points] == [6, 4, 2, 0]
-    assert points[-1] == ResumePoint()
-    assert resume_points(None) == [ResumePoint()]
-
-
-def test_a_point_has_the_periodic_checkpoints_up_to_it():
-    periodic = [{"step": step, "path": f"tinker://m/weights/{step}", "periodic": True} for step in (4, 8, 12)]
-    point, _ = resume_points(state_of(resume_points=[saved(8)], periodic_checkpoints=periodic))
-    assert [checkpoint.step for checkpoint in point.checkpoints.periodic] == [4, 8]
-
-
-def test_what_is_written_of_a_point_is_what_is_read():
-    state = state_of(resume_points=[saved(6, best=4, without_improvement=1)])
-    point, _ = resume_points(state)
-    assert point.saved() == state.resume_points[0]
-    assert point.compared_steps == (4, None)
+    assert (points[-1].path, points[-1].checkpoints.latest) == ("", None)
+    assert resume_points(None) == points[-1:]
 
 
 def test_a_best_checkpoint_that_later_ones_superseded_is_not_waited_for():
     point, _ = resume_points(state_of(resume_points=[saved(6, best=2)]))
-    kept = Checkpoints(best=Checkpoint(4, "tinker://m/weights/4", periodic=True))
-    assert point.without_lost_best(kept).checkpoints.best is None
-    assert point.without_lost_best(point.checkpoints) is point
+    state = state_of(resume_points=[saved(6, best=2), saved(8, best=5)])
+    assert without_lost_best(point, state).checkpoints.best is None
+    assert without_lost_best(point, state).checkpoints.latest == point.checkpoints.latest
+    assert without_lost_best(point, state_of(resume_points=[saved(6, best=2), saved(8, best=2)])) is point
+    periodic = state_of(
+        resume_points=[saved(6, best=4), saved(8, best=5)], periodic_checkpoints=[saved(4)["checkpoints"]["latest"]]
+    )
+    point = resume_points(periodic)[1]
+    assert without_lost_best(point, periodic) is point
 
 
 @pytest.mark.parametrize(

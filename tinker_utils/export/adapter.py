@@ -10,7 +10,7 @@ from tinker_utils.config.paths import as_path
 from tinker_utils.config.settings import load_config_from_yaml
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.result import TrainingResult
+from tinker_utils.run.state import TrainingResult
 from tinker_utils.service.client import Service, connect
 
 

@@ -174,8 +174,10 @@ class RunDirectory:
 
     def check_free(self) -> None:
         """Raise the RunDirectoryError that `lock` would raise because another process trains here; write nothing."""
-        if (holder := lock.held_by(self._lock)) is not None:
-            self._refuse(holder)
+        with contextlib.suppress(OSError):
+            free, holder = lock.look(self._lock)
+            if not free:
+                self._refuse(holder)
 
     def is_free(self) -> bool:
         """Return whether it is certain that no process trains here, as when the one that did was killed."""

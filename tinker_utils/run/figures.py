@@ -183,14 +183,3 @@ VAL = (
 def fields_of(figures: Sequence[Figure], about: Window | Evaluated) -> dict[str, float | int | bool | None]:
     """Return a record's fields by name: what is computed of `figures`, `TRAIN` or `VAL`."""
     return {figure.name: figure.of(about) for figure in figures if figure.of is not None}
-
-
-def logged_names() -> list[str]:
-    """Return the names of what train.log shows, in its order."""
-    return list(dict.fromkeys(figure.name for figure in (*TRAIN, *VAL) if figure.logged))
-
-
-def train_columns() -> dict[str, float]:
-    """Return what readers keep of train records: names, and what is taken where a record lacks the field."""
-    own = {figure.name: figure.absent for figure in TRAIN if figure.absent is not None}
-    return {"step": math.nan, **own, "timestamp": math.nan}

@@ -47,28 +47,24 @@ def holder(descriptor: int) -> str:
     return ""
 
 
-def held_by(path: Path) -> str | None:
-    """Return who holds the lock, "" if that is not known; None if nobody does, as far as this machine can see."""
-    with contextlib.suppress(OSError):
-        free, who = _look(path)
-        return None if free else who
-    return None
-
-
 def is_free(path: Path) -> bool:
     """Return whether it is certain that no process holds the lock.
 
     One on another machine, which need not see this one's locks, leaves that open.
     """
     try:
-        free, who = _look(path)
+        free, who = look(path)
     except OSError as error:
         return isinstance(error, FileNotFoundError)
     return free and who.partition(_HOST)[2] in ("", socket.gethostname())
 
 
-def _look(path: Path) -> tuple[bool, str]:
-    """Return whether the lock could be taken, which is given back at once, and who signed it last."""
+def look(path: Path) -> tuple[bool, str]:
+    """Return whether the lock could be taken, which is given back at once, and who signed it last.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read or locked.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return lock_descriptor(descriptor, blocking=False), holder(descriptor)

@@ -15,8 +15,8 @@ from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.config.paths import as_path
 from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run import figures
 from tinker_utils.run.directory import RunDirectory, writing
-from tinker_utils.run.figures import logged_names
 from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.series import Record
 from tinker_utils.run.state import Activity, RunState, Standing, Status
@@ -89,18 +89,13 @@ class RunLogger(Closing):
             self._log.write(log_line(record) + "\n")
             self._log.flush()
         if self._on_record is not None:
-            self._call_back(self._on_record, record)
+            try:
+                self._on_record(record)
+            except Exception as error:
+                self._on_record = None
+                message = one_sentence(f"on_record raised {type(error).__name__} ({error}) and is no longer called.")
+                self.record("notice", step, kind="warning", message=message)
         return record
-
-    def _call_back(self, on_record: OnRecord, record: Record) -> None:
-        try:
-            on_record(record)
-        except Exception as error:
-            self._on_record = None
-            self.record(
-                "notice", record["step"], kind="warning",
-                message=one_sentence(f"on_record raised {type(error).__name__} ({error}) and is no longer called."),
-            )  # fmt: skip
 
     def roll_back(self, checkpoint: str | None, step: int) -> bool:
         """Cut metrics.jsonl and samples.jsonl back to a checkpoint and its step, or to the start where that is None.
@@ -140,19 +135,19 @@ class RunLogger(Closing):
         if now is None or (now.state, now.detail) != (state, detail):
             self.publish(activity=Activity(state, round(time.time(), 3), detail))
 
-    def end(self, status: Status, reason: str, step: int, **fields: Any) -> None:
+    def end(self, status: Status, reason: str, step: int) -> None:
         """Write the run's last record, and how it ended into run.json."""
-        self.record("end", step, status=status, reason=reason, **fields)
+        progress = self.state.progress or Standing()
+        best = {"best_step": progress.best_step, "best_val_loss": progress.best_val_loss}
+        self.record("end", step, status=status, reason=reason, **best)
         self.publish(status=status, reason=reason)
         self.activity("ended", reason)
 
     def abandon(self, status: Status, reason: str) -> None:
         """End a run that was broken off: at the last step recorded, and silent if the disk refuses even that."""
-        progress = self.state.progress or Standing()
-        best = {"best_step": progress.best_step, "best_val_loss": progress.best_val_loss}
         # A ValueError: a rollback that the disk refused has left the file closed.
         with contextlib.suppress(RunDirectoryError, ValueError):
-            self.end(status, reason, self._last_step, **best)
+            self.end(status, reason, self._last_step)
 
     def close(self) -> None:
         """Close the files."""
@@ -165,7 +160,8 @@ class RunLogger(Closing):
 def log_line(record: Record) -> str:
     """Return a record as train.log has it: one line for a person."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["timestamp"]))
-    names = ("step", *logged_names(), *_OF_EVENTS)
+    own = dict.fromkeys(figure.name for figure in (*figures.TRAIN, *figures.VAL) if figure.logged)
+    names = ("step", *own, *_OF_EVENTS)
     parts = [f"{name}={one_sentence(_short(record[name]))}" for name in names if record.get(name) is not None]
     return f"{moment} {record['type']:<10} {' '.join(parts)}"
 

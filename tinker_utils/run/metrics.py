@@ -37,35 +37,30 @@ class MetricsReader:
         have begun.
         """
         try:
-            with self.path.open("rb") as file:
-                changed = self._restart_if_replaced(file.fileno())
-                file.seek(self._offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._take(line)
-                    self._offset += len(line)
-                    changed = True
+            return self.read()
         except FileNotFoundError:
             return False
-        return changed
 
-    def take_rest(self) -> None:
-        """Read an incomplete last line too: used when nobody writes to the file any more."""
+    def read(self, incomplete: bool = False) -> bool:
+        """Read as `poll` does; `incomplete` takes in the last line as it is, as nobody writes to the file any more.
+
+        Raises:
+            OSError: the file is missing, or cannot be read.
+        """
         with self.path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            changed = self._inode not in (None, stat.st_ino) or stat.st_size < self._offset
+            if changed:
+                self.log, self._offset, self._lines = MetricsLog(), 0, 0
+            self._inode = stat.st_ino
             file.seek(self._offset)
-            rest = file.read()
-        self._offset += len(rest)
-        for line in rest.split(b"\n"):
-            self._take(line)
-
-    def _restart_if_replaced(self, descriptor: int) -> bool:
-        stat = os.fstat(descriptor)
-        replaced = self._inode not in (None, stat.st_ino) or stat.st_size < self._offset
-        if replaced:
-            self.log, self._offset, self._lines = MetricsLog(), 0, 0
-        self._inode = stat.st_ino
-        return replaced
+            for line in file:
+                if not (incomplete or line.endswith(b"\n")):
+                    break
+                self._take(line)
+                self._offset += len(line)
+                changed = True
+        return changed
 
     def _take(self, line: bytes) -> None:
         self._lines += 1
@@ -87,8 +82,7 @@ def read_metrics(path: Path | str) -> MetricsLog:
     """
     reader = MetricsReader(path)
     try:
-        reader.poll()
-        reader.take_rest()
+        reader.read(incomplete=True)
     except (FileNotFoundError, ValueError) as error:  # a ValueError: a NUL, or half of a surrogate pair, in the path
         raise MetricsError(f"{path}: there is no such metrics file; give the metrics.jsonl of a run.") from error
     except OSError as error:

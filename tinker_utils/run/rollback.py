@@ -14,7 +14,7 @@ from typing import Any
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.run.directory import write_atomically
 
-_HISTORY = frozenset({"train", "val", "checkpoint", "early_stop", "end", "notice"})
+_HISTORY = ("train", "val", "checkpoint", "early_stop", "end", "notice")
 
 
 def repair_last_line(file: Path) -> None:
@@ -48,7 +48,7 @@ def roll_back_metrics(file: Path, checkpoint: str | None, step: int) -> bool:
     if end is None:
         _keep(file, lines, lambda line: not _is_later(line, step))
         return False
-    _keep(file, lines, lambda line: _type(line) not in _HISTORY, kept=end)
+    _keep(file, lines, lambda line: _record(line).get("type") not in _HISTORY, kept=end)
     return True
 
 
@@ -85,11 +85,6 @@ def _is_later(line: bytes, step: int) -> bool:
     record = _record(line)
     at = record.get("step")
     return isinstance(at, int | float) and (at > step or record.get("type") == "end")
-
-
-def _type(line: bytes) -> str | None:
-    kind = _record(line).get("type")
-    return kind if isinstance(kind, str) else None
 
 
 def _record(line: bytes) -> dict[str, Any]:

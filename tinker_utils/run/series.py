@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinker_utils.run.figures import LossUnit, train_columns
+from tinker_utils.run import figures
+from tinker_utils.run.figures import LossUnit
 
 Record = dict[str, Any]
 FloatArray = NDArray[np.float64]
@@ -37,28 +38,25 @@ class SkippedLine:
 
 
 class TrainSeries:
-    """Train records as columns, so that a million of them fit in memory: those of `train_columns`."""
+    """Train records as columns, so that a million of them fit in memory: step, time and the figures that are kept."""
 
     def __init__(self) -> None:
-        self._absent = train_columns()
-        self._columns = {name: array("d") for name in self._absent}
+        own = {figure.name: figure.absent for figure in figures.TRAIN if figure.absent is not None}
+        absent = {"step": math.nan, **own, "timestamp": math.nan}
+        self._columns = {name: (array("d"), value) for name, value in absent.items()}
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; a field that is absent or null takes its column's default."""
-        for name, default in self._absent.items():
+        for name, (column, absent) in self._columns.items():
             value = as_float(record.get(name))
-            self._columns[name].append(default if value is None else value)
+            column.append(absent if value is None else value)
 
     def __len__(self) -> int:
-        return len(self._columns["step"])
+        return len(self._columns["step"][0])
 
     def __getitem__(self, name: str) -> FloatArray:
         """Return column `name` as a float64 array of shape [records]; NaN where there is no value."""
-        return np.array(self._columns[name], dtype=np.float64)
-
-    def last(self, name: str, records: int) -> FloatArray:
-        """Return the end of a column, of at most `records` records."""
-        return np.array(self._columns[name][-records:], dtype=np.float64)
+        return np.array(self._columns[name][0], dtype=np.float64)
 
 
 @dataclass(eq=False)
@@ -84,7 +82,7 @@ class MetricsLog:
         if problem or not isinstance(record, dict):
             self.skip(line, problem or "")
         elif record["type"] == "train":
-            self.current_unit = self.unit or loss_unit_of(record)
+            self.current_unit = self.unit or ("nats/token" if "train_loss_total" in record else "nats/batch")
             self._series[self.current_unit].append(record)
             self.last_train = record
         elif record["type"] in ("val", "early_stop"):
@@ -124,11 +122,6 @@ class MetricsLog:
         """Return how many train and val records are in the other unit, and so are not shown."""
         vals = [record for record, _ in self._losses if record["type"] == "val"]
         return sum(map(len, self._series.values())) - len(self.train) + len(vals) - len(self.val)
-
-    @property
-    def version(self) -> tuple[LossUnit, int]:
-        """Return a value that changes when `val`, `early_stop` and `best()` may have changed."""
-        return self.loss_unit, len(self._losses)
 
     def events_of(self, kind: str) -> list[Record]:
         """Return the records of one other type than train, val and early_stop, such as `notice` or `end`."""
@@ -195,14 +188,11 @@ class MetricsLog:
         return [record for record, unit in self._losses if unit in shown and record["type"] == kind]
 
 
-def loss_unit_of(train_record: Mapping[str, Any]) -> LossUnit:
-    """Return the unit of a train record's loss."""
-    return "nats/token" if "train_loss_total" in train_record else "nats/batch"
-
-
 def as_float(value: object) -> float | None:
     """Return `value` as a float where it is a number that fits in one (not a truth value), else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, float):
+        return value
+    if type(value) is not int:
         return None
     try:
         return float(value)

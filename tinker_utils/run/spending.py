@@ -7,11 +7,13 @@ whose process was killed before it was sent is counted as well: at most the step
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
+import msgspec
+
 from tinker_utils.basics.closing import Closing
-from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.run.directory import writing
 from tinker_utils.run.rollback import repair_last_line
 from tinker_utils.run.state import Spent
@@ -36,7 +38,10 @@ class Spending(Closing):
             content = file.read_bytes() if file.exists() else b""
             self._file = file.open("ab", buffering=0)
         for line in content.split(b"\n"):
-            self._add(line)
+            with contextlib.suppress(ValueError, RecursionError):
+                entry = msgspec.json.decode(line, type=Spent)
+                self.tokens += entry.tokens
+                self.eval_tokens += entry.eval_tokens
         if not content and before:
             self.sent(0, before.tokens, before.eval_tokens)
 
@@ -51,12 +56,3 @@ class Spending(Closing):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _add(self, line: bytes) -> None:
-        try:
-            entry = parse_json(line)
-            tokens, eval_tokens = int(entry["tokens"]), int(entry["eval_tokens"])
-        except (ValueError, KeyError, TypeError, OverflowError):
-            return
-        self.tokens += tokens
-        self.eval_tokens += eval_tokens

@@ -1,10 +1,11 @@
-"""run.json: how a run stands, and everything needed to go on with it; docs/run_json.md describes each field.
+"""run.json: how a run stands or ended, and what is needed to go on with it; docs/run_json.md describes each field.
 
 `RunDirectory` reads and writes it. What an older version wrote is brought to this format here, when it is read.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,6 @@ import msgspec
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import RunDirectoryError
-from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 
 FORMAT = 2
 
@@ -121,25 +121,28 @@ class Provenance(msgspec.Struct, kw_only=True):
     data: dict[str, DataFile] = {}
 
 
-class Roles(msgspec.Struct):
-    """The best and the latest checkpoint at a point of the run."""
+class Checkpoint(msgspec.Struct, frozen=True):
+    """A saved state: the step after which it was taken, its `tinker://` path, and whether it is a periodic one."""
+
+    step: int
+    path: str
+    periodic: bool = False
+
+
+class Roles(msgspec.Struct, frozen=True):
+    """The best checkpoint and the latest one at a point of the run."""
 
     best: Checkpoint | None = None
     latest: Checkpoint | None = None
 
 
-class SavedPoint(msgspec.Struct):
-    """A checkpoint that the run can go on from, and its state there."""
+class ResumePoint(msgspec.Struct):
+    """A checkpoint that the run can go on from, and its state there; the run's start has no `path`."""
 
     path: str
     progress: Progress
     early_stopping: StoppingState
     checkpoints: Roles
-
-    def roles(self, periodic: list[Checkpoint]) -> Checkpoints:
-        """Return the point's checkpoints, given a run's periodic ones: those up to the latest one are its own."""
-        best, latest = self.checkpoints.best, self.checkpoints.latest
-        return Checkpoints(best, latest, [each for each in periodic if latest and each.step <= latest.step])
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -155,7 +158,7 @@ class RunState(msgspec.Struct, kw_only=True):
     spent: Spent | None = None
     data_digest: str = ""
     provenance: Provenance | None = None
-    resume_points: list[SavedPoint] = []
+    resume_points: list[ResumePoint] = []  # the latest last
     periodic_checkpoints: list[Checkpoint] = []
     skipped_steps: list[Count] = []
     models: list[str] = []
@@ -166,6 +169,65 @@ class RunState(msgspec.Struct, kw_only=True):
     def ended(self) -> bool:
         """Return whether the run came to its end, and has nothing left to do unless the settings ask for more."""
         return self.status in ("completed", "early_stopped")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The result that `fit` returns.
+
+    Attributes:
+        status: `completed` (all epochs), `early_stopped`, `stopped` (by a person or the budget), or `failed`.
+        reason: why, in a sentence.
+        output_dir: the run's directory.
+        steps: optimizer steps that are part of the result.
+        tokens: tokens trained on in them.
+        completion_tokens: how many of these the loss was taken over.
+        best_step: the step of the lowest validation loss; None where nothing was evaluated.
+        best_val_loss: that loss, in nats per completion token.
+        best_checkpoint: `tinker://` path of the state at that step, or of the last one where nothing was evaluated.
+        cost_usd: dollars for all that was trained and evaluated; None where no price is known.
+    """
+
+    status: Status
+    reason: str
+    output_dir: Path
+    steps: int
+    tokens: int
+    completion_tokens: int
+    best_step: int | None
+    best_val_loss: float | None
+    best_checkpoint: str | None
+    cost_usd: float | None
+
+    @classmethod
+    def from_state(cls, output_dir: Path, state: RunState) -> TrainingResult:
+        """Return the result of a run that has ended, from its directory and its run.json.
+
+        Raises:
+            RunDirectoryError: the run has not ended.
+        """
+        progress = state.progress
+        if state.status == "running" or progress is None:
+            raise RunDirectoryError(
+                f"{output_dir / 'run.json'}: does not say how the run ended; let the run end first."
+            )
+        return cls(
+            status=state.status,
+            reason=state.reason or "",
+            output_dir=output_dir,
+            steps=progress.step,
+            tokens=progress.tokens_seen,
+            completion_tokens=progress.completion_tokens_seen,
+            best_step=progress.best_step,
+            best_val_loss=progress.best_val_loss,
+            best_checkpoint=state.best_checkpoint,
+            cost_usd=progress.cost_usd,
+        )
+
+
+def model_of(path: str) -> str:
+    """Return the model that saved a checkpoint, by the `tinker://` path."""
+    return path.removeprefix("tinker://").partition("/")[0]
 
 
 def decode_state(content: bytes, path: Path) -> RunState:

@@ -24,7 +24,7 @@ from tinker_utils.basics.threads import in_background
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.local.launcher import LocalService, lora_user_metadata, start_local_service
-from tinker_utils.run.checkpoints import model_of
+from tinker_utils.run.state import model_of
 from tinker_utils.service.compat import default_address, observe_queue, observe_responses
 from tinker_utils.service.failures import service_errors
 from tinker_utils.service.model import Model, complete

@@ -196,7 +196,7 @@ def _store_of(run: RunDirectory, stores: Sequence[Path]) -> Path | None:
     """Return where the embedded service keeps the checkpoints of a run, the latest that are left; None if nowhere."""
     from tinker_utils.local.launcher import holds_run
 
-    paths = [point.path for point in resume_points(run.read_state()) if point.path is not None]
+    paths = [point.path for point in resume_points(run.read_state()) if point.path]
     return next((store for path in paths for store in stores if holds_run(store, path)), None)
 
 

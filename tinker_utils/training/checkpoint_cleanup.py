@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinker_utils.errors import RunDirectoryError
-from tinker_utils.run.checkpoints import Checkpoint, Checkpoints, model_of
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.state import RunState
+from tinker_utils.run.state import Checkpoint, RunState, model_of
 from tinker_utils.service.client import Service
+from tinker_utils.training.resuming import resume_points
 from tinker_utils.training.waiting import as_answer
 
 
@@ -103,29 +103,28 @@ class CheckpointCleanup:
         self._pending.discard(request)
 
 
-def needed(models: Sequence[str], points: Sequence[Checkpoints]) -> Kept:
-    """Return what a run that goes on needs, given the points from which it can be resumed, the latest last.
+def needed(state: RunState) -> Kept:
+    """Return what a run that goes on needs.
 
     Of earlier points their own checkpoints, which may expire, but not what was the best then: a better one came.
     """
-    last = points[-1] if points else Checkpoints()
-    lasting = frozenset(each.path for each in (last.best, last.latest) if each)
-    resumable = [point.latest.path for point in points if point.latest]
-    passing = frozenset([*resumable, *(each.path for point in points for each in point.periodic)]) - lasting
-    return Kept(tuple(dict.fromkeys([*models, *map(model_of, sorted(lasting | passing))])), lasting, passing)
+    points = resume_points(state)
+    best, latest = points[0].checkpoints.best, points[0].path
+    lasting = frozenset(path for path in (best and best.path, latest) if path)
+    resumable = [point.path for point in points if point.path]
+    passing = frozenset([*resumable, *(each.path for each in state.periodic_checkpoints)]) - lasting
+    return Kept(tuple(dict.fromkeys([*state.models, *map(model_of, sorted(lasting | passing))])), lasting, passing)
 
 
-def borrowed_models(run: RunDirectory, state: RunState, points: Sequence[Checkpoints]) -> list[str]:
+def borrowed_models(run: RunDirectory, state: RunState) -> list[str]:
     """Return the names under which the original of a copied directory saves: its checkpoints are not the copy's own.
 
     Args:
         run: the directory.
         state: run.json as it was found there.
-        points: the checkpoints that it names, for each point from which the run can be resumed, the latest last.
     """
-    if state.home in (None, run.identity):
-        return list(state.borrowed_models)
-    return list(dict.fromkeys([*state.borrowed_models, *needed(state.models, points).models]))
+    copied = state.home not in (None, run.identity)
+    return list(dict.fromkeys([*state.borrowed_models, *(needed(state).models if copied else ())]))
 
 
 def set_aside(run: RunDirectory) -> list[Kept]:
@@ -133,12 +132,6 @@ def set_aside(run: RunDirectory) -> list[Kept]:
     kept = []
     for previous in sorted((run.path / "previous").glob("*/run.json")):
         with contextlib.suppress(RunDirectoryError):
-            kept.append(_ended(RunDirectory(previous.parent).read_state() or RunState()))
+            state = RunDirectory(previous.parent).read_state() or RunState()
+            kept.append(replace(needed(state), passing=frozenset()))
     return kept
-
-
-def _ended(state: RunState) -> Kept:
-    points = sorted(state.resume_points, key=lambda point: point.progress.step)
-    models = dict.fromkeys([*state.models, *(model_of(point.path) for point in state.resume_points)])
-    lasting = [state.best_checkpoint, *(point.path for point in points[-1:])]
-    return Kept(tuple(models), frozenset(path for path in lasting if path))

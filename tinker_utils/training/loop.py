@@ -30,8 +30,7 @@ import time
 from tinker_utils.basics.threads import in_background
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.plan.plan import Plan
-from tinker_utils.run.result import TrainingResult
-from tinker_utils.run.state import Status
+from tinker_utils.run.state import Status, TrainingResult
 from tinker_utils.service.client import Service
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, needed
 from tinker_utils.training.interrupts import Interrupts
@@ -64,6 +63,8 @@ class SpoiledStepError(Exception):
 class TrainingLoop:
     """One run's loop, from the step that its recorder stands at to its end. `run` is all there is to call, once.
 
+    `ending` says, once that is so, why no further step is to be submitted, because of a wish or of what was learned.
+
     Args:
         plan: what to train on and when to look and save.
         queue: submits requests, and hands out what is answered next.
@@ -85,9 +86,8 @@ class TrainingLoop:
         self._generations = queue.generations
         self._waiting = Waiting(self._logger, service, plan.config.service_timeout_s, self._interrupt)
         self._answer_times = AnswerTimes()
-        # Why no further step is to be submitted, once that is so, and the last step that counts, where not all do.
-        self._ending: tuple[Status, str] | None = None
-        self._last_step: int | None = None
+        self.ending: tuple[Status, str] | None = None
+        self._last_step: int | None = None  # the last that counts, where not all do
         self._paused = self._interrupted = False
         self._interrupts = Interrupts()
 
@@ -104,7 +104,10 @@ class TrainingLoop:
                     self._end_early()
                 while True:
                     self._heed_requests()
-                    self._submit_ahead()
+                    if not self._paused and self.ending is None and (reason := self._queue.fill()):
+                        self.ending = ("stopped", reason)
+                    if (self.ending is not None or self._queue.complete) and self._last_step is None:
+                        self._queue.save_last()
                     if work := self._queue.first:
                         await self._take(work)
                     elif self._paused:
@@ -112,19 +115,10 @@ class TrainingLoop:
                     else:
                         return await self._finish()
         except BaseException:
-            self._abandon()
+            self._queue.cancel_all()  # it counts as spent all the same
+            with contextlib.suppress(RunDirectoryError):
+                self._recorder.publish()
             raise
-
-    @property
-    def ending(self) -> bool:
-        """Return whether no further step is to be submitted, because of a wish or of what was learned."""
-        return self._ending is not None
-
-    def _submit_ahead(self) -> None:
-        if not self._paused and self._ending is None and (reason := self._queue.fill()):
-            self._ending = ("stopped", reason)
-        if (self._ending is not None or self._queue.complete) and self._last_step is None:
-            self._queue.save_last()
 
     # Taking answers
 
@@ -153,8 +147,8 @@ class TrainingLoop:
         self._generations.record(self._last_step)
 
     def _doing(self, work: Work) -> tuple[str, str]:
-        if self._ending is not None:
-            return "stopping", f"finishing the requests in flight: {self._ending[1]}"
+        if self.ending is not None:
+            return "stopping", f"finishing the requests in flight: {self.ending[1]}"
         if work.kind == "evaluation":
             return "evaluating", f"evaluating after step {work.step}"
         return "training", "training"
@@ -174,7 +168,7 @@ class TrainingLoop:
         """Return whether a batch may be skipped: if it was already, or several before it were, it is not the cause."""
         skipped = self._plan.batches.skipped
         too_many = step in skipped or skipped.issuperset(range(step - _MAX_SKIPPED_IN_A_ROW, step))
-        return self._plan.config.on_nonfinite == "skip" and not self.ending and not too_many
+        return self._plan.config.on_nonfinite == "skip" and self.ending is None and not too_many
 
     def _evaluated(self, work: Work) -> None:
         losses = work.request.result()
@@ -203,12 +197,6 @@ class TrainingLoop:
             self._interrupt()
         self._recorder.rested(time.monotonic() - began)
 
-    def _abandon(self) -> None:
-        """Cancel what is in flight, the last first; it counts as spent all the same."""
-        self._queue.cancel_all()
-        with contextlib.suppress(RunDirectoryError):
-            self._recorder.publish()
-
     def _discard(self, work: Work) -> None:
         """Count what was trained beyond the run's last step, and keep nothing of it."""
         if work.kind == "step":
@@ -221,7 +209,7 @@ class TrainingLoop:
     def _heed_requests(self) -> None:
         if self._logger.run.stop_requested():
             self._stop("a stop was requested")
-        more = self._ending is None and not self._queue.complete
+        more = self.ending is None and not self._queue.complete
         paused = more and self._logger.run.pause_requested()
         if paused != self._paused:
             self._paused = paused
@@ -250,8 +238,8 @@ class TrainingLoop:
         self._stop("the run was interrupted")
 
     def _stop(self, reason: str) -> None:
-        if self._ending is None:
-            self._ending = ("stopped", reason)
+        if self.ending is None:
+            self.ending = ("stopped", reason)
             message = f"{reason}: finishing the steps in flight, then saving"
             self._logger.record("notice", self._recorder.progress.step, kind="stopping", message=message)
             self._logger.activity("stopping", message)  # which must not wait for the service's next answer
@@ -267,20 +255,19 @@ class TrainingLoop:
     def _cut(self, step: int, status: Status, reason: str) -> None:
         """End the run at `step`; what was submitted beyond it will be discarded. Only the first cut counts."""
         if self._last_step is None:
-            self._ending, self._last_step = (status, reason), step
+            self.ending, self._last_step = (status, reason), step
 
     async def _finish(self) -> TrainingResult:
         recorder = self._recorder
-        status, reason = self._ending = self._ending or ("completed", "all epochs are done")
+        status, reason = self.ending = self.ending or ("completed", "all epochs are done")
         self._logger.activity("finishing", "waiting for samples, and for superseded checkpoints to be removed")
         recorder.record_window()
         if status == "early_stopped":
             recorder.record_early_stop()
         await self._tidy()
         recorder.publish()
-        best = {"best_step": recorder.stopper.best_step, "best_val_loss": recorder.best}
-        self._logger.end(status, reason, recorder.progress.step, **best)
-        return TrainingResult.from_state(self._logger.run, self._logger.state)
+        self._logger.end(status, reason, recorder.progress.step)
+        return TrainingResult.from_state(self._logger.run.path, self._logger.state)
 
     async def _tidy(self) -> None:
         """Wait a little for samples, and for what was asked of checkpoints; an interrupt skips it."""
@@ -289,7 +276,10 @@ class TrainingLoop:
             with contextlib.suppress(ServiceError):
                 self._service.check_alive()
                 await self._cleanup.settle(_TIDY_SECONDS)  # what is being removed need not be removed again
-                await self._sweep()
+                # Once more: what a killed attempt had queued may have been saved since.
+                kept = needed(self._logger.state)
+                looking = as_answer(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
+                await asyncio.wait([looking], timeout=_TIDY_SECONDS)
             left = await self._cleanup.settle(_TIDY_SECONDS)
         except asyncio.CancelledError:
             self._interrupt()
@@ -299,9 +289,3 @@ class TrainingLoop:
                 f"{left} superseded checkpoints could not be removed from the service, or could not be set to expire"
             )
             self._logger.record("notice", self._recorder.progress.step, kind="warning", message=message)
-
-    async def _sweep(self) -> None:
-        """Look at the checkpoints once more at the end: what a killed attempt had queued may have been saved since."""
-        kept = needed(self._logger.state.models, self._recorder.named)
-        looking = as_answer(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
-        await asyncio.wait([looking], timeout=_TIDY_SECONDS)

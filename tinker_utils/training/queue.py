@@ -91,10 +91,13 @@ class RequestQueue:
     def fill(self) -> str | None:
         """Submit as many steps as should be in flight; returns why no further one may be, once that is so."""
         while not self.complete and sum(work.kind == "step" for work in self._works) < self._plan.config.in_flight:
-            budget = self._plan.config.budget_usd
-            if budget is not None and (self._cost_with_next_step() or 0.0) > budget:
-                return f"the next step would exceed training.budget_usd = ${budget:g}"
-            self._submit(self._submitted + 1)
+            step, budget = self._submitted + 1, self._plan.config.budget_usd
+            if budget is not None:
+                tokens = self._spending.tokens + self._plan.batches.batch(step).tokens
+                eval_tokens = self._spending.eval_tokens + (self._eval_tokens if self._plan.evaluates(step) else 0)
+                if (self._plan.cost_usd(tokens, eval_tokens) or 0.0) > budget:
+                    return f"the next step would exceed training.budget_usd = ${budget:g}"
+            self._submit(step)
         return None
 
     def save_last(self) -> None:
@@ -108,16 +111,17 @@ class RequestQueue:
             for future in work.request.futures:
                 future.cancel()
 
-    def _cost_with_next_step(self) -> float | None:
-        step = self._submitted + 1
-        evaluated = self._eval_tokens if self._plan.evaluates(step) else 0
-        trained = self._plan.batches.batch(step).tokens
-        return self._plan.cost_usd(self._spending.tokens + trained, self._spending.eval_tokens + evaluated)
-
     def _submit(self, step: int) -> None:
         self._submitted = step
         evaluates = self._plan.evaluates(step)
-        self._submit_step(step)
+        if step in self._plan.batches.skipped:
+            self._works.append(Work("skipped step", step, _NOTHING))
+        else:
+            config, batch = self._plan.config, self._plan.batches.batch(step)
+            self._spending.sent(step, batch.tokens)
+            rate = self._plan.learning_rate(step)
+            trained = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
+            self._works.append(Work("step", step, trained, (batch,)))
         if evaluates:
             self._spending.sent(step, 0, self._eval_tokens)
             request = self._model.submit_evaluation(self._valid_batches)
@@ -126,16 +130,6 @@ class RequestQueue:
             self._submit_save(step)
         if evaluates:
             self.generations.submit(step)
-
-    def _submit_step(self, step: int) -> None:
-        if step in self._plan.batches.skipped:
-            self._works.append(Work("skipped step", step, _NOTHING))
-            return
-        config, batch = self._plan.config, self._plan.batches.batch(step)
-        self._spending.sent(step, batch.tokens)
-        rate = self._plan.learning_rate(step)
-        request = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
-        self._works.append(Work("step", step, request, (batch,)))
 
     def _submit_save(self, step: int) -> None:
         self._saved = step

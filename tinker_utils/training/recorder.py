@@ -6,20 +6,18 @@ import math
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
 
 from tinker_utils.batching import Batch
 from tinker_utils.early_stopping import Decision
 from tinker_utils.loss import disagreement
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run import figures
-from tinker_utils.run.checkpoints import Checkpoint, Checkpoints
 from tinker_utils.run.evaluations import Evaluation, PastEvaluations
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import Spent, Standing, StoppingState
+from tinker_utils.run.state import Checkpoint, ResumePoint, Roles, Spent, Standing, StoppingState
 from tinker_utils.service.model import BatchLoss
-from tinker_utils.training.resuming import ResumePoint
+from tinker_utils.training.resuming import resume_points, stopper_at
 
 # A service's own sum of losses may differ from ours by rounding; by more, it weights the tokens in another way.
 _TOLERATED_DISAGREEMENT = 1e-3
@@ -28,33 +26,22 @@ _POINTS_KEPT = 8
 
 
 class Recorder:
-    """Records a run from a resume point on, in its logger.
+    """Records a run from its latest resume point on, in its logger.
 
     Args:
         plan: the run as planned.
-        logger: where to write.
-        points: the points that it could be resumed from so far; it goes on from the last one.
-        past: the evaluations that later ones are compared with.
+        logger: where to write; its state holds the points that the run could be resumed from so far.
         spending: what was sent to the service. Unlike the progress, it never goes back to a checkpoint.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        logger: RunLogger,
-        points: Sequence[ResumePoint],
-        past: PastEvaluations,
-        spending: Spending,
-    ) -> None:
-        point = points[-1]
+    def __init__(self, plan: Plan, logger: RunLogger, spending: Spending) -> None:
+        point = resume_points(logger.state)[0]
         self.logger = logger
         self.progress = deepcopy(point.progress)
-        self.stopper = point.stopper(plan.config)
-        self._past = past
+        self.stopper = stopper_at(point, plan.config)
+        self._past = PastEvaluations(logger.run.evaluations)
         self._spending = spending
         self._plan = plan
-        self._points = [each for each in points if each.path is not None]
-        self._checkpoints = point.checkpoints.copy()
         self._warned: set[str] = set()  # what was said once
         self._window_began = time.monotonic() - self.progress.window_seconds
 
@@ -151,22 +138,26 @@ class Recorder:
 
     def saved(self, step: int, path: str) -> list[Checkpoint]:
         """Make a checkpoint the point to resume from; returns those that are neither best nor latest any more."""
+        state = self.logger.state
+        before = resume_points(state)[0].checkpoints
         checkpoint = Checkpoint(step, path, periodic=self._plan.checkpoints(step))
         is_best = self.stopper.best_step == step
-        superseded = self._checkpoints.add(checkpoint, is_best)
         kind = "best" if is_best else "periodic" if checkpoint.periodic else "latest"
         self.logger.record("checkpoint", step, path=path, kind=kind)
         self.progress.window_seconds = time.monotonic() - self._window_began
         stopping = StoppingState(**self.stopper.state_dict())
-        point = ResumePoint(path, deepcopy(self.progress), stopping, self._checkpoints.copy())
-        kept = {each.path for each in self._checkpoints.kept}
-        self._points = [*(each for each in self._points if each.path in kept), point][-_POINTS_KEPT:]
+        now = Roles(checkpoint if is_best else before.best, checkpoint)
+        point = ResumePoint(path, deepcopy(self.progress), stopping, now)
+        state.periodic_checkpoints = [each for each in (*state.periodic_checkpoints, checkpoint) if each.periodic]
+        kept = {each.path for each in (now.best, *state.periodic_checkpoints) if each}
+        points = [*(each for each in state.resume_points if each.path in kept), point]
+        state.resume_points = points[-_POINTS_KEPT:]
         self.logger.sync()
-        saved = [each.saved() for each in self._points]
-        self.publish(resume_points=saved, periodic_checkpoints=[*self._checkpoints.periodic])
+        self.publish()
         # Only now: until then run.json names points that may need the others.
-        self._past.keep_only({step for each in self._points for step in each.compared_steps})
-        return superseded
+        stoppings = [each.early_stopping for each in state.resume_points]
+        self._past.keep_only({step for each in stoppings for step in (each.best_step, each.anchor_step)})
+        return [old for old in dict.fromkeys([before.best, before.latest]) if old and old not in (now.best, now.latest)]
 
     def discarded(self, tokens: int) -> None:
         """Count a step of so many tokens that was trained beyond the run's last one."""
@@ -188,18 +179,7 @@ class Recorder:
         """Return the lowest validation loss so far, in nats per completion token."""
         return self.stopper.best if self.stopper.best_step is not None else None
 
-    @property
-    def result_path(self) -> str | None:
-        """Return the checkpoint that the run would end with now."""
-        result = self._checkpoints.result
-        return result.path if result else None
-
-    @property
-    def named(self) -> list[Checkpoints]:
-        """Return the checkpoints that run.json names, for each point that the run can be resumed from."""
-        return [point.checkpoints for point in self._points]
-
-    def publish(self, **changes: Any) -> None:
+    def publish(self) -> None:
         """Bring run.json up to the counters of now."""
         progress = self.progress
         spent = Spent(self._spending.tokens, self._spending.eval_tokens)
@@ -216,7 +196,9 @@ class Recorder:
             best_val_loss=self.best,
             evals_without_improvement=self.stopper.evals_without_improvement,
         )
-        self.logger.publish(progress=standing, best_checkpoint=self.result_path, spent=spent, **changes)
+        now = resume_points(self.logger.state)[0].checkpoints
+        result = now.best or now.latest  # the latest where nothing was evaluated
+        self.logger.publish(progress=standing, best_checkpoint=result.path if result else None, spent=spent)
 
 
 def _evaluation(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Evaluation:

@@ -14,10 +14,9 @@ from dataclasses import replace
 
 from tinker_utils.errors import CheckpointGoneError, ResultLostError, ResumeError, ServiceGoneError
 from tinker_utils.plan.plan import Plan
-from tinker_utils.run.evaluations import PastEvaluations
 from tinker_utils.run.logger import RunLogger
-from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
+from tinker_utils.run.state import ResumePoint, RunState, TrainingResult
 from tinker_utils.service.client import Service
 from tinker_utils.service.model import Model
 from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, Kept, needed, set_aside
@@ -25,7 +24,7 @@ from tinker_utils.training.generations import Generations
 from tinker_utils.training.loop import SpoiledStepError, TrainingLoop
 from tinker_utils.training.queue import RequestQueue
 from tinker_utils.training.recorder import Recorder
-from tinker_utils.training.resuming import ResumePoint, resume_points
+from tinker_utils.training.resuming import resume_points, without_lost_best
 from tinker_utils.training.waiting import Waiting
 
 # How often to go back to one and the same checkpoint for a lost result: what happens again and again will not go away.
@@ -56,12 +55,8 @@ class Recovery:
         self._returns = 0
         self._returning_since = 0.0
 
-    async def train(self, points: Sequence[ResumePoint], notices: Sequence[tuple[str, str]]) -> TrainingResult:
-        """Train to the end.
-
-        Args:
-            points: where the run can go on, the latest first; the last one is its start.
-            notices: what to say first: kinds of notices, and their messages.
+    async def train(self, notices: Sequence[tuple[str, str]]) -> TrainingResult:
+        """Train to the end; `notices` is what to say first: kinds of notices, and their messages.
 
         Raises:
             ServiceError: the service gave up on a request; or it lost results again and again.
@@ -70,47 +65,49 @@ class Recovery:
         while True:
             loop: TrainingLoop | None = None
             try:
-                loop = await self._loop(points, notices)
+                loop = await self._loop(notices)
                 return await loop.run()
             except ResultLostError as lost:
                 if loop is None and not self._returns:
                     raise  # nothing has been trained yet, and whoever began it is there to hear
-                points = self._go_back()
-                if self._in_vain(lost) or (loop is not None and loop.ending):
+                step = self._go_back()
+                if self._in_vain(lost) or (loop is not None and loop.ending is not None):
                     raise
-                notices = [("warning", f"{lost} The run went back to step {points[0].progress.step} automatically.")]
+                notices = [("warning", f"{lost} The run went back to step {step} automatically.")]
                 if isinstance(lost, ServiceGoneError):
-                    await self._reconnect(points[0].progress.step)
+                    await self._waiting.call(self._service.wait_until_reachable, step, "the service")
+                    self._service.renew()
             except SpoiledStepError as spoiled:
-                points = self._go_back()
-                notices = [("warning", self._skip(spoiled, points[0].progress.step))]
+                notices = [("warning", self._skip(spoiled, self._go_back()))]
 
-    async def _loop(self, points: Sequence[ResumePoint], notices: Sequence[tuple[str, str]]) -> TrainingLoop:
+    async def _loop(self, notices: Sequence[tuple[str, str]]) -> TrainingLoop:
         """Make the loop from the latest point that is left on; the logger then tells one history up to there."""
-        logger, latest = self._logger, points[0].progress.step
+        logger, state = self._logger, self._logger.state
+        latest = resume_points(state)[0].progress.step
         model, point, cautions = await self._waiting.call(
-            lambda: _model(self._service, self._plan, points), latest, "the model to be ready"
+            lambda: _model(self._service, self._plan, state), latest, "the model to be ready"
         )
         step = point.progress.step
-        left = [each for each in reversed(points) if each.path is not None and each.progress.step <= step]
+        state.resume_points = [each for each in state.resume_points if each.progress.step < step]
+        if point.path:
+            state.resume_points.append(point)
+        state.periodic_checkpoints = [each for each in state.periodic_checkpoints if each.step <= step]
         # In its thread it only asks the service: should that outlast the run, it must not write what is another's then.
-        before = logger.state.models
-        kept = needed(before, [each.checkpoints for each in left])
+        kept = needed(state)
         found = await self._waiting.call(lambda: self._clean_up(kept), step, "the lists of checkpoints")
         # The attempt just before may still be at work on the service: its name is looked at once more.
-        logger.publish(models=list(dict.fromkeys([*found, *before[-1:], model.run_id])))
-        past = PastEvaluations(self._run.evaluations)
-        recorder = Recorder(self._plan, logger, [*left[:-1], point], past, self._spending)
+        logger.publish(models=list(dict.fromkeys([*found, *state.models[-1:], model.run_id])))
+        recorder = Recorder(self._plan, logger, self._spending)
         # More may have been sent since the last save than run.json says, and the records that told of it go.
         recorder.publish()
-        if not logger.roll_back(point.path, step):
+        if not logger.roll_back(point.path or None, step):
             cautions.append(
                 f"{self._run.metrics} has no record of the checkpoint after step {step}, from which the "
                 "run resumes: its records of earlier steps may be incomplete."
             )
         for kind, message in [*notices, *(("warning", caution) for caution in cautions)]:
             logger.record("notice", step, kind=kind, message=message)
-        if point.path is not None:
+        if point.path:
             logger.record("resume", step, path=point.path)
         queue = RequestQueue(self._plan, model, Generations(self._plan, logger, model), self._spending, step)
         return TrainingLoop(self._plan, queue, recorder, self._cleanup, self._service)
@@ -124,12 +121,13 @@ class Recovery:
                 self._cleanup.sweep(ended)
         return left
 
-    def _go_back(self) -> list[ResumePoint]:
-        points = resume_points(self._logger.state)
-        if not self._returns or self._returned_to != points[0].path:
-            self._returned_to, self._returns, self._returning_since = points[0].path, 0, time.monotonic()
+    def _go_back(self) -> int:
+        """Count a return to the latest checkpoint; returns its step."""
+        point = resume_points(self._logger.state)[0]
+        if not self._returns or self._returned_to != point.path:
+            self._returned_to, self._returns, self._returning_since = point.path, 0, time.monotonic()
         self._returns += 1
-        return points
+        return point.progress.step
 
     def _in_vain(self, lost: ResultLostError) -> bool:
         """Return whether to go back to the same checkpoint no more: too often, or an outage that lasts too long."""
@@ -147,10 +145,6 @@ class Recovery:
             f"went back to step {back_to} to restore finite weights."
         )
 
-    async def _reconnect(self, step: int) -> None:
-        await self._waiting.call(self._service.wait_until_reachable, step, "the service")
-        self._service.renew()
-
 
 def _skipping(plan: Plan, steps: Iterable[int]) -> Plan:
     return replace(plan, batches=replace(plan.batches, skipped=frozenset(steps)))
@@ -161,21 +155,21 @@ def _abort() -> None:
     raise asyncio.CancelledError
 
 
-def _model(service: Service, plan: Plan, points: Sequence[ResumePoint]) -> tuple[Model, ResumePoint, list[str]]:
+def _model(service: Service, plan: Plan, state: RunState) -> tuple[Model, ResumePoint, list[str]]:
     """Return the model of the latest checkpoint that is left, or a new one; where it stands; what to say of it.
 
     Only a checkpoint that the service says it does not have is skipped: any other failure may pass, and must not
     cost the run what it has trained.
     """
     cautions: list[str] = []
-    *saved, start = points
+    *saved, start = resume_points(state)
     for point in saved:
         try:
-            model = service.restored_model(str(point.path), plan.config)
+            model = service.restored_model(point.path, plan.config)
         except CheckpointGoneError as error:
             cautions.append(f"{error} The run resumes from the checkpoint before it.")
             continue
-        return model, point.without_lost_best(points[0].checkpoints) if cautions else point, cautions
+        return model, without_lost_best(point, state) if cautions else point, cautions
     if cautions:
         raise ResumeError(
             "none of the run's checkpoints is left on the service; choose another output directory, "

@@ -2,77 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
 import msgspec
+from msgspec.structs import replace
 
 from tinker_utils.config.changes import SettingChange, setting_changes
 from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import ConfigError, ResumeError
 from tinker_utils.plan.plan import Plan
-from tinker_utils.run.checkpoints import Checkpoints
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.state import Progress, Roles, RunState, SavedPoint, StoppingState
-
-
-@dataclass
-class ResumePoint:
-    """Everything needed to go on after a checkpoint, or from the start where `path` is None."""
-
-    path: str | None = None
-    progress: Progress = field(default_factory=Progress)
-    early_stopping: StoppingState = field(default_factory=StoppingState)
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-
-    def without_lost_best(self, kept: Checkpoints) -> ResumePoint:
-        """Return the same without its best checkpoint, if later ones had superseded that and it was removed."""
-        if self.checkpoints.best is None or self.checkpoints.best in kept.kept:
-            return self
-        return replace(self, checkpoints=replace(self.checkpoints, best=None))
-
-    def stopper(self, config: TrainingConfig) -> EarlyStopping:
-        """Return early stopping as it stood here, under the settings of now."""
-        stopper = EarlyStopping(
-            config.early_stopping_patience, config.early_stopping_threshold, config.early_stopping_significance
-        )
-        stopper.load_state_dict(msgspec.structs.asdict(self.early_stopping))
-        return stopper
-
-    @property
-    def compared_steps(self) -> tuple[int | None, int | None]:
-        """Return the evaluations that later ones are compared with: the best, and patience's anchor."""
-        return self.early_stopping.best_step, self.early_stopping.anchor_step
-
-    def saved(self) -> SavedPoint:
-        """Return what run.json keeps of the point, which is not the start."""
-        roles = Roles(self.checkpoints.best, self.checkpoints.latest)
-        return SavedPoint(str(self.path), self.progress, self.early_stopping, roles)
+from tinker_utils.run.state import Progress, ResumePoint, Roles, RunState, StoppingState
 
 
 def resume_points(state: RunState | None) -> list[ResumePoint]:
     """Return where the run can go on, the latest first; the last one is its start."""
-    state = state or RunState()
-    points = [
-        ResumePoint(each.path, each.progress, each.early_stopping, each.roles(state.periodic_checkpoints))
-        for each in state.resume_points
-    ]
-    return [*sorted(points, key=lambda point: -point.progress.step), ResumePoint()]
+    saved = state.resume_points if state else []
+    start = ResumePoint("", Progress(), StoppingState(), Roles())
+    return [*sorted(saved, key=lambda point: point.progress.step)[::-1], start]
+
+
+def stopper_at(point: ResumePoint, config: TrainingConfig) -> EarlyStopping:
+    """Return early stopping as it stood at a point, under the settings of now."""
+    stopper = EarlyStopping(
+        config.early_stopping_patience, config.early_stopping_threshold, config.early_stopping_significance
+    )
+    stopper.load_state_dict(msgspec.structs.asdict(point.early_stopping))
+    return stopper
+
+
+def without_lost_best(point: ResumePoint, state: RunState) -> ResumePoint:
+    """Return the same without its best checkpoint, if later ones had superseded that and it was removed."""
+    latest = resume_points(state)[0].checkpoints
+    if point.checkpoints.best in (None, latest.best, latest.latest, *state.periodic_checkpoints):
+        return point
+    return replace(point, checkpoints=Roles(None, point.checkpoints.latest))
 
 
 def has_ended(state: RunState, point: ResumePoint, plan: Plan) -> bool:
     """Return whether the run came to its end and the settings of now ask for no more."""
     if not state.ended:
         return False
-    exhausted = point.stopper(plan.config).exhausted and not _asks_for_more_epochs(state, plan)
+    exhausted = stopper_at(point, plan.config).exhausted and not _asks_for_more_epochs(state, plan)
     return exhausted or point.progress.step >= plan.total_steps
 
 
 def with_fresh_patience(point: ResumePoint, state: RunState | None, plan: Plan) -> ResumePoint:
     """Return the same, counting from 0 again where patience had run out and more epochs are asked for than then."""
-    if not (_asks_for_more_epochs(state, plan) and point.stopper(plan.config).exhausted):
+    if not (_asks_for_more_epochs(state, plan) and stopper_at(point, plan.config).exhausted):
         return point
-    fresh = msgspec.structs.replace(point.early_stopping, evals_without_improvement=0)
+    fresh = replace(point.early_stopping, evals_without_improvement=0)
     return replace(point, early_stopping=fresh)
 
 

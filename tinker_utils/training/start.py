@@ -15,16 +15,14 @@ from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.plan.plan import Plan, prepare
 from tinker_utils.run.directory import RunDirectory, write_atomically
 from tinker_utils.run.logger import OnRecord, RunLogger
-from tinker_utils.run.result import TrainingResult
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import Planned, Provenance, RunState
+from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, TrainingResult
 from tinker_utils.service.client import Service, connect
 from tinker_utils.training.checkpoint_cleanup import borrowed_models
 from tinker_utils.training.checks import PreflightReport, check_start
 from tinker_utils.training.provenance import provenance
 from tinker_utils.training.recovery import Recovery
 from tinker_utils.training.resuming import (
-    ResumePoint,
     changes_to_take_up,
     has_ended,
     resume_points,
@@ -78,8 +76,10 @@ async def fit(
         changes = changes_to_take_up(run, before, plan) if before else []
         points = resume_points(before)
         if before and has_ended(before, points[0], plan):
-            return TrainingResult.from_state(run, before)
-        report = await asyncio.to_thread(_checked, run, plan, service, same_data=before is not None)
+            return TrainingResult.from_state(run.path, before)
+        checks = await asyncio.to_thread(check_start, plan.config, run, plan, service, same_data=before is not None)
+        report = PreflightReport(tuple(checks))
+        report.raise_for_failures()
         if before is None:
             run.archive()
         write_atomically(run.config, dump_config(config))
@@ -92,7 +92,7 @@ async def fit(
         if changes:
             notices.append(("changed", f"the run resumes with {', '.join(map(str, changes))}"))
         with RunLogger(run, state, on_record) as logger:
-            return await _on_service(plan, logger, points, notices, service)
+            return await _on_service(plan, logger, notices, service)
 
 
 def fit_blocking(
@@ -117,13 +117,6 @@ def fit_blocking(
     )
 
 
-def _checked(run: RunDirectory, plan: Plan, service: Service | None, same_data: bool) -> PreflightReport:
-    """Look at what can be known before anything is spent or written; raises what forbids the run to start."""
-    report = PreflightReport(tuple(check_start(plan.config, run, plan, service, same_data)))
-    report.raise_for_failures()
-    return report
-
-
 def _first_state(
     run: RunDirectory, plan: Plan, points: list[ResumePoint], before: RunState | None, made_with: Provenance
 ) -> RunState:
@@ -146,19 +139,18 @@ def _first_state(
         spent=before.spent,
         data_digest=plan.data_digest,
         provenance=made_with,
-        resume_points=[point.saved() for point in reversed(points) if point.path is not None],
+        resume_points=[point for point in reversed(points) if point.path],
         periodic_checkpoints=before.periodic_checkpoints,
         skipped_steps=before.skipped_steps,
         models=before.models,
         home=run.identity,
-        borrowed_models=borrowed_models(run, before, [point.checkpoints for point in reversed(points)]),
+        borrowed_models=borrowed_models(run, before),
     )
 
 
 async def _on_service(
     plan: Plan,
     logger: RunLogger,
-    points: list[ResumePoint],
     notices: list[tuple[str, str]],
     service: Service | None,
 ) -> TrainingResult:
@@ -167,7 +159,7 @@ async def _on_service(
         logger.activity("starting", f"connecting to {plan.config.service}")
         async with open_service(plan.config, logger.run.local_store, service) as connection:
             with Spending(logger.run.spending, logger.state.spent) as spending:
-                return await Recovery(plan, logger, connection, spending).train(points, notices)
+                return await Recovery(plan, logger, connection, spending).train(notices)
     except (asyncio.CancelledError, KeyboardInterrupt):
         logger.abandon("stopped", "the run was aborted; it resumes from its latest checkpoint")
         raise

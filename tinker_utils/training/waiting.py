@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, TypeVar
 
@@ -62,27 +61,6 @@ class AnswerTimes:
         return max(MIN_SECONDS, _TIMES_THE_USUAL * usual_seconds * max(1.0, tokens / max(usual_tokens, 1)))
 
 
-@dataclass
-class _Wait:
-    """A wait for one answer."""
-
-    step: int
-    what: str
-    overdue_after: float
-    began: float = field(default_factory=time.monotonic)
-    since: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
-    told: str | None = None  # what the user was told last
-
-    @property
-    def seconds(self) -> float:
-        """Return how long it has lasted."""
-        return time.monotonic() - self.began
-
-    def message(self, trouble: str | None) -> str:
-        """Return what to say while it lasts."""
-        return f"waiting since {self.since} for {self.what}" + (f": {trouble}" if trouble else "")
-
-
 class Waiting:
     """Waits on behalf of a run, whose user is told by the activity in run.json and by notices.
 
@@ -116,18 +94,31 @@ class Waiting:
             ServiceTimeoutError: no answer came in time.
             ServiceError: one of them is an error, or the embedded service has ended.
         """
-        wait = _Wait(step, what, overdue_after)
+        began, since = time.monotonic(), time.strftime("%H:%M:%S")
+        told: str | None = None  # what the user was told last
         probe = asyncio.create_task(self._probe())
         try:
-            while await self._look(wait, answers):
-                self._tell(wait)
-                self._give_up_in_time(wait)
+            while await self._look(answers, what):
+                seconds, trouble = time.monotonic() - began, self._service.watch.trouble()
+                message = f"waiting since {since} for {what}" + (f": {trouble}" if trouble else "")
+                # It is said where that is news, and again when the reason has changed.
+                news = trouble if told else seconds >= (_TROUBLE_AFTER if trouble else overdue_after)
+                if news and message != told:
+                    told = message
+                    self._logger.activity("waiting", message)
+                    self._logger.record("notice", step, kind="waiting", message=message)
+                if self._timeout_s is not None and seconds >= max(self._timeout_s, overdue_after):
+                    raise ServiceTimeoutError(
+                        f"{message}; that is longer than training.service_timeout_s = {self._timeout_s:g} allows: "
+                        "start the run again once the service answers, and it resumes from its latest checkpoint."
+                    )
         finally:
             probe.cancel()
-        if wait.told is not None:
-            message = f"the service answers again, after {wait.seconds:.0f} seconds"
+        seconds = time.monotonic() - began
+        if told is not None:
+            message = f"the service answers again, after {seconds:.0f} seconds"
             self._logger.record("notice", step, kind="answered", message=message)
-        return wait.seconds
+        return seconds
 
     async def call(self, blocking: Callable[[], T], step: int, what: str) -> T:
         """Wait for what a call returns, which runs in a thread that ends with the process.
@@ -140,7 +131,7 @@ class Waiting:
         await self.until([as_answer(future)], step, what)
         return future.result()
 
-    async def _look(self, wait: _Wait, answers: Sequence[asyncio.Future[Any]]) -> bool:
+    async def _look(self, answers: Sequence[asyncio.Future[Any]], what: str) -> bool:
         """Wait a moment; returns whether an answer is still not there."""
         pending = {answer for answer in answers if not answer.done()}
         try:
@@ -150,13 +141,11 @@ class Waiting:
             self._interrupted()
         for answer in answers:
             if answer.cancelled():
-                raise ResultLostError(
-                    f"{wait.what}: the request was cancelled; a run resumes from its latest checkpoint."
-                )
+                raise ResultLostError(f"{what}: the request was cancelled; a run resumes from its latest checkpoint.")
             if answer.done() and (error := answer.exception()):
                 if isinstance(error, TinkerUtilsError):
                     raise error
-                raise service_error(wait.what, error) from error
+                raise service_error(what, error) from error
         if pending:
             self._service.check_alive()
         return bool(pending)
@@ -166,23 +155,3 @@ class Waiting:
         for pause in itertools.chain([_TROUBLE_AFTER / 2], itertools.repeat(_PROBE_EVERY)):
             await asyncio.sleep(pause)
             await as_answer(in_background(self._service.watch.probe, "probe"))
-
-    def _tell(self, wait: _Wait) -> None:
-        """Say that the run waits, where that is news; and again when the reason has changed."""
-        trouble = self._service.watch.trouble()
-        worth_telling = wait.seconds >= (_TROUBLE_AFTER if trouble else wait.overdue_after)
-        message = wait.message(trouble)
-        if (wait.told is None and not worth_telling) or wait.told == message or (wait.told and not trouble):
-            return
-        wait.told = message
-        self._logger.activity("waiting", message)
-        self._logger.record("notice", wait.step, kind="waiting", message=message)
-
-    def _give_up_in_time(self, wait: _Wait) -> None:
-        if self._timeout_s is None or wait.seconds < max(self._timeout_s, wait.overdue_after):
-            return
-        raise ServiceTimeoutError(
-            f"{wait.message(self._service.watch.trouble())}; that is longer than training.service_timeout_s = "
-            f"{self._timeout_s:g} allows: start the run again once the service answers, and it resumes from its "
-            "latest checkpoint."
-        )
