@@ -129,8 +129,7 @@ async def run_study(
         variants: name → configuration; its seed is replaced.
         seeds: of order, initial adapter and dropout.
         output_dir: each run is written to VARIANT/seed-N below it.
-        at_once: runs to train side by side, each over a connection of its own: as many as there are cores, for small
-            models on the embedded service.
+        at_once: runs to train side by side, each over its own connection: as many as cores, for small models.
         on_run: called after each run.
 
     Raises:

@@ -53,12 +53,10 @@ async def fit(
         on_record: called with each record of metrics.jsonl.
 
     Raises:
-        ConfigError, DataError, RenderingError: the run cannot begin; nothing was spent, and nothing was written.
+        ConfigError, DataError, RenderingError: the run cannot begin (`preflight` tells); nothing was spent or written.
         ResumeError: the run in `output_dir` cannot go on with these settings or data.
         RunDirectoryError: the directory is in use, damaged or not writable.
         ServiceError: the service cannot be reached, or refused a request; the run resumes from its latest checkpoint.
-
-    `preflight` tells beforehand what the run's warnings will be, and what would keep it from beginning.
     """
     config = config.resolved()
     run = RunDirectory(output_dir or config.output_dir)
