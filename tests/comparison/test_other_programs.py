@@ -1,16 +1,19 @@
 """Logs of other programs, as these write them: read, or refused by their name; and followed while they grow."""
 
+import itertools
 import json
 import math
+import os
 
 import pytest
+from support.clock import Clock
 
 from tinker_utils.comparison.sources import LogReader
 from tinker_utils.comparison.table import compare, read_run
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.status import RunFollower
-from tinker_utils.views.live import dashboard
+from tinker_utils.views.live import Dashboard, dashboard
 
 
 @pytest.fixture
@@ -61,6 +64,60 @@ def test_tokens_that_began_anew_at_a_resume_go_on(trainer):
     assert run.train.tokens.tolist() == [1000, 2000, 2900, 3900, 4400]
 
 
+def test_evaluations_between_train_entries_stand_where_they_were_counted(trainer):
+    run = read_run(
+        trainer(
+            {"step": 10, "loss": 2.0, "num_tokens": 1000.0},
+            {"step": 15, "eval_loss": 1.9, "eval_num_tokens": 1800.0},  # half of the steps, but not of the tokens
+            {"step": 20, "loss": 1.5, "num_tokens": 2000.0},
+            {"step": 25, "eval_loss": 1.4, "eval_num_tokens": 300.0},  # resumed after step 20
+        )
+    )
+    assert run.valid.tokens.tolist() == [1800, 2300]
+    assert read_run(trainer({"step": 5, "eval_loss": 1.0, "eval_num_tokens": 7.0})).valid.tokens.tolist() == [7]
+
+
+def test_epochs_are_counted_from_one(trainer, cookbook):
+    entries = ({"step": step, "loss": 1.0, "epoch": epoch} for step, epoch in ((1, 0.0), (2, 1.0), (3, 1.25), (4, 2.5)))
+    assert read_run(trainer(*entries)).train.epoch.tolist() == [1, 1, 2, 3]
+    rows = ({"step": step, "train_mean_nll": 1.0, "epoch": step // 2} for step in range(4))
+    path = cookbook(*rows)
+    assert read_run(path).train.epoch.tolist() == [1, 1, 2, 2]
+    assert "up to step 4 in epoch 2" in dashboard(path)._picture.value
+
+
+def test_a_last_evaluation_that_is_no_number_is_the_last_one(trainer):
+    run = read_run(trainer({"step": 1, "eval_loss": 2.0}, {"step": 2, "eval_loss": math.nan}))
+    assert ("last validation loss", "nan") in compare([run]).rows
+    assert ("lowest validation loss", "2") in compare([run]).rows
+
+
+def test_what_two_rows_of_the_cookbook_say_of_a_step_is_one(cookbook):
+    rows = ({"step": 0, "test/nll": 2.5}, {"step": 0, "train_mean_nll": 2.0}, {"step": 0, "train_mean_nll": 1.5})
+    run = read_run(cookbook(*rows))
+    assert (run.train.loss.tolist(), run.valid.loss.tolist()) == ([1.5], [2.5])
+
+
+def test_a_log_without_losses_says_what_they_are_called(trainer, cookbook):
+    with pytest.raises(
+        MetricsError, match=r"no loss at any step \(Hugging Face Trainer logs losses as loss, eval_loss or"
+    ):
+        read_run(trainer({"step": 43, "train_runtime": 9.5, "train_loss": 1.75}))
+    with pytest.raises(MetricsError, match=r"no loss at any step \(tinker-cookbook logs losses as train_mean_nll,"):
+        read_run(cookbook({"step": 0, "progress/done_frac": 0.5, "optim/lr": 1e-5}))
+
+
+def test_of_a_directorys_states_the_one_that_was_written_last_is_read(trainer):
+    path = trainer({"step": 10, "loss": 2.5}, checkpoint=10)
+    earlier = path / "trainer_state.json"
+    earlier.write_text((path / "checkpoint-10" / "trainer_state.json").read_text())
+    os.utime(earlier, (1, 1))
+    trainer({"step": 10, "loss": 2.5}, {"step": 20, "loss": 1.5}, checkpoint=20)
+    assert read_run(path).train.loss.tolist() == [2.5, 1.5]
+    os.utime(earlier, (4e9, 4e9))
+    assert read_run(path).train.loss.tolist() == [2.5]
+
+
 def test_evaluations_stand_at_the_tokens_trained_on_until_then(trainer):
     run = read_run(
         trainer(
@@ -84,7 +141,19 @@ def test_a_preference_loss_has_a_unit_of_its_own(trainer, cookbook, kind):
     else:
         run = read_run(cookbook({"step": 0, "dpo_loss": 0.625, "accuracy": 0.5, "num_pairs": 8, "num_tokens": 100}))
     assert (run.unit, run.train.step.tolist(), run.train.loss.tolist()) == ("preference", [1], [0.625])
-    assert "preference loss (DPO)" in run.describe()
+    assert "preference loss" in run.describe()
+
+
+@pytest.mark.parametrize("key", ["eval_rewards/chosen", "eval_a_rewards/chosen", "mean_reward"])
+def test_losses_on_preferences_are_known_by_what_stands_beside_them(trainer, key):
+    assert read_run(trainer({"step": 1, "eval_loss": 0.625, key: 0.1})).unit == "preference"
+
+
+def test_likelihoods_beside_a_preference_loss_are_named(cookbook):
+    run = read_run(cookbook({"step": 0, "dpo_loss": 0.625, "test/nll": 1.5}))
+    assert len(run.valid) == 0
+    assert run.describe().endswith("(preference loss); not shown: test/nll")
+    assert ("validation losses", "not shown: test/nll") in compare([run]).rows
 
 
 @pytest.mark.parametrize(
@@ -127,7 +196,9 @@ class TestFollowed:
         whole = state.read_text()
         state.write_text(whole[:30])
         follower.poll()
-        assert "has no record that tinker_utils, tinker-cookbook or a Trainer writes" in follower.status().sentence
+        for _ in range(2):  # said as long as it stays so
+            follower.poll()
+            assert "is not whole, as while a Trainer writes it" in follower.status().sentence
         assert follower.log.train["train_loss"].tolist() == [2.5]
         state.write_text(whole)
         follower.poll()
@@ -138,8 +209,78 @@ class TestFollowed:
         view = dashboard(cookbook(*sft))
         assert "tinker-cookbook, 3 train and 3 validation losses" in view._status.value
         assert "smoothed train loss" in view._picture.value
-        rewards = dashboard(cookbook({"step": 0, "env/all/reward/total": 0.25}))
-        assert "reinforcement learning" in rewards._status.value
+
+    @pytest.mark.parametrize(
+        ("line", "sentence"),
+        [
+            ('{"step": 0, "env/all/reward/total": 0.25}', "is a log of reinforcement learning"),
+            ('{"loss": 1.0}', "has no record that tinker_utils, tinker-cookbook or a Trainer writes"),
+            ('{"type": "event", "loss": 1.0}', "has no train or val records"),
+        ],
+    )
+    async def test_what_cannot_be_shown_is_named_and_not_waited_for(self, cookbook, line, sentence):
+        path = cookbook()
+        (path / "metrics.jsonl").write_text(line + "\n")
+        async with dashboard(path) as view:
+            await view.finished()
+            assert sentence in view._status.value
+        assert sentence in view._status.value  # it was looked at again
+
+    def test_a_log_may_become_another_programs(self, cookbook):
+        path = cookbook({"step": 0, "train_mean_nll": 2.0})
+        follower = RunFollower(RunDirectory(path), LogReader(path))
+        follower.poll()
+        own = {"type": "train", "step": 1, "train_loss": 1.0, "train_loss_total": 9.0}
+        (path / "metrics.jsonl").write_text(json.dumps(own) + "\n")
+        follower.poll()
+        assert (follower.log.loss_unit, follower.is_foreign) == ("nats/token", False)
+        assert follower.status().sentence == "There are metrics but no run.json, so the state of the run is not known."
+        cookbook({"step": 0, "dpo_loss": 0.5})
+        follower.poll()
+        assert (follower.log.loss_unit, follower.is_foreign) == ("preference", True)
+
+    def test_a_log_that_is_emptied_or_gone_stays_as_it_was(self, cookbook):
+        path = cookbook({"step": 0, "train_mean_nll": 2.0})
+        follower = RunFollower(RunDirectory(path), LogReader(path))
+        follower.poll()
+        cookbook()
+        follower.poll()
+        (path / "metrics.jsonl").unlink()
+        follower.poll()
+        assert follower.log.train["train_loss"].tolist() == [2.0]
+        cookbook({"step": 0, "train_mean_nll": 3.0})
+        follower.poll()
+        assert follower.log.train["train_loss"].tolist() == [3.0]
+
+    def test_a_log_that_is_not_there_yet(self, trainer, tmp_path):
+        view = dashboard(tmp_path / "trainer" / "checkpoint-1" / "trainer_state.json")
+        assert "Waiting for the run to begin." in view._status.value
+        assert view.run.path == tmp_path / "trainer" / "checkpoint-1"
+        trainer({"step": 1, "loss": 2.0}, checkpoint=1)
+        view._wake_up()
+        assert "Hugging Face Trainer, 1 train and 0 validation losses" in view._status.value
+        assert "smoothed train loss 2 nats, mean of batch means" in view._picture.value
+
+    def test_a_run_directory_may_hold_another_programs_log(self, cookbook):
+        view = dashboard(RunDirectory(cookbook({"step": 0, "train_mean_nll": 2.0})))
+        assert "tinker-cookbook, 1 train and 0 validation losses" in view._status.value
+
+    def test_a_log_of_the_same_length_is_drawn_anew(self, cookbook):
+        clock = Clock()
+        view = Dashboard(cookbook({"step": 0, "train_mean_nll": 2.0}), clock, meter=lambda: 0.0)
+        cookbook({"step": 0, "train_mean_nll": 1.875})
+        clock.now += 11
+        view._wake_up()
+        assert "smoothed train loss 1.875" in view._picture.value
+
+    def test_a_log_that_takes_long_to_read_is_read_when_a_picture_is_due(self, cookbook):
+        clock, moments = Clock(), itertools.count()
+        view = Dashboard(cookbook({"step": 0, "train_mean_nll": 2.0}), clock, meter=lambda: float(next(moments)))
+        for records, passed in ((1, 0), (1, 10), (3, 10_000)):
+            cookbook(*({"step": step, "train_mean_nll": 2.0} for step in range(3)))
+            clock.now += passed
+            view._wake_up()
+            assert f"tinker-cookbook, {records} train" in view._status.value
 
 
 class TestWhereARunIs:

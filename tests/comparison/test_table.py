@@ -186,8 +186,9 @@ def test_names_take_as_much_of_the_path_as_they_need(tmp_path):
         ("metrics.jsonl", b'{"step": 1, "train_mean_nll": 1.0, "x": "\xff"}\n', "is not UTF-8 text"),
         ("trainer_state.json", b'{"log_history": null}', "has no loss at any step"),
         ("trainer_state.json", b'{"log_history": [{"step": 1}, 3]}', "has no loss at any step"),
-        ("trainer_state.json", b'{"log_history": [', "has no record that"),
-        ("trainer_state.json", b"[" * 100_000, "has no record that"),
+        ("trainer_state.json", b'{"log_history": [', "is not whole"),
+        ("trainer_state.json", b"[" * 100_000, "is not whole"),
+        ("trainer_state.json", b'{"global_step": 3}', "has no record that"),
     ],
 )
 def test_a_file_that_is_no_log_is_refused_in_one_sentence(tmp_path, name, content, sentence):

@@ -55,9 +55,14 @@ def test_each_combination_runs_once_failures_are_listed_and_finished_ones_skippe
     assert RunDirectory(changed[0].output_dir).read_state().reason.startswith("other ")
 
 
-def test_settings_with_the_same_ending_keep_their_full_names(notebook, tmp_path):
-    runs = rerun(notebook, {"lora.rank": [4], "other.rank": ["a/b"]}, tmp_path / "runs")
-    assert runs[0].output_dir.name == "lora.rank=4,other.rank=a_b"
+def test_settings_with_the_same_ending_keep_their_full_names_below_the_projects_directory(
+    notebook, tmp_path, monkeypatch
+):
+    for name in ("configs", "notebooks"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    runs = rerun(notebook, {"lora.rank": [4], "other.rank": ["a/b"]}, "runs")
+    assert runs[0].output_dir == tmp_path / "runs" / "lora.rank=4,other.rank=a_b"
     assert runs[0].output_dir.parent == tmp_path / "runs"
 
 

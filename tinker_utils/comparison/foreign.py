@@ -55,6 +55,8 @@ _PEFT_SETTINGS = {
 _MAX_SETTING = 300  # characters
 # Keys of reinforcement learning: the cookbook's, then those of TRL.
 _REWARDS = re.compile(r"(.*/)?(env|reward)/.+|reward|objective/.+")
+# Keys of TRL's losses on preferences: of those on a policy, then of a reward model's.
+_PREFERENCES = re.compile(r"(eval_(.+_)?)?(rewards/chosen|mean_reward)")
 _TRAINER_EVALUATION = re.compile(r"eval_(.+_)?loss")
 
 
@@ -84,7 +86,7 @@ def decoded(text: str) -> Any:
 
 def is_cookbook_row(record: Record) -> bool:
     """Return whether one of the cookbook's trainers writes such a row."""
-    known = {"train_mean_nll", "dpo_loss"} & record.keys()
+    known = {"train_mean_nll", "dpo_loss", "progress/done_frac"} & record.keys()
     return bool(known) or any(key.endswith("/nll") or ("/" in key and _REWARDS.fullmatch(key)) for key in record)
 
 
@@ -101,16 +103,21 @@ def _chosen(names: Iterable[str], usual: str) -> tuple[str, ...]:
     return tuple(sorted(dict.fromkeys(names), key=lambda name: name != usual))
 
 
-def read_cookbook(path: Path, name: str) -> Run:
-    """Read the cookbook's metrics.jsonl, and config.json beside it."""
-    lines = [decoded(line) for line in read_text(path).split("\n") if line.strip()]
-    # Rows without a step are summaries; of rows for one step the last one counts, as the step was run again.
-    by_step = {row["step"]: row for row in lines if isinstance(row, dict) and _has_step(row)}
+def read_cookbook(text: str, path: Path, name: str) -> Run:
+    """Read the content of the cookbook's metrics.jsonl, and config.json beside it."""
+    lines = [decoded(line) for line in text.split("\n") if line.strip()]
+    by_step: dict[float, Record] = {}
+    # Rows without a step are summaries; what a later row for a step says counts, as the step was run again.
+    for row in lines:
+        if isinstance(row, dict) and _has_step(row):
+            by_step[row["step"]] = by_step.get(row["step"], {}) | row
     rows = [by_step[step] for step in sorted(by_step)]
     loss = "dpo_loss" if any("dpo_loss" in row for row in rows) else "train_mean_nll"
     trained = [row for row in rows if loss in row]
     evaluations = _chosen((key for row in rows for key in row if key.endswith("/nll")), "test/nll")
-    evaluated = [row for row in rows if evaluations[0] in row] if evaluations and loss != "dpo_loss" else []
+    if loss == "dpo_loss" and evaluations:  # which are likelihoods, and not in its unit
+        evaluations = ("", *evaluations)
+    evaluated = [row for row in rows if evaluations and evaluations[0] in row]
     if not trained and not evaluated:
         _refuse_rewards(path, rows)
     totals = _column(trained, "tokens/cumulative/trained")
@@ -121,6 +128,7 @@ def read_cookbook(path: Path, name: str) -> Run:
         _column(trained, loss),
         totals,
         _column(trained, "cost/cumulative_usd"),
+        _column(trained, "epoch") + 1,
     )
     return Run(
         name=name,
@@ -142,28 +150,30 @@ def _cookbook_unit(rows: list[Record]) -> LossUnit:
     return "nats/token" if raw else "example means"
 
 
-def read_trainer(path: Path, name: str) -> Run:
-    """Read a trainer_state.json, and the adapter_config.json that PEFT leaves beside it."""
-    state = decoded(read_text(path))
+def read_trainer(state: Record, path: Path, name: str) -> Run:
+    """Read the content of a trainer_state.json, and the adapter_config.json that PEFT leaves beside it."""
     history = state["log_history"] if isinstance(state["log_history"], list) else []
     entries = [entry for entry in history if isinstance(entry, dict) and _has_step(entry)]
-    trained = [entry for entry in entries if "loss" in entry]
+    _refuse_rewards(path, entries)
     names = (key for entry in entries for key in entry if _TRAINER_EVALUATION.fullmatch(key))
     evaluations = _chosen(names, "eval_loss")
     evaluated = [entry for entry in entries if evaluations and evaluations[0] in entry]
-    _refuse_rewards(path, entries)
-    train = curve(_column(trained, "step"), _column(trained, "loss"), _trainer_tokens(trained))
+    steps, losses, epochs = (_column(entries, key) for key in ("step", "loss", "epoch"))
+    tokens = _trainer_tokens(entries)
+    trained = np.array(["loss" in entry for entry in entries], dtype=bool)
     settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
     if state.get("num_train_epochs"):
         settings["training.epochs"] = _as_text(state["num_train_epochs"])
     return Run(
         name=name,
         made_by="Hugging Face Trainer",
-        unit="preference" if any("rewards/chosen" in entry for entry in entries) else "batch means",
-        train=train,
-        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))),
+        unit="preference" if any(_PREFERENCES.fullmatch(key) for row in entries for key in row) else "batch means",
+        train=curve(steps[trained], losses[trained], tokens[trained], epochs=np.maximum(np.ceil(epochs), 1)[trained]),
+        valid=placed_on(
+            curve(steps, losses, tokens), _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))
+        ),
         settings=settings,
-        epochs=_epochs_begun(_column(entries, "epoch")),
+        epochs=_epochs_begun(epochs),
         evaluations=evaluations,
         steps=as_float(state.get("global_step")),
     )
@@ -172,8 +182,8 @@ def read_trainer(path: Path, name: str) -> Run:
 def _trainer_tokens(entries: list[Record]) -> FloatArray:
     """Return the tokens trained on until each entry; a count that began anew goes on from what it was before."""
     counted = _column(entries, "num_input_tokens_seen")
-    if not np.isfinite(counted).any():
-        counted = _column(entries, "num_tokens")
+    for name in ("num_tokens", "eval_num_tokens"):
+        counted = np.where(np.isfinite(counted), counted, _column(entries, name))
     known = np.isfinite(counted)
     restarted = np.diff(counted[known], prepend=0.0) < 0
     counted[known] += np.cumsum(np.where(restarted, np.roll(counted[known], 1), 0.0))

@@ -25,12 +25,14 @@ class Curve:
         tokens: tokens trained on until then; NaN where the log does not say.
         dollars: spent until then; NaN where the log does not say.
         loss: in the run's unit; NaN where it was not finite.
+        epoch: the one in which the step was done, from 1; NaN where the log does not say.
     """
 
     step: FloatArray
     tokens: FloatArray
     dollars: FloatArray
     loss: FloatArray
+    epoch: FloatArray
 
     def __len__(self) -> int:
         return len(self.step)
@@ -60,7 +62,7 @@ class Run:
         epochs: how many epochs were begun; None where it is not known.
         ending: how the run ended, in a word; None where it is not known.
         unused_lines: lines of the log that could not be used, or are in another unit than the rest.
-        evaluations: names of the log's validation losses; the first one is read.
+        evaluations: names of the log's validation losses; the first one is read, and none if that is "".
         steps: steps that the run did, where the log says more than its losses do.
     """
 
@@ -95,7 +97,8 @@ class Run:
     def about_evaluations(self) -> str:
         """Return which of several validation losses is shown, as the end of a sentence; empty where there is one."""
         shown, *others = self.evaluations or ("",)
-        return f"; validation is {shown}; not shown: {', '.join(others)}" if others else ""
+        validation = f"; validation is {shown}" if shown else ""
+        return f"{validation}; not shown: {', '.join(others)}" if others else ""
 
     def describe(self) -> str:
         """Return one sentence for a person: who wrote it, what is in it, and in which unit."""
@@ -107,7 +110,11 @@ class Run:
 
 
 def curve(
-    steps: FloatArray, losses: FloatArray, tokens: FloatArray | None = None, dollars: FloatArray | None = None
+    steps: FloatArray,
+    losses: FloatArray,
+    tokens: FloatArray | None = None,
+    dollars: FloatArray | None = None,
+    epochs: FloatArray | None = None,
 ) -> Curve:
     """Return a curve from points in any order, all of shape [points]; what is None is not known."""
     order = np.argsort(steps, kind="stable")
@@ -117,6 +124,7 @@ def curve(
         tokens=unknown if tokens is None else tokens[order],
         dollars=unknown if dollars is None else dollars[order],
         loss=losses[order],
+        epoch=unknown if epochs is None else epochs[order],
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tinker_utils.basics.redaction import one_sentence
@@ -24,6 +27,11 @@ from tinker_utils.run.state import Provenance, decode_state
 
 LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
 _ADVICE = f"give a run directory, a {_METRICS} or a {_TRAINER_STATE}"
+_LOSSES = {
+    "tinker_utils": "train_loss or val_loss",
+    "tinker-cookbook": "train_mean_nll, dpo_loss or …/nll",
+    "Hugging Face Trainer": "loss, eval_loss or eval_…_loss",
+}
 
 
 def find_log(path: Path) -> Path:
@@ -36,14 +44,15 @@ def find_log(path: Path) -> Path:
         if exists(path):
             return path
         raise MetricsError(f"{path}: there is no such run; {_ADVICE}.")
-    for name in LOG_NAMES:
-        if (path / name).is_file():
-            return path / name
     found = path.glob(f"checkpoint-*/{_TRAINER_STATE}")
     states = {int(number): state for state in found if (number := state.parent.name.partition("-")[2]).isdecimal()}
-    if not states:
+    logs = [path / name for name in LOG_NAMES if (path / name).is_file()][:1]
+    if states:
+        logs.append(states[max(states)])
+    if not logs:
         raise MetricsError(f"{path}: holds neither {_METRICS} nor {_TRAINER_STATE}; {_ADVICE}.")
-    return states[max(states)]
+    # A Trainer leaves its state in the directory at the end; where it goes on later, checkpoints are ahead of that.
+    return max(logs, key=lambda log: log.stat().st_mtime_ns)
 
 
 def read_log(path: Path, name: str) -> Run:
@@ -54,28 +63,33 @@ def read_log(path: Path, name: str) -> Run:
     """
     run = _reader_of(path)(path, name)
     if not len(run.train) and not len(run.valid):
-        raise MetricsError(f"{path}: has no loss at any step; {_ADVICE}.")
+        raise MetricsError(
+            f"{path}: has no loss at any step ({run.made_by} logs losses as {_LOSSES[run.made_by]}); "
+            "give a log that has some."
+        )
     return run
 
 
 def _reader_of(path: Path) -> Callable[[Path, str], Run]:
     """Return what reads this log, decided by the first record that any of the programs writes."""
     text = read_text(path)
+    content = decoded(text)
+    if isinstance(content, dict) and "log_history" in content:
+        return partial(read_trainer, content)
     for line in text.split("\n"):
         record = decoded(line)
         if isinstance(record, dict) and "type" in record:
             return _read_own
         if isinstance(record, dict) and is_cookbook_row(record):
-            return read_cookbook
-    content = decoded(text)
-    if isinstance(content, dict) and "log_history" in content:
-        return read_trainer
+            return partial(read_cookbook, text)
+    if content is None and path.name == _TRAINER_STATE:
+        raise MetricsError(f"{path}: is not whole, as while a Trainer writes it; give another one if it stays so.")
     raise MetricsError(f"{path}: has no record that tinker_utils, tinker-cookbook or a Trainer writes; {_ADVICE}.")
 
 
 def _read_own(path: Path, name: str) -> Run:
     log = read_metrics(path)
-    train = curve(*(log.train[column] for column in ("step", "train_loss", "tokens_seen", "cost_usd")))
+    train = curve(*(log.train[column] for column in ("step", "train_loss", "tokens_seen", "cost_usd", "epoch")))
     epochs = log.train["epoch"]
     end = next(reversed(log.events_of("end")), {"status": "early_stopped" if log.early_stop else None})
     return Run(
@@ -126,13 +140,13 @@ def _provenance(path: Path) -> dict[str, str]:
 class LogReader:
     """Reads the log of a run directory or file as it grows, whichever of the known programs writes it.
 
-    `about` says what another program's log is; it is empty for one of this project.
+    `about` says what another program's log is, or why it cannot be read; it is empty for one of this project.
     """
 
     def __init__(self, given: Path) -> None:
         self._given = given
-        self._own = MetricsReader(given / _METRICS if is_directory(given) or not exists(given) else given)
-        self._own_inode: int | None = None  # of a log that was found to be this project's
+        self._own = MetricsReader(given if given.name in LOG_NAMES else given / _METRICS)
+        self._known = (0, 0)  # inode and size of a log that was found to be this project's
         self.log = self._own.log
         self.about = ""
 
@@ -147,24 +161,37 @@ class LogReader:
     def poll(self) -> None:
         """Read what is new: a log of this project goes on, another one is read as a whole.
 
-        Raises:
-            MetricsError: it cannot be read, or none of the programs writes such a file; `log` stays as it was.
+        What is missing or empty now, or cannot be read, leaves `log` as it was.
         """
         path = self.path
-        inode = path.stat().st_ino if exists(path) and path.stat().st_size else None
-        if inode == self._own_inode or inode is None or _reader_of(path) is _read_own:
-            self._own_inode = inode
-            self._own.poll()
-            self.log = self._own.log
-        else:
-            run = read_log(path, self._given.name)
-            self.log, self.about = _as_metrics_log(run), f"{run.describe()}."
+        stat = path.stat() if exists(path) else None
+        if stat is None or not stat.st_size:  # not begun, or being written anew
+            return
+        try:
+            if self._is_own(path, stat):
+                self._own = self._own if self._own.path == path else MetricsReader(path)
+                self._own.poll()
+                self.log, self.about, self._known = self._own.log, "", (stat.st_ino, stat.st_size)
+            else:
+                self._known = (0, 0)
+                run = read_log(path, self._given.name)
+                self.log, self.about = _as_metrics_log(run), f"{run.describe()}."
+        except MetricsError as error:
+            self.about = str(error)
+
+    def _is_own(self, path: Path, stat: os.stat_result) -> bool:
+        inode, size = self._known
+        if exists(path.with_name("run.json")) or (stat.st_ino == inode and stat.st_size >= size):
+            return True
+        return _reader_of(path) is _read_own and bool(read_metrics(path))  # which raises where it has nothing to show
 
 
 def _as_metrics_log(run: Run) -> MetricsLog:
     log = MetricsLog(run.unit)
     for kind, losses in (("train", run.train), ("val", run.valid)):
-        values = (losses.step, losses.loss, losses.tokens, losses.dollars)
-        for step, loss, tokens, usd in zip(*(each.tolist() for each in values), strict=True):
-            log.add({"type": kind, "step": step, f"{kind}_loss": loss, "tokens_seen": tokens, "cost_usd": usd})
+        names = ("step", "epoch", f"{kind}_loss", "tokens_seen", "cost_usd")
+        values = (losses.step, losses.epoch, losses.loss, losses.tokens, losses.dollars)
+        for point in zip(*(each.tolist() for each in values), strict=True):
+            known = {name: value for name, value in zip(names, point, strict=True) if not math.isnan(value)}
+            log.add({"type": kind, f"{kind}_loss": None, **known})
     return log

@@ -117,9 +117,9 @@ def _words(value: float | None, format: Callable[[float], str] = number) -> str 
     return None if value is None else format(value)
 
 
-def _last(curve: Curve, smoothing: float = 0.0) -> str | None:
-    _, losses = curve.known("step")
-    return number(float(ema(losses, smoothing)[-1])) if len(losses) else None
+def _final(train: Curve) -> str | None:
+    _, losses = train.known("step")
+    return number(float(ema(losses, SMOOTHING)[-1])) if len(losses) else None
 
 
 def _perplexity(run: Run) -> str | None:
@@ -131,15 +131,15 @@ def _perplexity(run: Run) -> str | None:
 _RESULTS: dict[str, Callable[[Run], str | None]] = {
     "log written by": lambda run: run.made_by,
     "unit of losses": lambda run: run.unit,
-    "validation losses": lambda run: run.about_evaluations.removeprefix("; validation is ") or None,
+    "validation losses": lambda run: run.about_evaluations.removeprefix("; ").removeprefix("validation is ") or None,
     "steps": lambda run: _words(run.last("step"), "{:,.0f}".format),
     "epochs started": lambda run: _words(run.epochs, "{:,}".format),
     "tokens trained on": lambda run: _words(run.last("tokens"), "{:,.0f}".format),
     "cost": lambda run: _words(run.last("dollars"), dollars),
     "ended": lambda run: run.ending and run.ending.replace("_", " "),
-    "final train loss, smoothed": lambda run: _last(run.train, SMOOTHING),
+    "final train loss, smoothed": lambda run: _final(run.train),
     "lowest validation loss": lambda run: _words(run.best()[0]),
     "at step": lambda run: _words(run.best()[1], "{:,}".format),
     "perplexity at that step": _perplexity,
-    "last validation loss": lambda run: _last(run.valid),
+    "last validation loss": lambda run: number(float(run.valid.loss[-1])) if len(run.valid) else None,
 }

@@ -22,7 +22,7 @@ UNIT_WORDS: dict[LossUnit, str] = {
     "example means": "nats, mean of example means",
     "batch means": "nats, mean of batch means",
     "nats/batch": "nats per batch (summed)",
-    "preference": "preference loss (DPO)",
+    "preference": "preference loss",
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinker_utils.basics.redaction import one_sentence, without_home
 from tinker_utils.basics.strict_json import parse_json
-from tinker_utils.errors import MetricsError, RunDirectoryError
+from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader
 from tinker_utils.run.series import MetricsLog, Record, as_float
@@ -43,7 +43,7 @@ _SAMPLES_TAIL = 1 << 17
 
 
 class Reader(Protocol):
-    """Reads the log of a run as it grows; `about` is a sentence on a log of another program."""
+    """Reads the log of a run as it grows; `about` is a sentence on a log of another program, or why it is not read."""
 
     about: str
 
@@ -114,6 +114,11 @@ class RunFollower:
         """Return the metrics as far as they were read."""
         return self._reader.log
 
+    @property
+    def is_foreign(self) -> bool:
+        """Return whether another program wrote the log: it is read as a whole whenever it changes."""
+        return bool(self._reader.about)
+
     def poll(self) -> None:
         """Read what is new. What cannot be read now is said in the status."""
         self._problem = None
@@ -128,8 +133,9 @@ class RunFollower:
                 self.samples = _latest_samples(self.run.samples)
             if self._changed(self._reader.path):
                 self._reader.poll()
-        except (OSError, MetricsError) as error:
+        except OSError as error:
             self._problem = str(error)
+            self._seen.clear()  # until it is read, it is tried again
 
     def _read_state(self) -> None:
         if self._changed(self.run.state):
@@ -151,8 +157,8 @@ class RunFollower:
         step = _whole(train.get("step")) or progress.step or None
         total = plan.total_steps
         best_loss, best_step = self.log.best()
-        # Metrics without run.json come from another tool, or from an older version: nobody adds to them.
-        ended = state.status != "running" if self._state else self._has_metrics
+        # Without run.json they come from another program or an older version, and nothing says that more will come.
+        ended = state.status != "running" if self._state else self._has_metrics or self.is_foreign
         return RunStatus(
             name=self.run.path.resolve().name,
             place=without_home(str(self.run.path.absolute())),
@@ -196,7 +202,7 @@ class RunFollower:
 
     def _sentence(self) -> str:
         if self._state is None:
-            return (self._reader.about or _ONLY_METRICS) if self._has_metrics else _NOT_BEGUN
+            return self._reader.about or (_ONLY_METRICS if self._has_metrics else _NOT_BEGUN)
         if self._state.status != "running":
             return _sentence(ENDINGS[self._state.status], self._state.reason)
         if self._gone:

@@ -151,8 +151,7 @@ def _in_words(run: Run) -> str:
     best, step = run.best()
     if best is None:
         return f"{run.name}, train loss {_smoothed(run.train, 'step')[1][-1]:.4g} at the end"
-    last = run.valid.known("step")[1][-1]
-    return f"{run.name}, lowest validation loss {best:.4g} at step {step:,}, {last:.4g} at the end"
+    return f"{run.name}, lowest validation loss {best:.4g} at step {step:,}, {run.valid.loss[-1]:.4g} at the end"
 
 
 def _capital(words: str) -> str:

@@ -16,7 +16,7 @@ from tinker_utils.basics.redaction import one_sentence, quoted, without_home
 from tinker_utils.config.paths import as_path
 from tinker_utils.config.rules import plain
 from tinker_utils.errors import ConfigError, TinkerUtilsError
-from tinker_utils.run.directory import RunDirectory, write_atomically
+from tinker_utils.run.directory import RunDirectory, run_path, write_atomically
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -59,7 +59,7 @@ def rerun(
     """
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    notebook, directory = as_path(notebook, "notebook").resolve(), as_path(output_dir, "output_dir").resolve()
+    notebook, directory = as_path(notebook, "notebook").resolve(), run_path(output_dir).resolve()
     if not notebook.is_file():
         raise TinkerUtilsError(f"{notebook.name}: there is no such notebook; give the path of an .ipynb file.")
     common = dict(parameters or {})

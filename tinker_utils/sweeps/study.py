@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from tinker_utils.batching import Batch, in_batches
-from tinker_utils.config.paths import as_path
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import TEST_FILE, ChatIndex
 from tinker_utils.data.streaming import RenderedFile, render_all
 from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.loss import t975
 from tinker_utils.plan.plan import Plan, prepare
-from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.directory import RunDirectory, run_path
 from tinker_utils.run.metrics import read_metrics
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.service.client import Service
@@ -140,7 +139,7 @@ async def run_study(
         raise TinkerUtilsError(
             f"at_once: expected at least 1, received {at_once}; give how many runs train side by side."
         )
-    directory = as_path(output_dir, "output_dir")
+    directory = run_path(output_dir)
     planned = [(seed, name) for seed in seeds for name in variants]
     done: dict[_Planned, StudyRun] = {}
     begun, new = _dealt(planned, variants, directory)

@@ -34,9 +34,9 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 from IPython.display import display, update_display
 
 from tinker_utils.basics.redaction import one_sentence
-from tinker_utils.comparison.sources import LogReader
+from tinker_utils.comparison.sources import LOG_NAMES, LogReader
 from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import exists, find_upwards
+from tinker_utils.config.settings import exists, find_upwards, is_directory
 from tinker_utils.run.directory import RunDirectory, run_path
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
@@ -79,6 +79,7 @@ class _Content:
 
     settings: Settings
     over: bool
+    log: MetricsLog  # another one, where the file was replaced
     evaluations: int
     records: int
 
@@ -126,6 +127,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._still: _Bundle | None = None
         self._still_id = uuid.uuid4().hex
         self._clock, self._displayed_at = clock, math.inf
+        self._meter, self._slow = meter, False
         self._page: tuple[str, ...] = ()
         self._controls = Controls()
         self._status, self._picture, self._samples = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -229,14 +231,23 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
                 sentence = one_sentence(f"The view has an error; the run is not affected: {error!r}")
                 return replace(self._known, status=escape(sentence))
 
-    def _read_and_drawn(self, settings: Settings, final: bool) -> _Look:
+    def _poll(self) -> None:
+        """Read what is new; a log that is read as a whole and takes long, only when a picture is due."""
+        if self._slow and not self._throttle.allows():
+            return
+        began = self._meter()
         self._follower.poll()
+        self._slow = self._follower.is_foreign and self._meter() - began > _POLL_ENDED_SECONDS * _SHARE
+
+    def _read_and_drawn(self, settings: Settings, final: bool) -> _Look:
+        self._slow = self._slow and not final
+        self._poll()
         run, log = self._follower.status(), self._follower.log
         perplexity = log.loss_unit == "nats/token"
         if not perplexity:
             settings = replace(settings, quantity="loss")
         over = final or run.over
-        content = _Content(settings, over, len(log.val), len(log.train))
+        content = _Content(settings, over, log, len(log.val), len(log.train))
         self._known = look = _Look(
             run, perplexity, status_html(run, log.loss_unit), samples_html(self._follower.samples)
         )
@@ -308,11 +319,12 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
 
 def _follower(run: RunDirectory | Path | str) -> RunFollower:
     if isinstance(run, RunDirectory):
-        return RunFollower(run)
+        return RunFollower(run, LogReader(run.path))
     given = as_path(run, "run")
     found = find_upwards(given)
     path = (found if exists(found) else run_path(given)).absolute()
-    return RunFollower(RunDirectory(path.parent if path.is_file() else path), LogReader(path))
+    is_log = path.name in LOG_NAMES or (exists(path) and not is_directory(path))
+    return RunFollower(RunDirectory(path.parent if is_log else path), LogReader(path))
 
 
 def _bundle(png: bytes, description: str) -> _Bundle:
