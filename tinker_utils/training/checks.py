@@ -51,9 +51,10 @@ class Check:
     sentence: str
     error: TinkerUtilsError | None = field(default=None, compare=False, repr=False)
 
-
-def _failed(name: str, error: TinkerUtilsError) -> Check:
-    return Check(name, "fail", str(error), error)
+    @classmethod
+    def failed(cls, name: str, error: TinkerUtilsError) -> Check:
+        """Return a check whose failure is `error`."""
+        return cls(name, "fail", str(error), error)
 
 
 def _unless_it_raises(name: str, look: Callable[[], list[Check]]) -> list[Check]:
@@ -61,7 +62,7 @@ def _unless_it_raises(name: str, look: Callable[[], list[Check]]) -> list[Check]
     try:
         return look()
     except TinkerUtilsError as error:
-        return [_failed(name, error)]
+        return [Check.failed(name, error)]
 
 
 def warn_or_pass(name: str, sentences: Iterable[str], otherwise: str) -> list[Check]:
@@ -130,9 +131,9 @@ def preflight(
     try:
         plan = plan or prepare(config)
     except DataError as error:
-        checks.append(_failed("data", error))
+        checks.append(Check.failed("data", error))
     except (RenderingError, ServiceError) as error:
-        checks.append(_failed("tokenizer", error))
+        checks.append(Check.failed("tokenizer", error))
     if plan is not None:
         checks += _of_plan(plan)
         checks += _unless_it_raises("directory", partial(_of_run, run, plan))
