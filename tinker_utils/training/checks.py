@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from tinker_utils.errors import (
     ConfigError,
     DataError,
     RenderingError,
+    ResumeError,
     RunDirectoryError,
     ServiceError,
     TinkerUtilsError,
@@ -51,17 +51,10 @@ class Check:
     sentence: str
     error: TinkerUtilsError | None = field(default=None, compare=False, repr=False)
 
-
-def _failed(name: str, error: TinkerUtilsError) -> Check:
-    return Check(name, "fail", str(error), error)
-
-
-def _unless_it_raises(name: str, look: Callable[[], list[Check]]) -> list[Check]:
-    """Return what a look gives, or the failure that it raises."""
-    try:
-        return look()
-    except TinkerUtilsError as error:
-        return [_failed(name, error)]
+    @classmethod
+    def failed(cls, name: str, error: TinkerUtilsError) -> Check:
+        """Return a check whose failure is `error`."""
+        return cls(name, "fail", str(error), error)
 
 
 def warn_or_pass(name: str, sentences: Iterable[str], otherwise: str) -> list[Check]:
@@ -130,12 +123,12 @@ def preflight(
     try:
         plan = plan or prepare(config)
     except DataError as error:
-        checks.append(_failed("data", error))
+        checks.append(Check.failed("data", error))
     except (RenderingError, ServiceError) as error:
-        checks.append(_failed("tokenizer", error))
+        checks.append(Check.failed("tokenizer", error))
     if plan is not None:
         checks += _of_plan(plan)
-        checks += _unless_it_raises("directory", partial(_of_run, run, plan))
+        checks += _of_run(run, plan)
     return PreflightReport((*checks, *check_start(config, run, plan, service)))
 
 
@@ -153,11 +146,11 @@ def check_start(
         checks += _of_lengths(plan)
     cautions = (*about_settings(config), *about_service(config))
     checks += warn_or_pass("settings", cautions, "The service supports all of them.")
-    checks += _unless_it_raises("service", partial(_of_service, config, plan, service))
+    checks += _of_service(config, plan, service)
     if plan is not None:
         checks += _of_evaluation(plan)
-        checks += _unless_it_raises("cost", partial(_of_cost, plan))
-    return [*checks, *_unless_it_raises("disk", partial(_of_disk, run, plan))]
+        checks += _of_cost(plan)
+    return [*checks, _of_disk(run, plan)]
 
 
 def _of_plan(plan: Plan) -> Iterator[Check]:
@@ -168,19 +161,24 @@ def _of_plan(plan: Plan) -> Iterator[Check]:
     yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {plan.evaluations:,} evaluations.")
 
 
-def _of_run(run: RunDirectory, plan: Plan) -> list[Check]:
-    run.check_free()
-    state = run.read_state()
-    if state is None:
-        return [Check("directory", "ok", "A new run starts in this directory.")]
-    if not plan.config.resume_from_checkpoint:
-        moved = "A new run starts in this directory; the earlier one is moved to previous/."
-        return [Check("directory", "warn", moved)]
-    changes_to_take_up(run, state, plan)
-    point = resume_points(state)[0]
-    ended = has_ended(state, point, plan)
-    goes_on = f"Its run resumes after step {point.progress.step:,}."
-    return [Check("directory", "ok", "Its run has ended; nothing is left to do." if ended else goes_on)]
+def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
+    try:
+        run.check_free()
+        state = run.read_state()
+        if state is None:
+            yield Check("directory", "ok", "A new run starts in this directory.")
+        elif not plan.config.resume_from_checkpoint:
+            yield Check(
+                "directory", "warn", "A new run starts in this directory; the earlier one is moved to previous/."
+            )
+        else:
+            changes_to_take_up(run, state, plan)
+            point = resume_points(state)[0]
+            ended = has_ended(state, point, plan)
+            goes_on = f"Its run resumes after step {point.progress.step:,}."
+            yield Check("directory", "ok", "Its run has ended; nothing is left to do." if ended else goes_on)
+    except (ResumeError, RunDirectoryError) as error:
+        yield Check.failed("directory", error)
 
 
 def _of_duplicates(config: TrainingConfig) -> list[Check]:
@@ -236,9 +234,12 @@ def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | No
         missing = [name for name in _LOCAL_PACKAGES if find_spec(name) is None]
         if missing:
             advice = f"{', '.join(missing)} are not installed; install tinker-utils[local]."
-            raise ServiceError(f"service: local needs packages: {advice}")
+            return [Check.failed("service", ServiceError(f"service: local needs packages: {advice}"))]
         return [Check("service", "ok", "The embedded service is installed, and starts with the run.")]
-    models = service.served_models() if service else ask_for_models(config)
+    try:
+        models = service.served_models() if service else ask_for_models(config)
+    except ServiceError as error:
+        return [Check.failed("service", error)]
     sentences = []
     if models and config.model not in models:
         sentences.append(f"{config.model} is not among the {len(models):,} models that the service offers.")
@@ -258,27 +259,30 @@ def _of_cost(plan: Plan) -> list[Check]:
     config, cost = plan.config, plan.forecast.cost_usd
     if cost is None and config.service == "tinker" and config.budget_usd is not None:
         advice = "remove the budget, or add the model to prices.yaml"
-        raise ConfigError(
+        error = ConfigError(
             f"training.budget_usd: cannot be applied, because the price of {config.model} is not known; {advice}."
         )
+        return [Check.failed("cost", error)]
     if config.service == "local":
         return [Check("cost", "ok", "$0: the embedded service is free.")]
     known = "The price of this model on this service is not known." if cost is None else f"At most ${cost:.2f}."
     return warn_or_pass("cost", about_money(config, cost), known)
 
 
-def _of_disk(run: RunDirectory, plan: Plan | None) -> list[Check]:
+def _of_disk(run: RunDirectory, plan: Plan | None) -> Check:
     there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
-        raise RunDirectoryError(f"{there}: cannot be written; choose another output directory.")
+        error = RunDirectoryError(f"{there}: cannot be written; choose another output directory.")
+        return Check.failed("disk", error)
     needed, free = _ROOM + _RECORD_BYTES * _records(plan), shutil.disk_usage(there).free
     if free < needed:
-        raise RunDirectoryError(
+        error = RunDirectoryError(
             f"{there}: {free / 1e6:,.0f} MB are free, but the run needs {needed / 1e6:,.0f} MB; free some space, "
             "or choose another output directory."
         )
+        return Check.failed("disk", error)
     nearly_full = [f"Only {free / 1e6:,.0f} MB are free on the disk of the run."] if free < _NEARLY_FULL else []
-    return warn_or_pass("disk", nearly_full, "There is enough room for the run.")
+    return warn_or_pass("disk", nearly_full, "There is enough room for the run.")[0]
 
 
 def _records(plan: Plan | None) -> int:
