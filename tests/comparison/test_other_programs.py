@@ -215,7 +215,7 @@ class TestFollowed:
         [
             ('{"step": 0, "env/all/reward/total": 0.25}', "is a log of reinforcement learning"),
             ('{"loss": 1.0}', "has no record that tinker_utils, tinker-cookbook or a Trainer writes"),
-            ('{"type": "event", "loss": 1.0}', "has no train or val records"),
+            ('{"type": "event", "loss": 1.0}', "has no train or val records (it has others only)"),
         ],
     )
     async def test_what_cannot_be_shown_is_named_and_not_waited_for(self, cookbook, line, sentence):

@@ -90,7 +90,7 @@ def read_metrics(path: Path | str) -> MetricsLog:
     log = reader.log
     if not len(log.train) and not log.val and not log.events_of("end"):
         first = log.skipped[0] if log.skipped else None
-        why = f"line {first.line} {first.reason}" if first else "it is empty"
+        why = f"line {first.line} {first.reason}" if first else "it has others only" if log.events else "it is empty"
         raise MetricsError(f"{path}: has no train or val records ({why}); give the metrics.jsonl of a run.")
     return log
 
