@@ -46,8 +46,15 @@ class _PlainLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     messages: list[_PlainMessage]
 
 
+class _CheckedLine(msgspec.Struct, gc=False):
+    """A line whose other fields are known to be harmless."""
+
+    messages: list[_PlainMessage]
+
+
 _decode = msgspec.json.Decoder(_Line).decode
 _decode_plain = msgspec.json.Decoder(_PlainLine).decode
+_decode_checked = msgspec.json.Decoder(_CheckedLine).decode
 _REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -107,7 +114,7 @@ class ChatIndex:
             os.lseek(self._file, offset, os.SEEK_SET)
             raw = os.read(self._file, size)
         try:
-            plain = _decode_plain(raw).messages
+            plain = _decode_checked(raw).messages
         except _REFUSALS:
             return parse_conversation(raw, self.path, number)
         messages = [{"role": message.role, "content": message.content} for message in plain]
