@@ -58,6 +58,10 @@ class TrainSeries:
         """Return column `name` as a float64 array of shape [records]; NaN where there is no value."""
         return np.array(self._columns[name][0], dtype=np.float64)
 
+    def last(self, name: str, records: int) -> FloatArray:
+        """Return the end of a column, of at most `records` records, without a copy of the whole."""
+        return np.array(self._columns[name][0][-records:], dtype=np.float64)
+
 
 @dataclass(eq=False)
 class MetricsLog:
@@ -111,6 +115,11 @@ class MetricsLog:
     def train(self) -> TrainSeries:
         """Return the train records in `loss_unit`."""
         return self._series[self.loss_unit]
+
+    @property
+    def version(self) -> tuple[LossUnit, int]:
+        """Return a value that changes when `val`, `early_stop` and `best()` may have changed."""
+        return self.loss_unit, len(self._losses)
 
     @property
     def val(self) -> list[Record]:

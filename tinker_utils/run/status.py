@@ -100,6 +100,11 @@ class RunFollower:
     ) -> None:
         self.run = run
         self.samples: list[Record] = []
+        # What the evaluations tell is taken anew when there are others: a view looks twice a second.
+        self.evaluations = 0  # in the log's loss unit
+        self._noted: tuple[object, ...] = ()
+        self._best: tuple[float | None, int | None] = (None, None)
+        self._last_val: Record = {}
         self._reader = reader or MetricsReader(run.metrics)
         self._state: RunState | None = None
         self._gone = False
@@ -133,6 +138,7 @@ class RunFollower:
                 self.samples = _latest_samples(self.run.samples)
             if self._changed(self._reader.path):
                 self._reader.poll()
+                self._note_evaluations()
         except OSError as error:
             self._problem = str(error)
             self._seen.clear()  # until it is read, it is tried again
@@ -149,6 +155,13 @@ class RunFollower:
         """Return whether run.json says that the run goes on."""
         return self._state is not None and self._state.status == "running"
 
+    def _note_evaluations(self) -> None:
+        version = (self.log, *self.log.version)  # the log is another one when the file was replaced
+        if version != self._noted:
+            vals = self.log.val
+            self._noted, self.evaluations, self._best = version, len(vals), self.log.best()
+            self._last_val = vals[-1] if vals else {}
+
     def status(self) -> RunStatus:
         """Return how the run stands."""
         state = self._state or RunState()
@@ -156,7 +169,6 @@ class RunFollower:
         train = self.log.last_train or {}
         step = _whole(train.get("step")) or progress.step or None
         total = plan.total_steps
-        best_loss, best_step = self.log.best()
         # Without run.json they come from another program or an older version, and nothing says that more will come.
         ended = state.status != "running" if self._state else self._has_metrics or self.is_foreign
         return RunStatus(
@@ -173,11 +185,11 @@ class RunFollower:
             epoch=_whole(train.get("epoch")) or (progress.epoch if state.progress else None),
             epochs=plan.epochs,
             seconds_left=None if ended or self._gone else self._seconds_left(step, total),
-            figures=_figures(train, next(reversed(self.log.val), {}), progress),
+            figures=_figures(train, self._last_val, progress),
             expected_tokens=plan.expected_tokens,
             expected_cost_usd=plan.expected_cost_usd,
-            best_val_loss=best_loss,
-            best_step=best_step,
+            best_val_loss=self._best[0],
+            best_step=self._best[1],
             evals_without_improvement=progress.evals_without_improvement if state.progress else None,
             patience=plan.patience,
             warnings=tuple(str(n.get("message")) for n in self.log.events_of("notice") if n.get("kind") == "warning"),
@@ -185,7 +197,7 @@ class RunFollower:
 
     @property
     def _has_metrics(self) -> bool:
-        return len(self.log.train) > 0 or len(self.log.val) > 0
+        return len(self.log.train) > 0 or self.evaluations > 0
 
     def _changed(self, path: Path) -> bool:
         try:
@@ -227,7 +239,7 @@ class RunFollower:
 
         Pauses do not count, and neither do gaps in which the clock was set back, or far ahead.
         """
-        moments, done = (self.log.train[name][-_RECENT:] for name in ("timestamp", "step"))
+        moments, done = (self.log.train.last(name, _RECENT) for name in ("timestamp", "step"))
         known = (np.abs(moments) < _MAX_COUNT) & (np.abs(done) < _MAX_COUNT)
         gaps, steps = np.diff(moments[known]), np.diff(done[known])
         usable = (steps > 0) & (gaps >= 0)

@@ -136,7 +136,7 @@ def describe(log: MetricsLog, smoothing: float = DEFAULT_SMOOTHING) -> str:
     """Describe the curves that `figure` draws with this smoothing, for those who cannot see them."""
     parts = []
     if len(log.train):
-        average = ema(_drawable(log.train["train_loss"][-_AVERAGED:]), smoothing)[-1]
+        average = ema(_drawable(log.train.last("train_loss", _AVERAGED)), smoothing)[-1]
         parts.append(f"up to step {int(log.train['step'].max()):,} in epoch {int(log.train['epoch'].max())}")
         parts.append(f"smoothed train loss {average:.4g} {UNIT_WORDS[log.loss_unit]}")
     losses = log.val_column("val_loss")
