@@ -171,6 +171,8 @@ class LogReader:
             if self._is_own(path, stat):
                 self._own = self._own if self._own.path == path else MetricsReader(path)
                 self._own.poll()
+                if self._own.log.is_empty and not exists(path.with_name("run.json")):
+                    read_metrics(path)  # which says why there is nothing to show
                 self.log, self.about, self._known = self._own.log, "", (stat.st_ino, stat.st_size)
             else:
                 self._known = (0, 0)
@@ -183,7 +185,7 @@ class LogReader:
         inode, size = self._known
         if exists(path.with_name("run.json")) or (stat.st_ino == inode and stat.st_size >= size):
             return True
-        return _reader_of(path) is _read_own and bool(read_metrics(path))  # which raises where it has nothing to show
+        return _reader_of(path) is _read_own
 
 
 def _as_metrics_log(run: Run) -> MetricsLog:

@@ -88,7 +88,7 @@ def read_metrics(path: Path | str) -> MetricsLog:
     except OSError as error:
         raise MetricsError(f"{path}: cannot be read ({error.strerror}); give the metrics.jsonl of a run.") from error
     log = reader.log
-    if not len(log.train) and not log.val and not log.events_of("end"):
+    if log.is_empty:
         first = log.skipped[0] if log.skipped else None
         why = f"line {first.line} {first.reason}" if first else "it has others only" if log.events else "it is empty"
         raise MetricsError(f"{path}: has no train or val records ({why}); give the metrics.jsonl of a run.")

@@ -117,6 +117,11 @@ class MetricsLog:
         return self._series[self.loss_unit]
 
     @property
+    def is_empty(self) -> bool:
+        """Return whether nothing was read that a run leaves: no train or val record in `loss_unit`, and no end."""
+        return not len(self.train) and not self.val and not self.events_of("end")
+
+    @property
     def version(self) -> tuple[LossUnit, int]:
         """Return a value that changes when `val`, `early_stop` and `best()` may have changed."""
         return self.loss_unit, len(self._losses)
