@@ -117,7 +117,8 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
     evaluations = _chosen((key for row in rows for key in row if key.endswith("/nll")), "test/nll")
     if loss == "dpo_loss" and evaluations:  # which are likelihoods, and not in its unit
         evaluations = ("", *evaluations)
-    evaluated = [row for row in rows if evaluations and evaluations[0] in row]
+    shown = next(iter(evaluations), "")
+    evaluated = [row for row in rows if shown and shown in row]
     if not trained and not evaluated:
         _refuse_rewards(path, rows)
     totals = _column(trained, "tokens/cumulative/trained")
@@ -135,7 +136,7 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
         made_by="tinker-cookbook",
         unit="preference" if loss == "dpo_loss" else _cookbook_unit(trained),
         train=train,
-        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))),
+        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, shown)),
         settings=_renamed(path.with_name("config.json"), _COOKBOOK_SETTINGS),
         epochs=_epochs_begun(_column(rows, "epoch") + 1),
         unused_lines=sum(not isinstance(line, dict) for line in lines),
@@ -157,7 +158,8 @@ def read_trainer(state: Record, path: Path, name: str) -> Run:
     _refuse_rewards(path, entries)
     names = (key for entry in entries for key in entry if _TRAINER_EVALUATION.fullmatch(key))
     evaluations = _chosen(names, "eval_loss")
-    evaluated = [entry for entry in entries if evaluations and evaluations[0] in entry]
+    shown = next(iter(evaluations), "")
+    evaluated = [entry for entry in entries if shown and shown in entry]
     steps, losses, epochs = (_column(entries, key) for key in ("step", "loss", "epoch"))
     tokens = _trainer_tokens(entries)
     trained = np.array(["loss" in entry for entry in entries], dtype=bool)
@@ -169,9 +171,7 @@ def read_trainer(state: Record, path: Path, name: str) -> Run:
         made_by="Hugging Face Trainer",
         unit="preference" if any(_PREFERENCES.fullmatch(key) for row in entries for key in row) else "batch means",
         train=curve(steps[trained], losses[trained], tokens[trained], epochs=np.maximum(np.ceil(epochs), 1)[trained]),
-        valid=placed_on(
-            curve(steps, losses, tokens), _column(evaluated, "step"), _column(evaluated, next(iter(evaluations), ""))
-        ),
+        valid=placed_on(curve(steps, losses, tokens), _column(evaluated, "step"), _column(evaluated, shown)),
         settings=settings,
         epochs=_epochs_begun(epochs),
         evaluations=evaluations,

@@ -12,7 +12,7 @@ from tinker_utils.config.changes import as_text
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.plan.cost import Prices, token_cost
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.figures import dollars
+from tinker_utils.run.figures import UNIT_WORDS, dollars
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.state import RunState, Spent
 from tinker_utils.service.sampling import Sample
@@ -38,7 +38,7 @@ def evaluation_table(log: MetricsLog) -> Table:
         train = f"{before[-1]:.4f}" if len(before) else "–"
         validation = "–" if np.isnan(loss) else f"{loss:.4f}" + ("" if np.isnan(margin) else f" ± {margin:.4f}")
         rows.append((f"{step:,.0f}", train, validation, "★ best" if step == best else ""))
-    return Table(("step", "train", "validation", ""), tuple(rows), "Evaluations, in nats per completion token")
+    return Table(("step", "train", "validation", ""), tuple(rows), f"Evaluations, in {UNIT_WORDS[log.loss_unit]}")
 
 
 def cost_table(run: RunDirectory | Path | str, prices: Prices | None) -> Table:

@@ -95,17 +95,18 @@ class Run:
 
     @property
     def about_evaluations(self) -> str:
-        """Return which of several validation losses is shown, as the end of a sentence; empty where there is one."""
+        """Return which of several validation losses is shown, and which are not; empty where there is one."""
         shown, *others = self.evaluations or ("",)
-        validation = f"; validation is {shown}" if shown else ""
-        return f"{validation}; not shown: {', '.join(others)}" if others else ""
+        return "; ".join(filter(None, (shown, f"not shown: {', '.join(others)}"))) if others else ""
 
     def describe(self) -> str:
         """Return one sentence for a person: who wrote it, what is in it, and in which unit."""
         unused = f"; lines not used: {self.unused_lines:,}" if self.unused_lines else ""
+        validation = "validation is " if any(self.evaluations[:1]) else ""
+        evaluations = f"; {validation}{self.about_evaluations}" if self.about_evaluations else ""
         return (
             f"{self.name}: {self.made_by}, {len(self.train):,} train and {len(self.valid):,} validation losses "
-            f"({UNIT_WORDS[self.unit]}){unused}{self.about_evaluations}"
+            f"({UNIT_WORDS[self.unit]}){unused}{evaluations}"
         )
 
 

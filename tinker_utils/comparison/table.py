@@ -131,7 +131,7 @@ def _perplexity(run: Run) -> str | None:
 _RESULTS: dict[str, Callable[[Run], str | None]] = {
     "log written by": lambda run: run.made_by,
     "unit of losses": lambda run: run.unit,
-    "validation losses": lambda run: run.about_evaluations.removeprefix("; ").removeprefix("validation is ") or None,
+    "validation losses": lambda run: run.about_evaluations or None,
     "steps": lambda run: _words(run.last("step"), "{:,.0f}".format),
     "epochs started": lambda run: _words(run.epochs, "{:,}".format),
     "tokens trained on": lambda run: _words(run.last("tokens"), "{:,.0f}".format),

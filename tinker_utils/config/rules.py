@@ -99,7 +99,7 @@ class Rule:
 
     @property
     def expected(self) -> str:
-        """Return the rule in words, such as `a number in (0, 1]`."""
+        """Return the rule in words, such as `a number, above 0 up to 1`."""
         words = " or ".join(self.choices) or _KIND_WORDS.get(self.kind, f"a {self.kind}")
         bounds = f", {self.bounds}" if self.bounds else ""
         return words + bounds + (", or null" if self.optional else "")

@@ -85,10 +85,11 @@ def figure(
         reuse: a figure made here before, which is drawn anew and returned: that takes a third less time.
 
     Raises:
-        ValueError: `smoothing` is out of range, or the perplexity of summed losses was asked for.
+        ValueError: `smoothing` is out of range, or a perplexity was asked for that these losses do not have.
     """
     if quantity == "perplexity" and log.loss_unit != "nats/token":
-        raise ValueError("summed losses have no perplexity: these train records lack `train_loss_total`")
+        unit = UNIT_WORDS[log.loss_unit]
+        raise ValueError(f"only a loss per completion token has a perplexity; no perplexity is known of {unit}")
     drawing = _blank() if reuse is None else _emptied(reuse)
     drawing.subplots_adjust(left=0.085, right=0.97, top=0.875 if title else 0.935, bottom=0.098, hspace=0.1)
     if title:
