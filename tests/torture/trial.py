@@ -87,7 +87,8 @@ def tortured(
         trial.jumps = len(stage.clock.jumped) if stage.clock else 0
         # Killed while a run that has ended is tidied up, a server leaves that to the next start.
         untidy = kill is not None and kill.happened and kill.victim != "trainer"
-        trial.problems += faults(stage, untidy) + differences(made(stage), expected, untidy)
+        # Of a server that is not the directory's own, an attempt removes nothing that an earlier one has saved.
+        trial.problems += faults(stage, untidy) + differences(made(stage), expected, untidy or stage.separate)
         if unaccounted := untold_tokens(stage):
             trial.problems.append(f"{unaccounted} tokens that the server computed are not in what was spent")
         said = stage.run.log.read_text(encoding="utf-8").count("expired or was deleted")

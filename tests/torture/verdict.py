@@ -67,6 +67,7 @@ def made(stage: Stage) -> Made:
 
 def differences(tortured: Made, undisturbed: Made, untidy: bool = False) -> list[str]:
     """Return what differs, in words; empty if nothing does. An `untidy` store may hold more checkpoints."""
+    more_is_fine = untidy and set(tortured.kept) >= set(undisturbed.kept)
     found = [
         f"{name}: {_first_difference(getattr(tortured, name), getattr(undisturbed, name))}"
         for name in ("history", "samples", "batches")
@@ -74,7 +75,7 @@ def differences(tortured: Made, undisturbed: Made, untidy: bool = False) -> list
     ]
     if tortured.state != undisturbed.state:
         found.append(f"state: {tortured.state} where {undisturbed.state} belongs")
-    if tortured.kept != undisturbed.kept and not (untidy and set(tortured.kept) > set(undisturbed.kept)):
+    if tortured.kept != undisturbed.kept and not more_is_fine:
         found.append(f"checkpoints: the store holds {tortured.kept} where {undisturbed.kept} belong")
     found += [
         f"{name}: other bytes"

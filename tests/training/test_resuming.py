@@ -98,18 +98,29 @@ async def test_refused_changes_are_shown_one_by_one_and_touch_nothing(impatient,
     assert (run.path / "previous" / "1" / "run.json").exists()
 
 
-async def test_a_copy_that_goes_on_takes_nothing_from_the_run_it_was_copied_from(config, service, run, tmp_path):
+async def test_of_a_run_and_its_copies_each_finds_what_it_needs_whoever_goes_on_first(config, service, run, tmp_path):
+    """Nothing on the disk tells a copy from its original, so nothing may depend on which of the two goes on."""
     short = dataclasses.replace(config, epochs=1, checkpoint_interval_steps=0)
-    first = await fit(short, run.path, service=service)
+    await fit(short, run.path, service=service)
     models = {point.path.split("/")[2] for point in run.read_state().resume_points}
     before = [service.checkpoints_of(model) for model in models]
-    assert first.best_checkpoint in dict(before[0])
-    copy = RunDirectory(shutil.copytree(run.path, tmp_path / "copy"))
-    for epochs in (2, 3):  # the second time, the copy goes on from what it has saved itself
-        longer = await fit(dataclasses.replace(short, epochs=epochs), copy.path, service=service)
-        assert longer.steps == 6 * epochs
-        assert [service.checkpoints_of(model) for model in models] == before
-    assert await fit(short, run.path, service=service) == first
-    moved = RunDirectory(run.path.rename(tmp_path / "moved"))
-    await fit(dataclasses.replace(short, epochs=2), moved.path, service=service)
-    assert [service.checkpoints_of(model) for model in models] != before, "one that was moved is still the same run"
+    copies = [RunDirectory(shutil.copytree(run.path, tmp_path / name)) for name in ("copy", "copy of the copy")]
+    for each in (run, *copies):
+        for epochs in (2, 3):  # the second time, it goes on from what it has saved itself
+            longer = await fit(dataclasses.replace(short, epochs=epochs), each.path, service=service)
+            assert longer.steps == 6 * epochs
+            assert [service.checkpoints_of(model) for model in models] == before
+        said = [record["message"] for record in records(each) if record["type"] == "notice"]
+        assert not any("expired or was deleted" in message for message in said)
+        assert any("checkpoints of earlier attempts stay on the service" in message for message in said)
+
+
+async def test_in_its_own_store_a_run_removes_what_earlier_attempts_saved(config, run):
+    """The store lies in the directory, and is copied with it."""
+    own = dataclasses.replace(config, service="local", epochs=1, checkpoint_interval_steps=0)
+    for epochs in (1, 2):
+        await fit(dataclasses.replace(own, epochs=epochs), run.path)
+    kept = {checkpoint.path for checkpoint in run.read_state().resume_points[-1:]}
+    stored = {path.name.partition("~")[0] for path in run.local_store.glob("runs/*/weights/*")}
+    best = run.read_state().best_checkpoint
+    assert stored == {path.rsplit("/")[-1] for path in {*kept, best}}

@@ -165,13 +165,6 @@ class RunDirectory:
                         self._lock.unlink()
                         self.path.rmdir()
 
-    @property
-    def identity(self) -> int | None:
-        """Return what tells the directory from a copy of it, also after a move; None if it is missing."""
-        with contextlib.suppress(OSError):
-            return self.path.stat().st_ino
-        return None
-
     def check_free(self) -> None:
         """Raise the RunDirectoryError that `lock` would raise because another process trains here; write nothing."""
         with contextlib.suppress(OSError):

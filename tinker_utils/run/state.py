@@ -162,8 +162,6 @@ class RunState(msgspec.Struct, kw_only=True):
     periodic_checkpoints: list[Checkpoint] = []
     skipped_steps: list[Count] = []
     models: list[str] = []
-    home: int | None = None
-    borrowed_models: list[str] = []
 
     @property
     def ended(self) -> bool:

@@ -58,6 +58,8 @@ class Service(Closing):
         self._local = local
         self._address = address
         self.base_model = base_model
+        self.store: Path | None = None
+        """Where the embedded server of this connection keeps checkpoints."""
         self._is_closed = False
         self._again: Callable[[], Service] | None = None
 
@@ -249,6 +251,7 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
         else:
             address = _address(config)
             service = _service(address, config.model, address.get("base_url") or default_address())
+    service.store = Path(store) if config.service == "local" else None
     service._again = functools.partial(connect, config, store)
     return service
 

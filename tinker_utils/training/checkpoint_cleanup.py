@@ -2,7 +2,11 @@
 
 Only periodic checkpoints expire, if a time is set, and not while one is the best or the latest: a run that is killed,
 or paused over a weekend, finds what it needs. A killed run may leave checkpoints that no run.json names; each attempt
-notes under which name it saves, and the next one removes what is left there without a purpose.
+notes under which name it saves, and the next one removes what is left there without a purpose, if the service is the
+embedded one, whose store lies in the run's directory and is copied with it.
+
+Elsewhere an attempt removes only what it has saved itself: a directory that was copied before it began may need the
+rest, and nothing on this machine can tell whether there is one. A copied disk has the same inodes, names and dates.
 """
 
 from __future__ import annotations
@@ -42,28 +46,41 @@ class CheckpointCleanup:
     Args:
         service: where the checkpoints are.
         ttl_seconds: how long periodic checkpoints last once they are neither the best nor the latest; None for ever.
-        borrowed: names under which another run saves: nothing of theirs is touched.
+        shared: whether a copy of the run's directory may need what earlier attempts have saved there.
     """
 
-    def __init__(self, service: Service, ttl_seconds: int | None, borrowed: Iterable[str] = ()) -> None:
+    def __init__(self, service: Service, ttl_seconds: int | None, shared: bool) -> None:
         self._service = service
         self._ttl_seconds = ttl_seconds
-        self._borrowed = frozenset(borrowed)
+        self.shared = shared
+        self._saved_here: set[str] = set()
+        self._left: set[str] = set()
         self._pending: set[Future[None]] = set()
         self._failures = 0
+
+    @property
+    def left(self) -> int:
+        """Return how many checkpoints the run has no use for, and a copy of it may have."""
+        return len(self._left)
+
+    def saves_as(self, model: str) -> None:
+        """Note a name under which this attempt saves."""
+        self._saved_here.add(model)
 
     def release(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Give up checkpoints that are neither the best nor the latest any more."""
         for checkpoint in checkpoints:
             if not checkpoint.periodic:
                 self.remove(checkpoint.path)
-            elif self._ttl_seconds and model_of(checkpoint.path) not in self._borrowed:
+            elif self._ttl_seconds and self._may_remove(checkpoint.path):
                 self._submit(self._service.expire_checkpoint(checkpoint.path, self._ttl_seconds))
 
     def remove(self, path: str) -> None:
-        """Remove a checkpoint."""
-        if model_of(path) not in self._borrowed:
+        """Remove a checkpoint, unless a copy of the run may need it."""
+        if self._may_remove(path):
             self._submit(self._service.delete_checkpoint(path))
+        else:
+            self._left.add(path)
 
     def sweep(self, kept: Kept) -> tuple[str, ...]:
         """Remove what earlier attempts left, and put right what expires; waits for the service's lists.
@@ -71,7 +88,7 @@ class CheckpointCleanup:
         Returns:
             The names that have to be looked at again next time: those under which something is, or was until now.
         """
-        return tuple(model for model in kept.models if model not in self._borrowed and self._sweep(model, kept))
+        return tuple(model for model in kept.models if self._sweep(model, kept))
 
     async def settle(self, timeout_s: float) -> int:
         """Wait for what was asked of the service; returns how much of it failed, or was not answered in time."""
@@ -88,11 +105,14 @@ class CheckpointCleanup:
         for path, expires in found:
             if path in kept.lasting and expires:
                 self._submit(self._service.expire_checkpoint(path, None))
-            elif path in kept.passing and not expires and self._ttl_seconds:
+            elif path in kept.passing and not expires and self._ttl_seconds and self._may_remove(path):
                 self._submit(self._service.expire_checkpoint(path, self._ttl_seconds))
             elif path not in kept.passing | kept.lasting:
                 self.remove(path)
         return bool(found)
+
+    def _may_remove(self, path: str) -> bool:
+        return not self.shared or model_of(path) in self._saved_here
 
     def _submit(self, request: Future[None]) -> None:
         self._pending.add(request)
@@ -114,17 +134,6 @@ def needed(state: RunState) -> Kept:
     resumable = [point.path for point in points if point.path]
     passing = frozenset([*resumable, *(each.path for each in state.periodic_checkpoints)]) - lasting
     return Kept(tuple(dict.fromkeys([*state.models, *map(model_of, sorted(lasting | passing))])), lasting, passing)
-
-
-def borrowed_models(run: RunDirectory, state: RunState) -> list[str]:
-    """Return the names under which the original of a copied directory saves: its checkpoints are not the copy's own.
-
-    Args:
-        run: the directory.
-        state: run.json as it was found there.
-    """
-    copied = state.home not in (None, run.identity)
-    return list(dict.fromkeys([*state.borrowed_models, *(needed(state).models if copied else ())]))
 
 
 def set_aside(run: RunDirectory) -> list[Kept]:

@@ -284,8 +284,15 @@ class TrainingLoop:
         except asyncio.CancelledError:
             self._interrupt()
             return
+        step = self._recorder.progress.step
         if left:
             message = (
                 f"{left} superseded checkpoints could not be removed from the service, or could not be set to expire"
             )
-            self._logger.record("notice", self._recorder.progress.step, kind="warning", message=message)
+            self._logger.record("notice", step, kind="warning", message=message)
+        if self._cleanup.left:
+            message = (
+                f"{self._cleanup.left} checkpoints of earlier attempts stay on the service, since a copy of this "
+                "directory may need them; `tinker checkpoint list` shows them, `tinker checkpoint delete` removes them"
+            )
+            self._logger.record("notice", step, kind="warning", message=message)

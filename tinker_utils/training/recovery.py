@@ -47,9 +47,8 @@ class Recovery:
         self._logger = logger
         self._service = service
         self._spending = spending
-        # A copied directory has its own copy of the embedded store, but not of what a service elsewhere keeps.
-        borrowed = () if plan.config.service == "local" else logger.state.borrowed_models
-        self._cleanup = CheckpointCleanup(service, plan.config.checkpoint_ttl_seconds, borrowed)
+        shared = service.store != logger.run.local_store
+        self._cleanup = CheckpointCleanup(service, plan.config.checkpoint_ttl_seconds, shared)
         self._waiting = Waiting(logger, service, plan.config.service_timeout_s, _abort)
         self._returned_to: str | None = None
         self._returns = 0
@@ -87,6 +86,7 @@ class Recovery:
         model, point, cautions = await self._waiting.call(
             lambda: _model(self._service, self._plan, state), latest, "the model to be ready"
         )
+        self._cleanup.saves_as(model.run_id)
         step = point.progress.step
         state.resume_points = [each for each in state.resume_points if each.progress.step < step]
         if point.path:
@@ -115,8 +115,7 @@ class Recovery:
     def _clean_up(self, kept: Kept) -> tuple[str, ...]:
         """Remove checkpoints that earlier attempts left; returns the names that are to be looked at again."""
         left = self._cleanup.sweep(kept)
-        if self._plan.config.service == "local":
-            # The store is the directory's own. A service elsewhere keeps what runs moved aside have saved there.
+        if not self._cleanup.shared:
             for ended in set_aside(self._run):
                 self._cleanup.sweep(ended)
         return left

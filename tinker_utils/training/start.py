@@ -18,7 +18,6 @@ from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.spending import Spending
 from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, TrainingResult
 from tinker_utils.service.client import Service, connect
-from tinker_utils.training.checkpoint_cleanup import borrowed_models
 from tinker_utils.training.checks import PreflightReport, check_start
 from tinker_utils.training.provenance import provenance
 from tinker_utils.training.recovery import Recovery
@@ -84,7 +83,7 @@ async def fit(
         points[0] = with_fresh_patience(points[0], before, plan)
         # Git may take its time, and must not hold up the event loop, on which a live view draws.
         made_with = await asyncio.to_thread(provenance, plan)
-        state = _first_state(run, plan, points, before, made_with)
+        state = _first_state(plan, points, before, made_with)
         cautions = report.warnings + stretched_schedule(before, plan)
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
@@ -116,7 +115,7 @@ def fit_blocking(
 
 
 def _first_state(
-    run: RunDirectory, plan: Plan, points: list[ResumePoint], before: RunState | None, made_with: Provenance
+    plan: Plan, points: list[ResumePoint], before: RunState | None, made_with: Provenance
 ) -> RunState:
     config, before = plan.config, before or RunState()
     planned = Planned(
@@ -141,8 +140,6 @@ def _first_state(
         periodic_checkpoints=before.periodic_checkpoints,
         skipped_steps=before.skipped_steps,
         models=before.models,
-        home=run.identity,
-        borrowed_models=borrowed_models(run, before),
     )
 
 
