@@ -49,7 +49,7 @@ def _notebooks(options: argparse.Namespace) -> int:
     source, target = _material(), options.directory
     files = [file for name in _MATERIAL for file in (source / name).rglob("*") if file.suffix in _WRITTEN]
     names = [file.relative_to(source) for file in files if ".ipynb_checkpoints" not in file.parts]
-    if there := [str(name) for name in names if (target / name).exists()]:
+    if there := [str(name) for name in names if os.path.lexists(target / name)]:
         raise ConfigError(f"{target}: has {there[0]} already; no file is overwritten: choose another directory.")
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)

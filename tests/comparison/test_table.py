@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -227,11 +228,11 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    def refuse(path: Path, **options: object) -> str:
+    def refuse(path: Path, *options: object) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
     own(tmp_path / "a")
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(MetricsError, match=r"metrics\.jsonl: cannot be read \(Permission denied\); give "):
         read_run(tmp_path / "a")
 

@@ -102,7 +102,7 @@ def test_an_address_with_a_line_break_is_no_address():
 
 def test_a_file_that_is_no_configuration_is_not_read_to_its_end(tmp_path):
     (tmp_path / "large.yaml").write_text("# \n" * 400_000)
-    with pytest.raises(ConfigError, match="more than 1,000,000 characters"):
+    with pytest.raises(ConfigError, match="more than 1,000,000 bytes"):
         load_config_from_yaml(tmp_path / "large.yaml")
 
 

@@ -4,15 +4,18 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory, write_atomically
+from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.state import RunState, Spent
 
 
@@ -32,10 +35,10 @@ def test_state_goes_round_and_leaves_no_temporary_file(run):
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(run):
-    run.write_state(RunState(home=1))
+    run.write_state(RunState(models=["a"]))
     with pytest.raises(msgspec.ValidationError):
         run.write_state(RunState(spent=Spent(-1)))
-    assert run.read_state() == RunState(home=1)
+    assert run.read_state() == RunState(models=["a"])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
@@ -134,6 +137,7 @@ def test_control_files(run):
 def test_starting_anew_loses_nothing(run):
     assert run.archive() is None
     for content in ("first", "second"):
+        run.write_state(RunState())
         run.metrics.write_text(content)
         run.archive()
     assert not run.metrics.exists()
@@ -153,7 +157,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
 def test_a_move_aside_that_was_cut_off_is_brought_to_its_end(run):
     run.write_state(RunState(status="completed"))
     run.metrics.write_text("first")
-    moving = run.path / "previous" / "moving"
+    moving = run.path / "previous" / ".tinker_utils-moving"
     moving.mkdir(parents=True)
     run.state.rename(moving / "run.json")  # killed here
     assert run.archive() == run.path / "previous" / "1"
@@ -162,10 +166,132 @@ def test_a_move_aside_that_was_cut_off_is_brought_to_its_end(run):
 
 
 def test_what_a_killed_write_left_is_cleared_by_the_next_holder(run):
-    (run.path / ".run.json.123.456").write_text("{")
-    (run.path / ".adapter.x1").mkdir()
+    mine = [".adapter.x1", ".notes.2026.11", ".python-3.11.7", ".run.json.123.456"]
+    for name in (*mine, ".tinker_utils-x1_y2z3.tmp"):
+        (run.path / name).write_text("{")
     with run.lock():
-        assert sorted(file.name for file in run.path.iterdir()) == [".adapter.x1", ".lock"]
+        assert sorted(file.name for file in run.path.iterdir()) == sorted([*mine, ".lock"])
+
+
+@pytest.mark.parametrize("names", [["config.yaml", "adapter"], ["metrics.jsonl"], ["samples.jsonl"], ["evaluations"]])
+def test_what_no_run_wrote_is_not_moved_and_the_run_does_not_begin(run, names):
+    for name in names:
+        path = run.path / name
+        path.write_text("mine") if path.suffix else path.mkdir()
+    with pytest.raises(
+        RunDirectoryError, match=f"holds {', '.join(names)}, and no run.json says that a run wrote that"
+    ):
+        run.archive()
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(names)
+
+
+def test_beside_other_files_a_run_begins_and_moves_its_own_only(run):
+    (run.path / "notes.txt").write_text("mine")
+    assert run.archive() is None
+    run.write_config("run: {}\n")
+    run.write_state(RunState())
+    run.archive()
+    assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "previous"]
+
+
+def test_a_run_whose_state_was_lost_is_moved_and_what_it_spent_stays(run):
+    run.write_config("run: {}\n")
+    run.metrics.write_text("{}\n")
+    run.spending.write_text('{"step": 1, "tokens": 5, "eval_tokens": 0}\n')
+    previous = run.archive()
+    assert sorted(path.name for path in previous.iterdir()) == ["config.yaml", "metrics.jsonl"]
+    assert run.spending.exists()
+
+
+def test_a_helper_that_was_forked_does_not_hold_the_lock(run):
+    running, says_so = os.pipe()
+    with run.lock():
+        helper = os.fork()
+        if not helper:
+            os.write(says_so, b"1")
+            signal.pause()
+    try:
+        assert os.read(running, 1)
+        assert run.is_free()
+        with run.lock():
+            pass
+    finally:
+        os.kill(helper, signal.SIGKILL)
+        os.waitpid(helper, 0)
+
+
+LAID = (
+    ".lock", "train.log", "metrics.jsonl", "samples.jsonl", "spending.jsonl", "STOP", "adapter", "evaluations",
+    "checkpoints", "previous",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAID)
+@pytest.mark.parametrize("laid", [Path.symlink_to, lambda path, _: os.mkfifo(path)])
+def test_no_link_and_no_pipe_is_written_to(run, tmp_path, name, laid):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    laid(run.path / name, mine)
+    with pytest.raises(RunDirectoryError, match=rf"{name} is (a link|neither a file)"), run.lock():
+        pass
+    if name == "STOP":
+        with pytest.raises(RunDirectoryError, match="STOP is"):
+            run.request_stop()
+    assert mine.read_text() == "precious"
+
+
+def test_a_file_that_was_not_made_for_a_lock_is_left_alone(run):
+    (run.path / ".lock").write_text("precious")
+    with pytest.raises(RunDirectoryError, match="not made for a lock"), run.lock():
+        pass
+    assert (run.path / ".lock").read_text() == "precious"
+
+
+def test_a_directory_that_is_open_to_all_is_read_and_not_written_to(run):
+    run.write_state(RunState(models=["a"]))
+    run.path.chmod(0o777)
+    with pytest.raises(RunDirectoryError, match="can be written by every user"), run.lock():
+        pass
+    assert run.read_state() == RunState(models=["a"])
+    run.path.chmod(0o1777)
+    with run.lock():
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_another_user_is_read_and_not_written_to(run):
+    run.write_state(RunState(models=["a"]))
+    os.chown(run.path, 12345, 12345)
+    with pytest.raises(RunDirectoryError, match="belongs to another user"), run.lock():
+        pass
+    assert run.read_state() == RunState(models=["a"])
+
+
+def test_a_file_system_that_keeps_no_owners_is_told_of_once(run, monkeypatch):
+    run.path.chmod(0o777)
+    fstat = os.fstat
+    loose = lambda descriptor: os.stat_result((0o100777, *fstat(descriptor)[1:]))  # noqa: E731
+    monkeypatch.setattr("tinker_utils.basics.files.os.fstat", loose)
+    (told,) = run.check_own()
+    assert told == f"{run.path}: its file system keeps no owners or modes, so whoever can reach it can change the run."
+
+
+def test_a_link_on_the_way_to_the_directory_is_fine(run, tmp_path):
+    (tmp_path / "link").symlink_to(run.path.parent)
+    with RunDirectory(tmp_path / "link" / "one").lock():
+        assert not run.is_free()
+
+
+def test_what_a_run_writes_is_private_whatever_the_directory_is(run):
+    run.path.chmod(0o755)
+    run.write_config("run: {}\n")
+    run.request_stop()
+    with run.lock(), RunLogger(run, RunState()) as logger:
+        logger.activity("starting", "now")
+        logger.samples(1, [{}])
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in run.path.iterdir()} == dict.fromkeys(
+        ["config.yaml", "STOP", ".lock", "metrics.jsonl", "train.log", "run.json", "samples.jsonl"], "0o600"
+    )
 
 
 def test_a_directory_that_was_moved_away_is_not_written_to_at_its_old_place(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 
 import pytest
@@ -41,3 +42,20 @@ def test_nothing_is_counted_that_could_not_be_written_down(tmp_path):
         with pytest.raises(RunDirectoryError, match="cannot be written"):
             spending.sent(1, 100)
         assert spending.tokens == 0
+
+
+@pytest.mark.parametrize(("before", "expected"), [((30, 4), (30, 9)), ((8, 20), (10, 20)), ((8, 2), (10, 9))])
+def test_of_two_counts_the_larger_holds(tmp_path, before, expected):
+    file = tmp_path / "spending.jsonl"
+    file.write_text('{"step": 1, "tokens": 10, "eval_tokens": 9}\n')
+    for _ in range(2):
+        assert counted(file, Spent(*before)) == expected
+
+
+@pytest.mark.parametrize("bills", [True, False])
+def test_where_it_costs_money_a_line_is_on_the_disk_before_it_is_sent(tmp_path, monkeypatch, bills):
+    synced = []
+    with closing(Spending(tmp_path / "spending.jsonl", bills=bills)) as spending:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+        spending.sent(1, 100)
+    assert synced == [(tmp_path / "spending.jsonl").stat().st_size] * bills

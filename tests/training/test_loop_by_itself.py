@@ -35,7 +35,7 @@ def make(small_plan, logger, spending, run):
         recorder = Recorder(plan, logger, spending)
         queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
         service = service or SmallService()
-        return TrainingLoop(plan, queue, recorder, CheckpointCleanup(service, None), service)
+        return TrainingLoop(plan, queue, recorder, CheckpointCleanup(service, None, shared=False), service)
 
     return made
 

@@ -8,10 +8,12 @@ import shutil
 import pytest
 from support.small_runs import adapter_bytes, records
 
-from tinker_utils.errors import ResumeError
+from tinker_utils.errors import ResumeError, RunDirectoryError
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.plan import prepare
 from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import Spent
+from tinker_utils.training.checks import preflight
 from tinker_utils.training.start import fit
 
 pytestmark = pytest.mark.usefixtures("key")
@@ -124,3 +126,25 @@ async def test_in_its_own_store_a_run_removes_what_earlier_attempts_saved(config
     stored = {path.name.partition("~")[0] for path in run.local_store.glob("runs/*/weights/*")}
     best = run.read_state().best_checkpoint
     assert stored == {path.rsplit("/")[-1] for path in {*kept, best}}
+
+
+async def test_what_was_spent_outlasts_the_loss_of_run_json(config, service, run):
+    short = dataclasses.replace(config, epochs=1)
+    await fit(short, run.path, service=service)
+    first = run.read_state().spent
+    run.state.unlink()
+    await fit(short, run.path, service=service)
+    assert run.read_state().spent == Spent(2 * first.tokens, 2 * first.eval_tokens)
+    assert any("run.json was lost" in record["message"] for record in records(run, "notice"))
+    assert (run.path / "previous" / "1" / "metrics.jsonl").exists()
+
+
+async def test_a_directory_with_files_that_no_run_wrote_is_refused_and_left_as_it_is(config, service, run):
+    run.create()
+    run.config.write_text("mine")
+    run.adapter.mkdir()
+    assert "holds config.yaml, adapter" in str(preflight(config, run.path))
+    with pytest.raises(RunDirectoryError, match="holds config.yaml, adapter"):
+        await fit(config, run.path, service=service)
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "adapter", ".lock"}
+    assert run.config.read_text() == "mine"

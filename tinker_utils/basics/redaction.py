@@ -49,11 +49,13 @@ def without_secrets(text: str) -> str:
 
 
 def without_home(text: str) -> str:
-    """Return `text` with `~` for the home directory, where that is a directory of its own."""
+    """Return `text` with `~` for the home directory, where that is a directory of its own, and for what it links to."""
     home = os.path.expanduser("~").rstrip("/")  # noqa: PTH111  (Path.home raises where there is none)
     if not home.startswith("/"):
         return text
-    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
+    for path in sorted({home, os.path.realpath(home)} - {"/"}, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w.~-]){re.escape(path)}(?![\w.-])", "~", text)
+    return text
 
 
 def quoted(value: object) -> str:

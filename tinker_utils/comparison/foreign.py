@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.comparison.run import Run, curve, placed_on
 from tinker_utils.errors import MetricsError
@@ -53,6 +54,7 @@ _PEFT_SETTINGS = {
     "target_modules": "lora.target_modules",
 }
 _MAX_SETTING = 300  # characters
+_MAX_LOG = 512 << 20
 # Keys of reinforcement learning: the cookbook's, then those of TRL.
 _REWARDS = re.compile(r"(.*/)?(env|reward)/.+|reward|objective/.+")
 # Keys of TRL's losses on preferences: of those on a policy, then of a reward model's.
@@ -60,14 +62,14 @@ _PREFERENCES = re.compile(r"(eval_(.+_)?)?(rewards/chosen|mean_reward)")
 _TRAINER_EVALUATION = re.compile(r"eval_(.+_)?loss")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, max_bytes: int = _MAX_LOG) -> str:
     """Return what a file holds.
 
     Raises:
         MetricsError: it cannot be read, or is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bounded(path, max_bytes).decode("utf-8")
     except OSError as error:
         raise MetricsError(f"{path}: cannot be read ({error.strerror}); give a readable file.") from error
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.comparison.foreign import (
     decoded,
@@ -18,9 +19,10 @@ from tinker_utils.comparison.foreign import (
     read_trainer,
 )
 from tinker_utils.comparison.run import Run, curve, placed_on
-from tinker_utils.config.settings import exists, is_directory
+from tinker_utils.config.settings import MAX_CONFIG, exists, is_directory
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
+from tinker_utils.run.directory import MAX_STATE
 from tinker_utils.run.metrics import MetricsReader, read_metrics
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.state import Provenance, decode_state
@@ -110,7 +112,7 @@ def _own_settings(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        sections = parse_yaml(read_text(path))
+        sections = parse_yaml(read_text(path, MAX_CONFIG))
     except ConfigError as error:
         raise MetricsError(f"{path}: {error}") from error
     if not isinstance(sections, dict) or len(sections) != 1:
@@ -124,7 +126,7 @@ def _provenance(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        made_with = decode_state(path.read_bytes(), path).provenance or Provenance()
+        made_with = decode_state(read_bounded(path, MAX_STATE), path).provenance or Provenance()
     except (OSError, RunDirectoryError) as error:
         raise MetricsError(str(error)) from error
     known = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.redaction import quoted, without_home
 from tinker_utils.config.paths import as_path
 from tinker_utils.config.rules import (
@@ -243,7 +244,8 @@ class TrainingConfig(Checked):
 
 
 # A configuration of this project has a few thousand characters, and YAML is slow to read.
-_MAX_FILE = 1_000_000
+MAX_CONFIG = 1_000_000
+"""Bytes of a configuration file, at most."""
 _LORA_FIELDS = {rule.key: name for name, rule in rules_of(LoraConfig).items()}
 _TRAINING_FIELDS = {rule.key: name for name, rule in rules_of(TrainingConfig).items()}
 _FIRST = ("service", "model")
@@ -326,16 +328,13 @@ def find_upwards(path: Path) -> Path:
 
 def _section(path: Path, section: str) -> Mapping[str, Any]:
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_MAX_FILE + 1)
+        text = read_bounded(path, MAX_CONFIG).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"the file cannot be read ({error.strerror}); give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError("the file is not UTF-8 text; save it as UTF-8.") from error
     except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
         raise ConfigError("there is no such file; give the path of a YAML file.") from error
-    if len(text) > _MAX_FILE:
-        raise ConfigError(f"the file has more than {_MAX_FILE:,} characters; give the path of a YAML file.")
     content = parse_yaml(text)
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise ConfigError("the file holds no sections; write `cloud:` and the settings indented below it.")

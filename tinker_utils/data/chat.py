@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tinker_utils.basics.files import regular
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.strict_json import json_problem, parse_json
 from tinker_utils.config.paths import as_path
@@ -59,7 +60,7 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
 def open_data_file(path: Path) -> Iterator[BinaryIO]:
     """Open a data file to read it as bytes; raises DataError where it cannot be read."""
     try:
-        with path.open("rb", buffering=_READ_BYTES) as file:
+        with open(path, "rb", buffering=_READ_BYTES, opener=regular) as file:
             yield file
     except OSError as error:
         raise DataError(

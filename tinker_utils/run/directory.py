@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from tinker_utils.basics.files import MARK, NotOwnError, check_own, check_own_directory, own, read_bounded
 from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import exists, find_upwards
+from tinker_utils.config.settings import MAX_CONFIG, exists, find_upwards
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
 from tinker_utils.run.state import RunState, decode_state, encode_state
 
 _PREVIOUS = "previous"
 # Where a run's files are gathered before they get their number.
-_MOVING = "moving"
-# What `write_atomically` leaves behind if the process is killed in it: .NAME.PROCESS.NANOSECONDS
-_TEMPORARY = re.compile(r"\..+\.\d+\.\d+")
+_MOVING = f"{MARK}moving"
 
 # What `archive` moves aside when a run is started anew.
 # run.json goes first: without it there is no run to be continued from half of its files.
@@ -35,9 +33,23 @@ _RUN_FILES = (
     "training_curves.png",
     "adapter",
 )
+_WRITTEN_BY = "# Written by tinker_utils: the settings of this run.\n"
+MAX_STATE = 64 << 20
+"""Bytes of a run.json, at most."""
+
+# The directories in which this process trains, by the descriptors of their locks.
+_in_use_here: dict[int, Path] = {}
 
 
-_in_use_here: list[Path] = []
+def _let_go() -> None:
+    """Close the locks in a process that was forked: it would hold them after the trainer has ended."""
+    for descriptor in _in_use_here:
+        os.close(descriptor)
+    _in_use_here.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def run_path(path: Path | str) -> Path:
@@ -58,7 +70,7 @@ def run_path(path: Path | str) -> Path:
 
 def in_use_here() -> list[Path]:
     """Return the run directories in which this process trains."""
-    return list(_in_use_here)
+    return list(_in_use_here.values())
 
 
 class RunDirectory:
@@ -105,12 +117,10 @@ class RunDirectory:
         Raises:
             RunDirectoryError: another process holds it, which the message names; or the file system has no locks.
         """
-        try:
-            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another output directory."
-            ) from error
+        self.check_own()
+        with writing(self.path):
+            descriptor = lock.open_lock(self._lock)
+        _in_use_here[descriptor] = self.path
         try:
             if not self._take(descriptor):
                 self._refuse(lock.holder(descriptor))
@@ -118,13 +128,26 @@ class RunDirectory:
                 lock.sign(descriptor)
                 self._clear_temporaries()
             self._held = descriptor
-            _in_use_here.append(self.path)
             yield
         finally:
-            if self._held is not None:
-                _in_use_here.remove(self.path)
             self._held = None
-            os.close(descriptor)
+            if _in_use_here.pop(descriptor, None):  # not in a process that was forked inside
+                os.close(descriptor)
+
+    def check_own(self) -> list[str]:
+        """Check that the directory, and all that a run writes in it, is the user's own.
+
+        Returns:
+            A warning where its file system does not tell.
+
+        Raises:
+            RunDirectoryError: it is another's, or open to everyone; or a link stands where the run would write.
+        """
+        with writing(self.path):
+            warnings = check_own_directory(self.path)
+            for name in (*_RUN_FILES, ".lock", "STOP", "PAUSE", _PREVIOUS, "checkpoints"):
+                check_own(self.path / name)
+        return warnings
 
     def _refuse(self, holder: str) -> NoReturn:
         raise RunDirectoryError(
@@ -195,8 +218,8 @@ class RunDirectory:
             )
 
     def _clear_temporaries(self) -> None:
-        for path in [*self.path.iterdir(), *self.evaluations.glob(".*")]:
-            if _TEMPORARY.fullmatch(path.name):
+        for directory in (self.path, self.evaluations):
+            for path in directory.glob(f"{MARK}*.tmp"):
                 path.unlink(missing_ok=True)
 
     def read_state(self) -> RunState | None:
@@ -206,7 +229,7 @@ class RunDirectory:
             RunDirectoryError: the file is there, but cannot be read as a run's state.
         """
         try:
-            content = self.state.read_bytes()
+            content = read_bounded(self.state, MAX_STATE)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -230,27 +253,56 @@ class RunDirectory:
         A move that was cut off is brought to its end first, so that a run's files stay together.
 
         Raises:
-            RunDirectoryError: the disk refuses it.
+            RunDirectoryError: what is there was written by no run; or the disk refuses it.
         """
-        present = [self.path / name for name in _RUN_FILES if (self.path / name).exists()]
-        previous = self.path / _PREVIOUS
+        files, previous = self.to_archive(), self.path / _PREVIOUS
         gathered = previous / _MOVING
-        if not present and not gathered.exists():
+        if not files and not gathered.exists():
             return None
         with writing(self.path):
             gathered.mkdir(parents=True, exist_ok=True)
-            for file in present:
+            for file in files:
                 file.rename(gathered / file.name)
             number = 1 + max((int(p.name) for p in previous.iterdir() if p.name.isdecimal()), default=0)
             return gathered.rename(previous / str(number))
 
+    def to_archive(self) -> list[Path]:
+        """Return the files of a previous run; where its run.json is lost, what it spent stays, to be counted on.
+
+        Raises:
+            RunDirectoryError: there are files of these names that no run wrote.
+        """
+        files = [self.path / name for name in _RUN_FILES if (self.path / name).exists()]
+        if self.read_state() or (self.path / _PREVIOUS / _MOVING / self.state.name).exists():
+            return files
+        if files and not self._was_begun():
+            raise RunDirectoryError(
+                f"{self.path}: holds {', '.join(file.name for file in files)}, and no run.json says that a run wrote "
+                "that; move it away, or choose another output directory."
+            )
+        return [file for file in files if file != self.spending]
+
+    def _was_begun(self) -> bool:
+        """Return whether a run has left its mark, though it has no run.json: that was lost, or not yet written."""
+        with contextlib.suppress(OSError):
+            return read_bounded(self.config, MAX_CONFIG).startswith(_WRITTEN_BY.encode())
+        return False
+
+    def write_config(self, text: str) -> None:
+        """Write the settings that the run begins with, and that this project wrote them.
+
+        Raises:
+            RunDirectoryError: the disk refuses it.
+        """
+        write_atomically(self.config, _WRITTEN_BY + text)
+
     def request_stop(self) -> None:
         """Ask whoever trains here to finish the step, save and end; works from any process."""
-        self._stop.touch()
+        _touch(self._stop)
 
     def request_pause(self) -> None:
         """Ask whoever trains here to pause after the step."""
-        self._pause.touch()
+        _touch(self._pause)
 
     def request_resume(self) -> None:
         """Ask whoever trains here to go on after a pause."""
@@ -285,10 +337,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunDirectoryError(
-            f"{path}: cannot be written ({error.strerror or error}); repair the disk or make room on it, "
-            "and start the run again: it resumes from its latest checkpoint."
-        ) from error
+        advice = "repair the disk or make room on it, and start the run again: it resumes from its latest checkpoint."
+        if isinstance(error, NotOwnError):
+            advice = "remove or move what is in the way, or choose another output directory."
+        raise RunDirectoryError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -298,10 +350,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         RunDirectoryError: the disk refuses it; the file is then what it was.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     with writing(path):
+        descriptor, name = tempfile.mkstemp(".tmp", MARK, path.parent)
+        temporary = Path(name)
         try:
-            with temporary.open("wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -311,6 +364,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def _touch(path: Path) -> None:
+    with writing(path):
+        os.close(own(path, os.O_WRONLY | os.O_CREAT))
 
 
 def sync(path: Path) -> None:

@@ -11,11 +11,28 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-_HOST = " on "
+from tinker_utils.basics.files import NotOwnError, own, regular
+
+_SIGNED, _HOST = "process ", " on "
 # For how many seconds a lock is tried for, and how often: `is_free` takes it for a moment to find out.
 _PATIENCE_S, _PAUSE_S = 0.2, 0.02
 # What a file system says that has no locks, as those of some clusters and object stores.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file, made if it is missing, and return its descriptor.
+
+    Raises:
+        NotOwnError: it is a link, another user's, or was not made for a lock.
+        OSError: it cannot be opened.
+    """
+    descriptor = own(path, os.O_RDWR | os.O_CREAT)
+    signed = holder(descriptor)
+    if signed and not signed.startswith(_SIGNED):
+        os.close(descriptor)
+        raise NotOwnError(errno.EPERM, f"{path.name} is a file that was not made for a lock", str(path))
+    return descriptor
 
 
 def take(descriptor: int, patience_s: float = _PATIENCE_S) -> bool:
@@ -36,7 +53,7 @@ def sign(descriptor: int) -> None:
     """Write into a locked file who holds it."""
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, f"process {os.getpid()}{_HOST}{socket.gethostname()}".encode())
+    os.write(descriptor, f"{_SIGNED}{os.getpid()}{_HOST}{socket.gethostname()}".encode())
 
 
 def holder(descriptor: int) -> str:
@@ -65,7 +82,7 @@ def look(path: Path) -> tuple[bool, str]:
     Raises:
         OSError: there is no such file, or it cannot be read or locked.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = regular(path, os.O_RDONLY)
     try:
         return lock_descriptor(descriptor, blocking=False), holder(descriptor)
     finally:

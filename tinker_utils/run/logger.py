@@ -9,9 +9,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from tinker_utils.basics.closing import Closing
+from tinker_utils.basics.files import open_own
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.config.paths import as_path
 from tinker_utils.errors import RunDirectoryError
@@ -41,7 +42,7 @@ class MetricsWriter(Closing):
 
     def __init__(self, path: Path | str) -> None:
         self.path = as_path(path, "path")
-        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        self._file: IO[str] = open_own(self.path, "a")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; raises OSError when the disk refuses it."""
@@ -77,7 +78,7 @@ class RunLogger(Closing):
         with writing(run.path):
             repair_last_line(run.metrics)
             self._metrics = MetricsWriter(run.metrics)
-            self._log: TextIO = run.log.open("a", encoding="utf-8")
+            self._log: IO[str] = open_own(run.log, "a")
 
     def record(self, record_type: str, step: int, **fields: Any) -> Record:
         """Append a record of that type to metrics.jsonl, and a line to train.log."""
@@ -115,7 +116,7 @@ class RunLogger(Closing):
         """Append the generations of one evaluation to samples.jsonl, in one write: a kill leaves all or none."""
         now = round(time.time(), 3)
         lines = "".join(encode_record({"step": step, "timestamp": now, **each}) + "\n" for each in samples)
-        with writing(self.run.samples), self.run.samples.open("ab", buffering=0) as file:
+        with writing(self.run.samples), open_own(self.run.samples, "ab", 0) as file:
             file.write(lines.encode("utf-8"))
 
     def sync(self) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from pathlib import Path
 
 import numpy as np
 
+from tinker_utils.basics.files import regular
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.config.paths import as_path
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.series import FloatArray, MetricsLog
 
+# A longer line, or a file with more bytes, is no metrics file: somebody may have given anything.
+_MAX_LINE, _MAX_FILE = 16 << 20, 2 << 30
 # Weights below this one change no average: a float64 has 16 decimal places.
 _NEGLIGIBLE = 1e-20
 
@@ -45,16 +49,21 @@ class MetricsReader:
         """Read as `poll` does; `incomplete` takes in the last line as it is, as nobody writes to the file any more.
 
         Raises:
-            OSError: the file is missing, or cannot be read.
+            OSError: the file is missing, cannot be read, or is nothing that a run writes.
         """
-        with self.path.open("rb") as file:
+        with open(self.path, "rb", opener=regular) as file:
             stat = os.fstat(file.fileno())
+            if stat.st_size > _MAX_FILE:
+                raise OSError(errno.EFBIG, f"has more than {_MAX_FILE:,} bytes", str(self.path))
             changed = self._inode not in (None, stat.st_ino) or stat.st_size < self._offset
             if changed:
                 self.log, self._offset, self._lines = MetricsLog(), 0, 0
             self._inode = stat.st_ino
             file.seek(self._offset)
-            for line in file:
+            while line := file.readline(_MAX_LINE):
+                if len(line) == _MAX_LINE:
+                    where = f"line {self._lines + 1:,} has {_MAX_LINE:,} bytes or more"
+                    raise OSError(errno.EFBIG, where, str(self.path))
                 if not (incomplete or line.endswith(b"\n")):
                     break
                 self._take(line)

@@ -1,20 +1,23 @@
 """Notes what a run sends to the service, and so pays for, whatever becomes of it: spending.jsonl, one line a request.
 
 run.json is replaced at saves, and goes back to a checkpoint when a killed run is resumed; money does not. So each step
-and each evaluation is written down before it is sent. A step that is run again is billed again, and counted again; one
-whose process was killed before it was sent is counted as well: at most the steps that are queued ahead.
+and each evaluation is written down before it is sent, and on the disk by then where the service bills. A step that is
+run again is billed again, and counted again; one whose process was killed before it was sent is counted as well: at
+most the steps that are queued ahead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import msgspec
 
 from tinker_utils.basics.closing import Closing
-from tinker_utils.run.directory import writing
+from tinker_utils.basics.files import open_own
+from tinker_utils.run.directory import sync, writing
 from tinker_utils.run.rollback import repair_last_line
 from tinker_utils.run.state import Spent
 
@@ -24,32 +27,38 @@ class Spending(Closing):
 
     Args:
         file: where it is written down.
-        before: what run.json says of a run that an older version began, which has no such file.
+        before: what run.json says; the larger of the two counts.
+        bills: whether what is sent costs money, so that a power cut must not lose a line.
 
     Raises:
         RunDirectoryError: the disk refuses it; `sent` raises it, too.
     """
 
-    def __init__(self, file: Path, before: Spent | None = None) -> None:
+    def __init__(self, file: Path, before: Spent | None = None, bills: bool = False) -> None:
         self._path = file
+        self._bills = bills
         self.tokens = self.eval_tokens = 0
         repair_last_line(file)
         with writing(file):
             content = file.read_bytes() if file.exists() else b""
-            self._file = file.open("ab", buffering=0)
+            self._file = open_own(file, "ab", 0)
+            sync(file.parent)
         for line in content.split(b"\n"):
             with contextlib.suppress(ValueError, RecursionError):
                 entry = msgspec.json.decode(line, type=Spent)
                 self.tokens += entry.tokens
                 self.eval_tokens += entry.eval_tokens
-        if not content and before:
-            self.sent(0, before.tokens, before.eval_tokens)
+        before = before or Spent()
+        if before.tokens > self.tokens or before.eval_tokens > self.eval_tokens:
+            self.sent(0, max(before.tokens - self.tokens, 0), max(before.eval_tokens - self.eval_tokens, 0))
 
     def sent(self, step: int, tokens: int, eval_tokens: int = 0) -> None:
         """Note what is about to be sent: tokens of step `step` to train on, or to evaluate after it."""
         line = json.dumps({"step": step, "tokens": tokens, "eval_tokens": eval_tokens}) + "\n"
         with writing(self._path):
             self._file.write(line.encode())
+            if self._bills:
+                os.fsync(self._file.fileno())
         self.tokens += tokens
         self.eval_tokens += eval_tokens
 

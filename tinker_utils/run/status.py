@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tinker_utils.basics.files import regular
 from tinker_utils.basics.redaction import one_sentence, without_home
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import RunDirectoryError
@@ -284,10 +285,10 @@ def _whole(value: object) -> int | None:
 def _latest_samples(path: Path) -> list[Record]:
     """Return the last samples that were taken at one step, at most three; lines that cannot be read are skipped."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular) as file:
             file.seek(max(0, path.stat().st_size - _SAMPLES_TAIL))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
+            lines = file.read(_SAMPLES_TAIL).splitlines()
+    except OSError:
         return []
     samples: list[Record] = []
     for line in reversed(lines):

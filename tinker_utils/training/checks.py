@@ -150,7 +150,7 @@ def check_start(
     if plan is not None:
         checks += _of_evaluation(plan)
         checks += _of_cost(plan)
-    return [*checks, _of_disk(run, plan)]
+    return [*checks, *_of_disk(run, plan)]
 
 
 def _of_plan(plan: Plan) -> Iterator[Check]:
@@ -166,6 +166,7 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
         run.check_free()
         state = run.read_state()
         if state is None:
+            run.to_archive()
             yield Check("directory", "ok", "A new run starts in this directory.")
         elif not plan.config.resume_from_checkpoint:
             yield Check(
@@ -269,20 +270,26 @@ def _of_cost(plan: Plan) -> list[Check]:
     return warn_or_pass("cost", about_money(config, cost), known)
 
 
-def _of_disk(run: RunDirectory, plan: Plan | None) -> Check:
+def _of_disk(run: RunDirectory, plan: Plan | None) -> list[Check]:
+    try:
+        return warn_or_pass("disk", _about_disk(run, plan), "There is enough room for the run.")
+    except RunDirectoryError as error:
+        return [Check.failed("disk", error)]
+
+
+def _about_disk(run: RunDirectory, plan: Plan | None) -> list[str]:
+    """Return what to know of where the run will be written; raises RunDirectoryError where it cannot be."""
     there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
-        error = RunDirectoryError(f"{there}: cannot be written; choose another output directory.")
-        return Check.failed("disk", error)
+        raise RunDirectoryError(f"{there}: cannot be written; choose another output directory.")
     needed, free = _ROOM + _RECORD_BYTES * _records(plan), shutil.disk_usage(there).free
     if free < needed:
-        error = RunDirectoryError(
+        raise RunDirectoryError(
             f"{there}: {free / 1e6:,.0f} MB are free, but the run needs {needed / 1e6:,.0f} MB; free some space, "
             "or choose another output directory."
         )
-        return Check.failed("disk", error)
-    nearly_full = [f"Only {free / 1e6:,.0f} MB are free on the disk of the run."] if free < _NEARLY_FULL else []
-    return warn_or_pass("disk", nearly_full, "There is enough room for the run.")[0]
+    sentences = run.check_own() if run.path.exists() else []
+    return sentences + [f"Only {free / 1e6:,.0f} MB are free on the disk of the run."] * (free < _NEARLY_FULL)
 
 
 def _records(plan: Plan | None) -> int:

@@ -13,7 +13,7 @@ from tinker_utils.config.changes import setting_changes
 from tinker_utils.config.settings import TrainingConfig, dump_config
 from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.plan.plan import Plan, prepare
-from tinker_utils.run.directory import RunDirectory, write_atomically
+from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.spending import Spending
 from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, TrainingResult
@@ -79,12 +79,14 @@ async def fit(
         report.raise_for_failures()
         if before is None:
             run.archive()
-        write_atomically(run.config, dump_config(config))
+        run.write_config(dump_config(config))
         points[0] = with_fresh_patience(points[0], before, plan)
         # Git may take its time, and must not hold up the event loop, on which a live view draws.
         made_with = await asyncio.to_thread(provenance, plan)
         state = _first_state(plan, points, before, made_with)
         cautions = report.warnings + stretched_schedule(before, plan)
+        if before is None and run.spending.exists():
+            cautions.append("run.json was lost: a new run begins, and what the old one spent is counted on.")
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
             notices.append(("changed", f"the run resumes with {', '.join(map(str, changes))}"))
@@ -114,9 +116,7 @@ def fit_blocking(
     )
 
 
-def _first_state(
-    plan: Plan, points: list[ResumePoint], before: RunState | None, made_with: Provenance
-) -> RunState:
+def _first_state(plan: Plan, points: list[ResumePoint], before: RunState | None, made_with: Provenance) -> RunState:
     config, before = plan.config, before or RunState()
     planned = Planned(
         model=without_home(config.model),
@@ -153,7 +153,7 @@ async def _on_service(
     try:
         logger.activity("starting", f"connecting to {plan.config.service}")
         async with open_service(plan.config, logger.run.local_store, service) as connection:
-            with Spending(logger.run.spending, logger.state.spent) as spending:
+            with Spending(logger.run.spending, logger.state.spent, plan.config.service != "local") as spending:
                 return await Recovery(plan, logger, connection, spending).train(notices)
     except (asyncio.CancelledError, KeyboardInterrupt):
         logger.abandon("stopped", "the run was aborted; it resumes from its latest checkpoint")

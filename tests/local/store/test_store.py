@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import stat
+import uuid
 from pathlib import Path
 
 import msgspec
@@ -117,7 +118,7 @@ def test_killed_while_overwriting_the_newer_generation_wins(store: Store, tmp_pa
 
 
 def test_what_was_half_written_is_removed_at_the_start(store: Store) -> None:
-    (store.scratch / "draft").mkdir()
+    (store.scratch / uuid.uuid4().hex).mkdir()
     store.close()
     Store(store.root).close()
     assert not list(store.scratch.iterdir())
@@ -397,3 +398,31 @@ def test_resuming_with_other_lora_settings_is_refused(local_service: Running) ->
         missing = path.replace("/state", "/nothing")
         with pytest.raises(tinker.RequestFailedError, match="no checkpoint"):
             client.create_training_client_from_state(missing).result()
+
+
+def test_what_is_not_the_stores_own_stays_whatever_it_is_called(tmp_path):
+    for name in ("scratch/notes", "scratch/thesis/draft", "runs/mine/x~1/y"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "scratch" / ("0f" * 16)).mkdir()
+    Store(tmp_path).close()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}
+    assert left >= {"scratch/notes", "scratch/thesis/draft", "runs/mine/x~1/y"}
+    assert f"scratch/{'0f' * 16}" not in left
+
+
+@pytest.mark.parametrize("name", ["lock", "runs", "scratch"])
+def test_a_store_does_not_follow_a_link(tmp_path, name):
+    mine, root = tmp_path / "mine", tmp_path / "store"
+    mine.write_text("precious")
+    root.mkdir()
+    (root / name).symlink_to(mine)
+    with pytest.raises(ServiceError, match=f"cannot be used: {name} is a link"):
+        Store(root)
+    assert mine.read_text() == "precious"
+
+
+def test_a_store_that_is_open_to_all_is_refused(tmp_path):
+    tmp_path.chmod(0o777)
+    with pytest.raises(ServiceError, match="can be written by every user"):
+        Store(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -28,6 +28,7 @@ from typing import IO, Any
 
 import msgspec
 
+from tinker_utils.basics.files import check_own, check_own_directory
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import ServiceError
@@ -67,10 +68,15 @@ class Store:
         self._runs = self.root / _RUNS
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for warning in check_own_directory(self.root):
+                logger.warning("%s", warning)
+            for name in (_RUNS, "scratch"):
+                check_own(self.root / name)
             self._lock_file = _lock(self.root / "lock")
-            shutil.rmtree(self.scratch, ignore_errors=True)
             for directory in (self._runs, self.scratch):
                 directory.mkdir(mode=0o700, exist_ok=True)
+            for left in self.scratch.glob("[0-9a-f]" * 32):  # as `uuid4().hex` names them, and nobody else
+                shutil.rmtree(left, ignore_errors=True)
             self.prune()
         except OSError as error:
             raise ServiceError(f"The store {root} cannot be used: {error.strerror or error}.") from error
@@ -269,8 +275,7 @@ def _lock(path: Path) -> IO[bytes]:
 
     One that is locked is waited for: the server of a trainer that was just killed takes a moment to end.
     """
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
-    path.chmod(0o600)
+    file = os.fdopen(lock.open_lock(path), "r+b")
     try:
         if not lock.take(file.fileno(), _LOCK_TIMEOUT_S):
             raise ServiceError(

@@ -1,0 +1,111 @@
+"""Opens files that others may have laid: to read, regular ones only; to write, the user's own, and no link.
+
+Whoever can write in a directory, or made it, may have put a pipe there, a device, or a link to somebody's file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+MARK = ".tinker_utils-"
+"""Begins the names of what the project makes for a moment in a directory, and of nothing else."""
+
+# None of these is known to Windows. Without the first, opening a pipe waits for its other end.
+_NONBLOCK, _NOFOLLOW = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
+_user: Callable[[], int | None] = getattr(os, "geteuid", lambda: None)
+
+
+class NotOwnError(PermissionError):
+    """A file or directory is not one that the user may trust to write to; `strerror` says why."""
+
+
+def regular(path: str | Path, flags: int) -> int:
+    """Open a regular file; for `open(…, opener=regular)`. A link to one is followed.
+
+    Raises:
+        OSError: it cannot be opened, or it is a pipe, a device or the like.
+    """
+    descriptor = os.open(path, flags | _NONBLOCK | getattr(os, "O_BINARY", 0), 0o600)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "is no regular file", str(path))
+
+
+def open_own(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
+    """Open a file to write to as `open` does, as UTF-8 where it is text; `own` says which, and raises."""
+    return open(path, mode, buffering, None if "b" in mode else "utf-8", opener=own)
+
+
+def own(path: str | Path, flags: int) -> int:
+    """Open a regular file of the user's own, private where it is made here, and return its descriptor.
+
+    Raises:
+        NotOwnError: it is a link, no regular file, or another user's.
+        OSError: it cannot be opened.
+    """
+    check_own(Path(path))
+    return regular(path, flags | _NOFOLLOW)
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return what a regular file holds.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or holds more than that many bytes.
+    """
+    with open(path, "rb", opener=regular) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
+    return content
+
+
+def check_own(path: Path) -> None:
+    """Check that what is there, if anything, is a file or a directory to write to.
+
+    Raises:
+        NotOwnError: it is a link, a device or the like, or belongs to neither the user nor the directory's owner.
+    """
+    try:
+        status, above = path.lstat(), path.parent.stat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise NotOwnError(errno.EPERM, f"{path.name} is a link", str(path))
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise NotOwnError(errno.EPERM, f"{path.name} is neither a file nor a directory", str(path))
+    if _user() is not None and status.st_uid not in (_user(), above.st_uid):
+        raise NotOwnError(errno.EPERM, f"{path.name} belongs to another user", str(path))
+
+
+def check_own_directory(directory: Path) -> list[str]:
+    """Check that a directory is one that only the user can write in; it may be reached through a link.
+
+    Returns:
+        A warning where the file system keeps no owners or modes, so that this cannot be known.
+
+    Raises:
+        NotOwnError: it belongs to another user, or every user can write in it and remove what others wrote.
+        OSError: it cannot be looked at or written in.
+    """
+    status = directory.stat()
+    open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+    foreign = status.st_uid != _user()
+    if _user() is None or not (foreign or open_to_all):
+        return []
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=MARK) as probe:
+        made = os.fstat(probe.fileno())
+    if made.st_uid != _user() or stat.S_IMODE(made.st_mode) != 0o600:
+        return [f"{directory}: its file system keeps no owners or modes, so whoever can reach it can change the run."]
+    why = "belongs to another user" if foreign else "can be written by every user"
+    raise NotOwnError(errno.EPERM, why, str(directory))
