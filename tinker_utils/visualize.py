@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinker_utils.basics.redaction import one_sentence
-from tinker_utils.errors import MetricsError, RunDirectoryError
+from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
 from tinker_utils.run.metrics import read_metrics
 from tinker_utils.run.series import MetricsLog
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         log = read_metrics(options.metrics_path)
         curves.save_png(curves.figure(log, title=options.metrics_path.absolute().parent.name), output, options.dpi)
-    except MetricsError as error:
+    except (ConfigError, MetricsError) as error:
         return _fail(str(error))
     except (OSError, RunDirectoryError) as error:
         # What came of a run directory would advise to start the run again.

@@ -74,8 +74,6 @@ def read_text(path: Path, max_bytes: int = _MAX_LOG) -> str:
         raise MetricsError(f"{path}: cannot be read ({error.strerror}); give a readable file.") from error
     except UnicodeDecodeError as error:
         raise MetricsError(f"{path}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
-    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
-        raise MetricsError(f"{path}: there is no such file; give a file that can be read.") from error
 
 
 def decoded(text: str) -> Any:

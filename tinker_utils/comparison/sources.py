@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.comparison.foreign import (
     decoded,
@@ -126,8 +125,8 @@ def _provenance(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        made_with = decode_state(read_bounded(path, MAX_STATE), path).provenance or Provenance()
-    except (OSError, RunDirectoryError) as error:
+        made_with = decode_state(read_text(path, MAX_STATE).encode(), path).provenance or Provenance()
+    except RunDirectoryError as error:
         raise MetricsError(str(error)) from error
     known = {
         "python": made_with.python or None,

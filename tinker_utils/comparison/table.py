@@ -58,7 +58,7 @@ def read_runs(paths: Iterable[Path | str] | Mapping[str, Path | str]) -> list[Ru
 def _found(path: Path | str) -> Path:
     try:
         return find_upwards(as_path(path, "runs")).resolve()
-    except (RuntimeError, ValueError) as error:  # a loop of links, a NUL
+    except RuntimeError as error:  # a loop of links
         raise MetricsError(f"{path}: there is no such run; give a run directory or a metrics file.") from error
 
 

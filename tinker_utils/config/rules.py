@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from tinker_utils.basics.redaction import quoted
+from tinker_utils.config.paths import is_possible
 from tinker_utils.errors import ConfigError
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -29,7 +29,6 @@ _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Words that are longer resemble no setting, and comparing them takes long.
 _MAX_WORD = 100
 # What Linux takes; a name in it may have 255 bytes.
-_MAX_PATH = 4096
 
 SettingKind = Literal["integer", "number", "true or false", "text", "path", "list of module names", "service"]
 
@@ -150,8 +149,7 @@ def _path(value: object) -> Path | None:
         path = Path(value).expanduser()
     except RuntimeError:
         return None
-    fits = len(os.fsencode(path)) < _MAX_PATH and all(len(os.fsencode(part)) < 256 for part in path.parts)
-    return path if fits else None
+    return path if is_possible(path) else None
 
 
 def _modules(value: object) -> tuple[str, ...] | None:

@@ -333,8 +333,6 @@ def _section(path: Path, section: str) -> Mapping[str, Any]:
         raise ConfigError(f"the file cannot be read ({error.strerror}); give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError("the file is not UTF-8 text; save it as UTF-8.") from error
-    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
-        raise ConfigError("there is no such file; give the path of a YAML file.") from error
     content = parse_yaml(text)
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise ConfigError("the file holds no sections; write `cloud:` and the settings indented below it.")

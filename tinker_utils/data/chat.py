@@ -66,10 +66,6 @@ def open_data_file(path: Path) -> Iterator[BinaryIO]:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); the directory must hold train.jsonl and valid.jsonl."
         ) from error
-    except DataError:
-        raise
-    except ValueError as error:  # a NUL, or half of a surrogate pair, in the path
-        raise DataError(f"{path}: there is no such file; correct data.dir.") from error
 
 
 def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tinker_utils.data.chat import Conversation, Message
+from tinker_utils.data.sandbox import within_bounds
 from tinker_utils.errors import RenderingError
 
 Span = tuple[int, int]
@@ -27,8 +28,9 @@ class Tokenizer(Protocol):
 
 def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], prompt: bool = False) -> str:
     """Render messages to text, with a prompt for an answer if that is asked for; RenderingError if it is refused."""
+    options = {"tokenize": False, "add_generation_prompt": prompt}
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+        return within_bounds(lambda: str(tokenizer.apply_chat_template(list(messages), **options)))
     except Exception as error:  # a template is a program of its own, and raises what it likes
         raise RenderingError(
             f"the chat template refused {len(messages)} messages ({type(error).__name__}: {error}); "
@@ -78,8 +80,9 @@ def _apply_to_all(turns: Sequence[_Turn], tokenizer: Tokenizer, prompt: bool) ->
     if not turns:
         return []
     chats = [list(conversation.messages[: index if prompt else index + 1]) for conversation, index in turns]
+    options = {"tokenize": False, "add_generation_prompt": prompt}
     try:
-        return list(tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=prompt))
+        return within_bounds(lambda: list(tokenizer.apply_chat_template(chats, **options)))
     except Exception:  # one of them was refused: which?
         texts = []
         for (conversation, _), messages in zip(turns, chats, strict=True):

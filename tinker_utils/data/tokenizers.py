@@ -8,6 +8,7 @@ from typing import Any
 
 from tinker_utils.basics.redaction import first_line
 from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.data.sandbox import has_powers
 from tinker_utils.errors import ServiceError
 
 _TINY = "tiny"
@@ -30,11 +31,14 @@ def load_tokenizer(config: TrainingConfig) -> Any:
             from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of files that hold anything
         raise ServiceError(
-            f"model: the tokenizer of {config.model} cannot be loaded ({first_line(str(error))}); "
+            f"model: the tokenizer of {config.model} cannot be loaded ({type(error).__name__}: "
+            f"{first_line(str(error))}); "
             "give a directory that holds it, or a name that the Hugging Face hub knows."
         ) from error
     if not getattr(tokenizer, "chat_template", None):
         raise ServiceError(f"model: {config.model} has no chat template; choose an instruction-tuned model.")
+    if has_powers(str(tokenizer.chat_template)):
+        raise ServiceError(f"model: the chat template of {config.model} uses `**`; use a model with another template.")
     return tokenizer

@@ -92,7 +92,7 @@ def read_metrics(path: Path | str) -> MetricsLog:
     reader = MetricsReader(path)
     try:
         reader.read(incomplete=True)
-    except (FileNotFoundError, ValueError) as error:  # a ValueError: a NUL, or half of a surrogate pair, in the path
+    except FileNotFoundError as error:
         raise MetricsError(f"{path}: there is no such metrics file; give the metrics.jsonl of a run.") from error
     except OSError as error:
         raise MetricsError(f"{path}: cannot be read ({error.strerror}); give the metrics.jsonl of a run.") from error
