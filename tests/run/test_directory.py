@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run import lock
 from tinker_utils.run.directory import RunDirectory, write_atomically
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.state import RunState, Spent
@@ -312,3 +313,20 @@ def test_a_disk_that_is_full_is_one_sentence(run):
     with pytest.raises(RunDirectoryError, match="cannot be") as refused, big.lock():
         pass
     assert "\n" not in str(refused.value)
+
+
+def test_a_start_that_fails_beside_another_does_not_make_it_fail(run, monkeypatch):
+    """It removes lock and directory as the other has just opened the lock, or is about to."""
+    take, calls = lock.take, []
+
+    def taken(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            (run.path / ".lock").unlink()
+            run.path.rmdir()
+        return take(descriptor)
+
+    monkeypatch.setattr(lock, "take", taken)
+    with run.lock():
+        assert (len(calls), run.is_free()) == (2, False)
+        run.check_held()

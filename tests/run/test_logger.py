@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import pytest
 
@@ -27,3 +28,21 @@ def test_a_disk_that_is_full_while_a_run_goes_back_leaves_one_sentence_and_the_r
                 logger.roll_back(None, 0)
         logger.abandon("failed", "the disk is full")
     assert run.read_state().status == "failed"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log"])
+def test_a_file_that_somebody_removes_is_made_anew_and_the_metrics_say_so(run, name):
+    run.create()
+    with RunLogger(run, RunState()) as logger:
+        logger.record("train", 1)
+        (run.path / name).unlink()
+        logger.record("train", 2)
+        logger.record("train", 3)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    told = [(line["type"], line["step"]) for line in lines]
+    if name == "metrics.jsonl":
+        assert told == [("train", 2), ("notice", 2), ("train", 3)]
+        assert "was removed during the run" in lines[1]["message"]
+    else:
+        assert told == [("train", 1), ("train", 2), ("train", 3)]
+        assert [line.split()[3] for line in run.log.read_text().splitlines()] == ["step=2", "step=3"]

@@ -35,10 +35,11 @@ def test_what_an_older_version_had_spent_is_taken_over_once(tmp_path):
         assert counted(tmp_path / "spending.jsonl", Spent(30, 4)) == (30, 4)
 
 
-def test_nothing_is_counted_that_could_not_be_written_down(tmp_path):
+def test_nothing_is_counted_that_could_not_be_written_down(tmp_path, monkeypatch):
     with closing(Spending(tmp_path / "spending.jsonl")) as spending:
         spending._file.close()
-        spending._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
+        monkeypatch.setattr(spending._file, "_file", open("/dev/full", "wb", buffering=0))  # noqa: PTH123, SIM115
+        monkeypatch.setattr(spending._file, "_is_there", lambda: True)
         with pytest.raises(RunDirectoryError, match="cannot be written"):
             spending.sent(1, 100)
         assert spending.tokens == 0

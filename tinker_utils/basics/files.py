@@ -5,6 +5,7 @@ Whoever can write in a directory, or made it, may have put a pipe there, a devic
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -12,6 +13,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from tinker_utils.basics.closing import Closing
 
 MARK = ".tinker_utils-"
 """Begins the names of what the project makes for a moment in a directory, and of nothing else."""
@@ -55,6 +58,42 @@ def own(path: str | Path, flags: int) -> int:
     """
     check_own(Path(path))
     return regular(path, flags | _NOFOLLOW)
+
+
+class AppendedFile(Closing):
+    """A file of the user's own that lines are appended to; one that somebody has removed meanwhile is made anew.
+
+    Raises:
+        OSError: it cannot be opened; `write` and `sync` raise it, too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_own(path, "ab", 0)
+
+    def write(self, text: str) -> bool:
+        """Append text, so that a reader sees it at once; returns False where the file had been removed."""
+        there = self._is_there()
+        if not there:
+            self._file.close()
+            self._file = open_own(self.path, "ab", 0)
+        data = text.encode()
+        while data:  # a disk that is nearly full takes a part
+            data = data[self._file.write(data) :]
+        return there
+
+    def sync(self) -> None:
+        """Wait until all of it is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file, which cannot be written to afterwards."""
+        self._file.close()
+
+    def _is_there(self) -> bool:
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.lstat())
+        return False
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _RUN_FILES = (
     "training_curves.png",
     "adapter",
 )
+_TRIES = 20
 _WRITTEN_BY = "# Written by tinker_utils: the settings of this run.\n"
 MAX_STATE = 64 << 20
 """Bytes of a run.json, at most."""
@@ -117,13 +119,8 @@ class RunDirectory:
         Raises:
             RunDirectoryError: another process holds it, which the message names; or the file system has no locks.
         """
-        self.check_own()
-        with writing(self.path):
-            descriptor = lock.open_lock(self._lock)
-        _in_use_here[descriptor] = self.path
+        descriptor = self._locked()
         try:
-            if not self._take(descriptor):
-                self._refuse(lock.holder(descriptor))
             with writing(self.path):
                 lock.sign(descriptor)
                 self._clear_temporaries()
@@ -131,8 +128,31 @@ class RunDirectory:
             yield
         finally:
             self._held = None
-            if _in_use_here.pop(descriptor, None):  # not in a process that was forked inside
-                os.close(descriptor)
+            self._release(descriptor)
+
+    def _locked(self) -> int:
+        """Return the lock's descriptor, taken, at a later try if a start that failed has just removed what it made."""
+        with writing(self.path):
+            for _ in range(_TRIES):
+                self.create()
+                with contextlib.suppress(FileNotFoundError):
+                    self._check_own()
+                    descriptor = lock.open_lock(self._lock)
+                    _in_use_here[descriptor] = self.path
+                    try:
+                        if not self._take(descriptor):
+                            self._refuse(lock.holder(descriptor))
+                        if os.path.samestat(os.fstat(descriptor), self._lock.lstat()):
+                            return descriptor
+                    except BaseException:
+                        self._release(descriptor)
+                        raise
+                    self._release(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "its lock is removed again and again")
+
+    def _release(self, descriptor: int) -> None:
+        if _in_use_here.pop(descriptor, None):  # not in a process that was forked while it was held
+            os.close(descriptor)
 
     def check_own(self) -> list[str]:
         """Check that the directory, and all that a run writes in it, is the user's own.
@@ -144,10 +164,12 @@ class RunDirectory:
             RunDirectoryError: it is another's, or open to everyone; or a link stands where the run would write.
         """
         with writing(self.path):
-            warnings = check_own_directory(self.path)
-            for name in (*_RUN_FILES, ".lock", "STOP", "PAUSE", _PREVIOUS, "checkpoints"):
-                check_own(self.path / name)
-        return warnings
+            return self._check_own()
+
+    def _check_own(self) -> list[str]:
+        for name in (*_RUN_FILES, ".lock", "STOP", "PAUSE", _PREVIOUS, "checkpoints"):
+            check_own(self.path / name)
+        return check_own_directory(self.path)
 
     def _refuse(self, holder: str) -> NoReturn:
         raise RunDirectoryError(
@@ -156,17 +178,16 @@ class RunDirectory:
         )
 
     def _take(self, descriptor: int) -> bool:
-        with writing(self.path):
-            try:
-                return lock.take(descriptor)
-            except OSError as error:
-                if error.errno not in lock.NO_LOCKS:
-                    raise
-                raise RunDirectoryError(
-                    f"{self.path}: its file system has no locks ({error.strerror}), so two processes could "
-                    "train here at the same time; choose an output directory on another disk, or mount this one with "
-                    "locks."
-                ) from error
+        try:
+            return lock.take(descriptor)
+        except OSError as error:
+            if error.errno not in lock.NO_LOCKS:
+                raise
+            raise RunDirectoryError(
+                f"{self.path}: its file system has no locks ({error.strerror}), so two processes could "
+                "train here at the same time; choose an output directory on another disk, or mount this one with "
+                "locks."
+            ) from error
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -178,7 +199,6 @@ class RunDirectory:
             RunDirectoryError: it cannot be made, or another process holds it.
         """
         made = not self.path.exists()
-        self.create()
         with self.lock():
             try:
                 yield

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tinker_utils.basics.closing import Closing
-from tinker_utils.basics.files import open_own
+from tinker_utils.basics.files import AppendedFile, open_own
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.config.paths import as_path
 from tinker_utils.errors import RunDirectoryError
@@ -38,20 +37,18 @@ def encode_record(record: Mapping[str, Any]) -> str:
 
 
 class MetricsWriter(Closing):
-    """Appends records to a metrics file and flushes each, so that a reader sees it at once."""
+    """Appends records to a metrics file, so that a reader sees each at once."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = as_path(path, "path")
-        self._file: IO[str] = open_own(self.path, "a")
+        self._file = AppendedFile(as_path(path, "path"))
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; raises OSError when the disk refuses it."""
-        self._file.write(encode_record(record) + "\n")
-        self._file.flush()
+    def write(self, record: Mapping[str, Any]) -> bool:
+        """Append one record; returns False where the file had been removed. Raises OSError when the disk refuses it."""
+        return self._file.write(encode_record(record) + "\n")
 
     def sync(self) -> None:
         """Wait until all of it is on the disk."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def close(self) -> None:
         """Close the file; the writer can't be used afterwards."""
@@ -78,17 +75,19 @@ class RunLogger(Closing):
         with writing(run.path):
             repair_last_line(run.metrics)
             self._metrics = MetricsWriter(run.metrics)
-            self._log: IO[str] = open_own(run.log, "a")
+            self._log = AppendedFile(run.log)
 
     def record(self, record_type: str, step: int, **fields: Any) -> Record:
         """Append a record of that type to metrics.jsonl, and a line to train.log."""
         record: Record = {"type": record_type, "timestamp": round(time.time(), 3), "step": step, **fields}
         self.run.check_held()
         with writing(self.run.path):
-            self._metrics.write(record)
+            there = self._metrics.write(record)
             self._last_step = step
             self._log.write(log_line(record) + "\n")
-            self._log.flush()
+        if not there:
+            message = "metrics.jsonl was removed during the run: what it held is lost, and it goes on from here."
+            self.record("notice", step, kind="warning", message=message)
         if self._on_record is not None:
             try:
                 self._on_record(record)

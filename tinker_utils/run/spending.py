@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import msgspec
 
 from tinker_utils.basics.closing import Closing
-from tinker_utils.basics.files import open_own
+from tinker_utils.basics.files import AppendedFile
 from tinker_utils.run.directory import sync, writing
 from tinker_utils.run.rollback import repair_last_line
 from tinker_utils.run.state import Spent
@@ -41,7 +40,7 @@ class Spending(Closing):
         repair_last_line(file)
         with writing(file):
             content = file.read_bytes() if file.exists() else b""
-            self._file = open_own(file, "ab", 0)
+            self._file = AppendedFile(file)
             sync(file.parent)
         for line in content.split(b"\n"):
             with contextlib.suppress(ValueError, RecursionError):
@@ -56,9 +55,9 @@ class Spending(Closing):
         """Note what is about to be sent: tokens of step `step` to train on, or to evaluate after it."""
         line = json.dumps({"step": step, "tokens": tokens, "eval_tokens": eval_tokens}) + "\n"
         with writing(self._path):
-            self._file.write(line.encode())
+            self._file.write(line)
             if self._bills:
-                os.fsync(self._file.fileno())
+                self._file.sync()
         self.tokens += tokens
         self.eval_tokens += eval_tokens
 

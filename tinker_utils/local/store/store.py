@@ -279,8 +279,8 @@ def _lock(path: Path) -> IO[bytes]:
     try:
         if not lock.take(file.fileno(), _LOCK_TIMEOUT_S):
             raise ServiceError(
-                f"The store {path.parent} is in use by another server ({lock.holder(file.fileno())}): stop it, or "
-                "choose another --store."
+                f"The store {path.parent} is in use by another server ({lock.holder(file.fileno())}), as while a "
+                "run is trained there: wait until that has ended, or choose another --store."
             )
         lock.sign(file.fileno())
     except BaseException as error:
