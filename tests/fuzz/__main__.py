@@ -32,8 +32,8 @@ _MEMORY = Path("/dev/shm")
 BUILD = Path("build") / "fuzz"
 # Thousandths of the cases: what has more to parse has more of them.
 SHARES = {
-    "config": 140, "overrides": 60, "chat": 120, "metrics": 120, "state": 120, "samples": 60, "trainer": 60,
-    "cookbook": 60, "checkpoint": 60, "wire": 200,
+    "config": 140, "directory": 60, "overrides": 60, "chat": 120, "metrics": 120, "state": 120, "samples": 60,
+    "trainer": 60, "cookbook": 60, "checkpoint": 60, "wire": 140,
 }  # fmt: skip
 _MAX_LENGTH = 4096  # bytes of a case
 

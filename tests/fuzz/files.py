@@ -6,8 +6,11 @@ A target takes any bytes: it writes them where the reader looks for its file, an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from tinker_utils.basics.files import MARK
 from tinker_utils.comparison import table
 from tinker_utils.config.settings import dump_config, load_config_from_yaml
 from tinker_utils.data.chat import read_conversations
@@ -27,6 +31,7 @@ from tinker_utils.local.server.rest import describe_checkpoint
 from tinker_utils.local.store.checkpoint import CheckpointInfo
 from tinker_utils.local.store.store import Store
 from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.metrics import MetricsReader, read_metrics
 from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.state import RunState, TrainingResult
@@ -41,6 +46,10 @@ Target = Callable[[Path, bytes], None]
 CORPUS = Path(__file__).with_name("corpus")
 # Drawing takes a hundred times as long as reading: one case in so many is drawn, too.
 _DRAWN = 64
+_OWN = (
+    "run.json", "config.yaml", "metrics.jsonl", "spending.jsonl", "train.log", "samples.jsonl", "evaluations",
+    "training_curves.png", "adapter", ".lock", "STOP", "PAUSE", "previous", "checkpoints",
+)  # fmt: skip
 
 
 @contextmanager
@@ -162,7 +171,38 @@ def checkpoint(directory: Path, content: bytes) -> None:
         store.close()
 
 
+def directory(place: Path, content: bytes) -> None:
+    """A run directory that somebody has prepared: it is read or refused, and what is not a run's own stays as it is.
+
+    Each line of a case has a name in the directory and what is there: text, a directory, a link, a pipe, a device.
+    """
+    mine, root = place / "mine", place / "run"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    mine.write_bytes(b"precious")
+    for line in content.decode("latin-1").splitlines()[:12]:
+        name, _, what = line.partition(" ")
+        with contextlib.suppress(OSError, ValueError):  # no such name, or there already
+            _lay(root / name.replace("/", "")[:200], what, mine)
+    run = RunDirectory(root)
+    known = _foreign(root)
+    run.is_free()
+    for read in (_followed, table.read_run, read_metrics, RunDirectory.check_own):
+        with only_sentences(), contextlib.suppress(OSError) if read is _followed else contextlib.nullcontext():
+            read(run if read is RunDirectory.check_own else root)
+    with only_sentences(), run.claimed():
+        run.clear_requests()
+        run.archive()
+        run.write_config("run: {}\n")
+        with RunLogger(run, RunState()) as logger:
+            logger.record("train", 1, train_loss=1.0)
+            logger.activity("starting", "now")
+    assert mine.read_bytes() == b"precious"
+    assert _foreign(root).items() >= known.items()
+
+
 TARGETS: dict[str, Target] = {
+    "directory": directory,
     "config": config,
     "overrides": overrides,
     "chat": chat,
@@ -177,10 +217,18 @@ TARGETS: dict[str, Target] = {
 
 def corpus(name: str) -> list[bytes]:
     """The valid documents that a target's cases are made from."""
+    if name == "directory":
+        return _LAID
     folder = CORPUS / name
     return [file.read_bytes() for file in sorted(folder.iterdir())] if folder.is_dir() else _OVERRIDES
 
 
+_LAID = [
+    b'run.json {"format": 2}\nmetrics.jsonl {}\nconfig.yaml run: {}\nnotes mine\nadapter directory\n',
+    b"metrics.jsonl pipe\nrun.json device\n.lock link\nSTOP link\n.python-3.11.7 x\n",
+    b"metrics.jsonl large\nconfig.yaml large\nsamples.jsonl large\nevaluations link\n",
+    b".lock process 1 on here\nprevious link\nPAUSE x\ntrain.log x\nspending.jsonl {}\n",
+]
 _OVERRIDES = [b"{training.epochs: 1, lora.rank: 4, output: {dir: runs/x}}", b"epochs: 1\nseed: 3\n", b"{}"]
 
 
@@ -206,6 +254,31 @@ def _followed(directory: Path) -> None:
         assert len(status.sentence) <= 1001
         status_html(status, follower.log.loss_unit)
     samples_html(follower.samples)
+
+
+def _lay(path: Path, what: str, mine: Path) -> None:
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what in ("link", "device"):
+        path.symlink_to(mine if what == "link" else "/dev/zero")
+    elif what == "directory":
+        path.mkdir()
+        (path / "mine").write_bytes(b"precious")
+    elif what == "large":
+        with path.open("xb") as file:
+            file.truncate(8 << 30)
+    else:
+        with path.open("xb") as file:
+            file.write(what.encode())
+
+
+def _foreign(root: Path) -> dict[str, tuple[int, int]]:
+    """What is in a directory under names that no run has: inode and size of each."""
+    return {
+        path.name: (path.lstat().st_ino, path.lstat().st_size)
+        for path in root.iterdir()
+        if path.name not in _OWN and not path.name.startswith(MARK)
+    }
 
 
 def _is_drawn(content: bytes) -> bool:
