@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from tinker_utils.config.paths import as_path
@@ -21,15 +20,16 @@ def export_adapter(
 
     Args:
         run: what `fit` returned, or a run's directory.
-        directory: where to write; `adapter/` in the run's directory if None. Files of an earlier export are replaced.
+        directory: where to write; `adapter/` in the run's directory if None. It is replaced as a whole, and at the end,
+            and may hold an earlier export and nothing else.
         service: an open connection to the service that trained the run; None opens one.
 
     Returns:
         The directory, with adapter_config.json and adapter_model.safetensors in it.
 
     Raises:
-        RunDirectoryError: the run has no checkpoint yet.
-        ServiceError: the service does not have the checkpoint any more, or cannot export it.
+        RunDirectoryError: the run has no checkpoint yet, or `directory` holds something else.
+        ServiceError: the service does not have the checkpoint any more, or cannot export it whole.
     """
     files = RunDirectory(run.output_dir if isinstance(run, TrainingResult) else run)
     target = files.adapter if directory is None else as_path(directory, "directory")
@@ -38,10 +38,10 @@ def export_adapter(
     if not checkpoint:
         raise RunDirectoryError(f"{files.path}: has no checkpoint to export; train there first.")
     if service is not None:
-        _download(service, checkpoint, target)
+        service.download_adapter(checkpoint, target)
     else:
         with connect(load_config_from_yaml(files.config, "run"), files.local_store) as own:
-            _download(own, checkpoint, target)
+            own.download_adapter(checkpoint, target)
     return target
 
 
@@ -52,13 +52,3 @@ def loading_lines(adapter: Path | str, model: str) -> str:
         "from transformers import AutoModelForCausalLM\nfrom peft import PeftModel\nmodel = PeftModel.from_pretrained("
         f"AutoModelForCausalLM.from_pretrained({base!r}), {str(as_path(adapter, 'adapter'))!r})"
     )
-
-
-def _download(service: Service, checkpoint: str, target: Path) -> None:
-    """Fetch into a directory of its own first, so that a failed export leaves an earlier one whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        files = service.download_adapter(checkpoint, Path(temporary))
-        target.mkdir(exist_ok=True)
-        for file in files:
-            file.replace(target / file.name)

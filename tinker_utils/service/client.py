@@ -11,9 +11,7 @@ import contextlib
 import functools
 import importlib
 import os
-import shutil
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,6 +24,7 @@ from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.local.launcher import LocalService, lora_user_metadata, start_local_service
 from tinker_utils.run.state import model_of
 from tinker_utils.service.compat import default_address, observe_queue, observe_responses
+from tinker_utils.service.download import check_target, fetch_adapter
 from tinker_utils.service.failures import service_errors
 from tinker_utils.service.model import Model, complete
 from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 _PROBE_SECONDS = 4
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ANSWER_SECONDS = 30
+_CLOSE_SECONDS = 5
 _EXPORT_TTL_SECONDS = 3600
 _ASKING = "asking the service for its models"
 
@@ -184,27 +184,27 @@ class Service(Closing):
     def download_adapter(self, checkpoint: str, directory: Path) -> list[Path]:
         """Write a checkpoint's adapter in PEFT's format, through the service's external weights.
 
+        Args:
+            directory: becomes the adapter, as a whole and at the end; it may hold an earlier one and nothing else.
+
         Returns:
             The files written.
 
         Raises:
-            ServiceError: the service refuses, or gives no adapter_config.json and adapter_model.safetensors.
+            ServiceError: the service refuses, or what it gives is not whole, or no adapter.
+            RunDirectoryError: the directory holds something else, or cannot be written.
         """
         with service_errors(f"exporting {checkpoint}"):
+            check_target(directory)
             model = self._client.create_training_client_from_state(checkpoint).result()
             # It is needed for the download only; should the process end in it, it expires by itself.
             external = model.save_weights_external("adapter", ttl_seconds=_EXPORT_TTL_SECONDS).result().path
-            urls = self._rest.get_external_weights_urls(external).result().urls
-            files = [_download(url, name, directory) for name, url in urls.items()]
-            with contextlib.suppress(Exception):
-                self.delete_checkpoint(external).result()
-        names = {file.name for file in files}
-        if not {"adapter_config.json", "adapter_model.safetensors"} <= names:
-            raise ServiceError(
-                f"exporting {checkpoint}: the service returned {', '.join(sorted(names)) or 'no file'} "
-                f"instead of a PEFT adapter; check the files in {directory}."
-            )
-        return files
+            try:
+                urls = self._rest.get_external_weights_urls(external).result().urls
+                return fetch_adapter(urls, self._address, directory)
+            finally:
+                with contextlib.suppress(Exception):
+                    self.delete_checkpoint(external).result(_CLOSE_SECONDS)
 
     def reopen(self) -> None:
         """Connect again where `close` ended the session, so that whoever holds this service can go on with it.
@@ -221,7 +221,7 @@ class Service(Closing):
         with contextlib.suppress(Exception):
             # A service that does not answer must not hold up the end of a run: the SDK waits for a session that is
             # being made before it closes, and that may never be.
-            in_background(lambda: self._client.close("success").result(), "closing").result(timeout=5)
+            in_background(lambda: self._client.close("success").result(), "closing").result(_CLOSE_SECONDS)
         if self._local is not None:
             self._local.close()
 
@@ -316,11 +316,3 @@ def _address(config: TrainingConfig) -> dict[str, Any]:
 
 def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
     return lora_user_metadata(config.lora.alpha, config.lora.dropout, config.lora.target_modules)
-
-
-def _download(url: str, name: str, directory: Path) -> Path:
-    target = directory / Path(name).name
-    directory.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(url, timeout=300) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file)
-    return target
