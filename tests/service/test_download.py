@@ -95,7 +95,7 @@ def storage():
 @pytest.fixture(scope="module")
 def signing(storage, config, local_service, tmp_path_factory):
     with Signing(local_service.base_url, storage) as relay, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TINKER_API_KEY", local_service.api_key)
+        environment.setenv("TINKER_UTILS_SERVICE_KEY", local_service.api_key)
         there = dataclasses.replace(config, service=relay.base_url)
         with connect(there, tmp_path_factory.mktemp("unused")) as service:
             yield relay, service

@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,8 +23,10 @@ from tinker_utils.basics.threads import in_background
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.local.launcher import LocalService, lora_user_metadata, start_local_service
+from tinker_utils.plan.cautions import about_address
 from tinker_utils.run.state import model_of
-from tinker_utils.service.compat import default_address, observe_queue, observe_responses
+from tinker_utils.service.address import client_options, is_hosted
+from tinker_utils.service.compat import keep_keys_home, observe_queue, observe_responses
 from tinker_utils.service.download import check_target, fetch_adapter
 from tinker_utils.service.failures import service_errors
 from tinker_utils.service.model import Model, complete
@@ -227,7 +230,7 @@ class Service(Closing):
 
 
 def connect(config: TrainingConfig, store: Path | str) -> Service:
-    """Open the service that `config.service` names.
+    """Open the service that `config.service` names, with a warning where the way to it can be read.
 
     Args:
         config: says which service and which base model.
@@ -236,6 +239,13 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
     Raises:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
+    for caution in about_address(config):
+        warnings.warn(caution, stacklevel=2)
+    return open_connection(config, store)
+
+
+def open_connection(config: TrainingConfig, store: Path | str) -> Service:
+    """Do as `connect`, for a run, which has its own place for warnings."""
     reach_loopback_directly()
     with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
@@ -243,24 +253,24 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
             # Both take seconds; on two cores they take them at the same time.
             local = start_local_service(model, store, meanwhile=lambda: importlib.import_module("tinker"))
 
-            address: dict[str, Any] = {"base_url": local.base_url, "api_key": local.api_key}
+            options: dict[str, Any] = {"base_url": local.base_url, "api_key": local.api_key}
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
-            opening = in_background(lambda: _service(address, name, local.base_url, local), "the session")
+            opening = in_background(lambda: _service(options, name, local), "the session")
             service = local.wait_for(opening)
         else:
-            address = _address(config)
-            service = _service(address, config.model, address.get("base_url") or default_address())
+            service = _service(_options(config), config.model)
     service.store = Path(store) if config.service == "local" else None
-    service._again = functools.partial(connect, config, store)
+    service._again = functools.partial(open_connection, config, store)
     return service
 
 
-def _service(address: dict[str, Any], model: str, url: str, local: LocalService | None = None) -> Service:
+def _service(options: dict[str, Any], model: str, local: LocalService | None = None) -> Service:
     import tinker
 
-    client = functools.partial(tinker.ServiceClient, **address)
-    return Service(client, tinker.RestClient(**address), model, url, local)
+    keep_keys_home(**options)
+    client = functools.partial(tinker.ServiceClient, **options)
+    return Service(client, tinker.RestClient(**options), model, options["base_url"], local)
 
 
 @service_errors(_ASKING)
@@ -275,7 +285,9 @@ def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
     import tinker
 
     reach_loopback_directly()
-    return _served_models(tinker.RestClient(**_address(config)))
+    options = _options(config)
+    keep_keys_home(**options)
+    return _served_models(tinker.RestClient(**options))
 
 
 def reach_loopback_directly() -> None:
@@ -300,18 +312,15 @@ def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:
     return {model.model_name: model.max_context_length for model in offered if model.model_name}
 
 
-def _address(config: TrainingConfig) -> dict[str, Any]:
+def _options(config: TrainingConfig) -> dict[str, Any]:
     """Return where a remote service is, and its key, as the SDK's clients take them; the service answers there."""
-    if config.service == "tinker":
-        # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
-        return {}
+    options = client_options(config)
+    url = options["base_url"]
     # The SDK would try for minutes, without a word, if nothing is there.
-    problem = why_unreachable(config.service, _PROBE_SECONDS)
+    problem = None if is_hosted(url) else why_unreachable(url, _PROBE_SECONDS)
     if problem is not None:
-        raise ServiceError(
-            f"service: {config.service} does not answer ({problem}); start the server, or correct the URL."
-        )
-    return {"base_url": config.service, "api_key": os.environ.get("TINKER_API_KEY")}
+        raise ServiceError(f"service: {url} does not answer ({problem}); start the server, or correct the URL.")
+    return options
 
 
 def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
