@@ -96,7 +96,7 @@ def main() -> int:
     """Print the table; the status is 1 if the loops did not learn the same."""
     rows, same = [], True
     with tempfile.TemporaryDirectory() as name, start_local_service("tiny", Path(name) / "store") as local:
-        os.environ["TINKER_API_KEY"] = local.api_key
+        os.environ["TINKER_UTILS_SERVICE_KEY"] = local.api_key
         data = write_data(Path(name) / "data")
         for setting in SETTINGS:
             row, adapters = measure(setting, local.base_url, data, Path(name) / setting.name.replace(" ", "-")[:40])

@@ -12,6 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("TINKER_API_KEY", None)
 os.environ.pop("TINKER_BASE_URL", None)
+os.environ.pop("TINKER_CREDENTIAL_CMD", None)
+os.environ.pop("TINKER_UTILS_SERVICE_KEY", None)
 
 import pytest
 from hypothesis import settings

@@ -44,7 +44,8 @@ FLOORS_OF_LOCAL = """
 # All that may be imported of the embedded server from outside of it.
 WAY_IN = {"tinker_utils.local", "tinker_utils.local.launcher"}
 FRAMEWORKS = {
-    **{name: {"local"} for name in ("torch", "peft", "safetensors", "starlette", "uvicorn")},
+    **{name: {"local"} for name in ("torch", "peft", "starlette", "uvicorn")},
+    "safetensors": {"service", "local"},
     "tinker": {"service", "local"},
     "transformers": {"data", "local"},
     "matplotlib": {"style", "sweeps", "views"},

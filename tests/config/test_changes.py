@@ -43,6 +43,7 @@ TAKEN_UP = {
     "training.service_timeout_s": 60,
     "data.dir": "elsewhere",
     "output.dir": "elsewhere",
+    "service_key_env": "OTHER_KEY",
 }
 CONFIG = TrainingConfig(service="local")
 

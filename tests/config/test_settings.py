@@ -223,3 +223,22 @@ def test_an_override_is_blamed_for_itself_and_the_file_for_its_own(tmp_path):
     path.write_text("cloud: {training: {epochs: 0}}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"training\.yaml, section cloud: training\.epochs: expected"):
         load_config_from_yaml(path, "cloud", {"training.batch_size": 4})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["TINKER_API_KEY", "tml-AAAABBBBCCCC", "eyJhbGciOi.eyJzdWIi.c2ln", "my_key", "MY_KEY\n", "PATH", "", 3, None],
+)
+def test_a_key_variable_is_a_name_whose_value_is_never_shown_and_not_the_hosted_keys(value):
+    with pytest.raises(ConfigError, match="service_key_env: expected the name of an environment variable") as refused:
+        TrainingConfig(service_key_env=value)
+    assert not value or str(value) not in str(refused.value).partition(";")[0]
+    assert TrainingConfig(service_key_env="LAB_SERVER_KEY").service_key_env == "LAB_SERVER_KEY"
+
+
+@pytest.mark.parametrize(
+    "address", ["https://a.example\\@b.example", "https://a.example\\.b.example", "https://ａ.example"]
+)
+def test_an_address_that_programs_read_differently_is_refused(address):
+    with pytest.raises(ConfigError, match="service: expected"):
+        TrainingConfig(service=address)

@@ -137,11 +137,11 @@ def test_a_new_session_follows_an_old_one(config, tmp_path):
     ("address", "key", "said"),
     [
         ("http://127.0.0.1:1", "tml-key", "http://127.0.0.1:1 does not answer"),
-        (None, "tml-wrong-key", "set TINKER_API_KEY to a valid key"),
+        (None, "tml-wrong-key", "TINKER_UTILS_SERVICE_KEY.*: set it"),
     ],
 )
 def test_what_cannot_be_opened_is_said_in_one_sentence(config, tmp_path, monkeypatch, address, key, said):
-    monkeypatch.setenv("TINKER_API_KEY", key)
+    monkeypatch.setenv("TINKER_UTILS_SERVICE_KEY", key)
     there = config if address is None else dataclasses.replace(config, service=address)
     with pytest.raises(ServiceError, match=said) as refused:
         connect(there, tmp_path)

@@ -286,7 +286,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, local_service: Running) -> Ite
 
     folder = tmp_path_factory.mktemp("lab")
     own = tmp_path_factory.mktemp("jupyter")
-    environment = {**_environment(own), "TINKER_API_KEY": local_service.api_key}
+    environment = {**_environment(own), "TINKER_UTILS_SERVICE_KEY": local_service.api_key}
     with _server(folder, own, environment) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=_SWITCHES)
         page = browser.new_page(viewport=WINDOW)

@@ -55,7 +55,7 @@ def config(data: Path, local_service: Running) -> TrainingConfig:
 @pytest.fixture
 def key(local_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shared server's key, where a run looks for it."""
-    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    monkeypatch.setenv("TINKER_UTILS_SERVICE_KEY", local_service.api_key)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def service(
 ) -> Iterator[Service]:
     """An open connection to the shared server."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TINKER_API_KEY", local_service.api_key)
+        environment.setenv("TINKER_UTILS_SERVICE_KEY", local_service.api_key)
         connection = connect(config, tmp_path_factory.mktemp("unused"))
     with connection:
         yield connection

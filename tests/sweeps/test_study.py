@@ -113,7 +113,7 @@ def test_an_evaluation_has_the_tokens_of_the_train_records_up_to_it():
 @pytest.fixture
 def config(local_service: Running, tmp_path, monkeypatch) -> TrainingConfig:
     """Four steps an epoch, evaluated every second step."""
-    monkeypatch.setenv("TINKER_API_KEY", local_service.api_key)
+    monkeypatch.setenv("TINKER_UTILS_SERVICE_KEY", local_service.api_key)
     for name, count in (("train", 14), ("valid", 6), ("test", 6)):
         lines = (SAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")

@@ -133,7 +133,7 @@ class Stage:
             self.kill_server()
 
     def _variables(self) -> dict[str, str]:
-        keys = {KEY_VARIABLE: KEY, "TINKER_API_KEY": KEY, ledger.VARIABLE: str(self.ledger)}
+        keys = {KEY_VARIABLE: KEY, "TINKER_UTILS_SERVICE_KEY": KEY, ledger.VARIABLE: str(self.ledger)}
         return {**os.environ, **keys, **(self.clock.environment if self.clock else {})}
 
     def _start_server(self, variables: Mapping[str, str]) -> None:

@@ -130,10 +130,10 @@ def test_a_server_is_asked_and_a_wrong_key_is_refused(config, run, monkeypatch):
     report = preflight(config, run.path)
     assert found(report, "service") == [("ok", "It answers and accepts the key.")]
     assert any("lora.alpha" in sentence for sentence in report.warnings)
-    monkeypatch.setenv("TINKER_API_KEY", "tml-not-the-right-key")
+    monkeypatch.setenv("TINKER_UTILS_SERVICE_KEY", "tml-not-the-right-key")
     ((status, sentence),) = found(preflight(config, run.path), "service")
     assert status == "fail"
-    assert "set TINKER_API_KEY" in sentence
+    assert "(TINKER_UTILS_SERVICE_KEY, unless told otherwise): set it" in sentence
     assert "tml-" not in sentence
 
 
@@ -217,7 +217,7 @@ async def test_a_run_that_cannot_begin_leaves_no_trace(config, run, own_data, mo
     if spoil == "data":
         (own_data / "valid.jsonl").write_text("{", encoding="utf-8")
     elif spoil == "key":
-        monkeypatch.delenv("TINKER_API_KEY")
+        monkeypatch.delenv("TINKER_UTILS_SERVICE_KEY")
     elif spoil == "service":
         changes["service"] = "http://127.0.0.1:9"
     else:

@@ -376,7 +376,7 @@ async def test_when_every_checkpoint_is_gone_nothing_is_thrown_away(config, serv
 
 async def test_a_service_that_is_away_costs_the_run_nothing(config, run, tmp_path, monkeypatch):
     with start_local_service("tiny", tmp_path / "store", threads=1) as own:
-        monkeypatch.setenv("TINKER_API_KEY", own.api_key)
+        monkeypatch.setenv("TINKER_UTILS_SERVICE_KEY", own.api_key)
         away = dataclasses.replace(config, service=own.base_url)
         await fit(away, run.path, on_record=stop_at(run, 4))
         points = run.read_state().resume_points
@@ -559,8 +559,8 @@ async def test_a_callback_that_raises_does_not_end_the_run(config, service, run)
 
 
 async def test_a_wrong_key_is_one_sentence_and_not_shown(config, run, monkeypatch):
-    monkeypatch.setenv("TINKER_API_KEY", "tml-not-the-right-key")
-    with pytest.raises(ServiceError, match="set TINKER_API_KEY") as refused:
+    monkeypatch.setenv("TINKER_UTILS_SERVICE_KEY", "tml-not-the-right-key")
+    with pytest.raises(ServiceError, match="TINKER_UTILS_SERVICE_KEY") as refused:
         await fit(config, run.path)
     assert "\n" not in str(refused.value)
     assert "tml-" not in str(refused.value)

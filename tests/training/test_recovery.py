@@ -259,7 +259,9 @@ async def test_a_batch_whose_loss_is_not_finite_can_be_left_out(faulty, config, 
         model.submit_step(plan.batches.batch(step), plan.learning_rate(step), 0.0, 0.0)
     by_hand = model.submit_save("by-hand").result()
     weights = [
-        (service.download_adapter(path, tmp_path / name)[0].parent / "adapter_model.safetensors").read_bytes()
+        (
+            service.download_adapter(path, tmp_path / f"adapter of {name}")[0].parent / "adapter_model.safetensors"
+        ).read_bytes()
         for name, path in (("run", last), ("hand", by_hand))
     ]
     assert weights[0] == weights[1]

@@ -28,14 +28,19 @@ TARGET_MODULES = ATTENTION_MODULES + MLP_MODULES + UNEMBED_MODULES
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Words that are longer resemble no setting, and comparing them takes long.
 _MAX_WORD = 100
-# What Linux takes; a name in it may have 255 bytes.
+HOSTED_KEY = "TINKER_API_KEY"
+# What such variables hold is blacked out wherever it would be shown, and no key looks like such a name.
+_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD)")
 
-SettingKind = Literal["integer", "number", "true or false", "text", "path", "list of module names", "service"]
+SettingKind = Literal[
+    "integer", "number", "true or false", "text", "path", "list of module names", "service", "key variable"
+]
 
 _KIND_WORDS: dict[SettingKind, str] = {
     "integer": "an integer",
     "true or false": "true or false, without quotes",
     "service": "tinker, local or a URL without a key in it",
+    "key variable": "the name of an environment variable in capitals that ends in KEY, TOKEN, SECRET or PASSWORD",
 }
 
 
@@ -83,8 +88,8 @@ class Rule:
             return None
         checked = _CONVERTERS[self.kind](value)
         if checked is None or not self._in_range(checked):
-            # What stands in the place of an address may be a key or hold a password, and must not be shown.
-            received = "something else" if self.kind == "service" else quoted(value)
+            # What stands in these places may be a key or hold a password, and must not be shown.
+            received = "something else" if self.kind in ("service", "key variable") else quoted(value)
             raise ConfigError(f"{self.key}: expected {self.expected}, received {received}; {self.help}")
         return checked
 
@@ -165,7 +170,8 @@ def _modules(value: object) -> tuple[str, ...] | None:
 
 
 def _service(value: object) -> str | None:
-    if not isinstance(value, str) or not value.isprintable() or " " in value:
+    # Programs disagree on what a backslash or another alphabet in an address means.
+    if not isinstance(value, str) or not (value.isascii() and value.isprintable()) or {" ", "\\"} & set(value):
         return None
     if value in ("tinker", "local"):
         return value
@@ -179,6 +185,11 @@ def _service(value: object) -> str | None:
     return value.rstrip("/") if valid and not (url.query or url.fragment) else None
 
 
+def _key_variable(value: object) -> str | None:
+    # The key of the hosted service goes nowhere else.
+    return value if isinstance(value, str) and _KEY_VARIABLE.fullmatch(value) and value != HOSTED_KEY else None
+
+
 _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
     "integer": _integer,
     "number": _number,
@@ -187,6 +198,7 @@ _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
     "path": _path,
     "list of module names": _modules,
     "service": _service,
+    "key variable": _key_variable,
 }
 
 

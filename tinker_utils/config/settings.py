@@ -77,7 +77,7 @@ class TrainingConfig(Checked):
     `base_dir` is no setting: relative paths that don't exist below the current directory are looked for there.
     """
 
-    service: str = setting("tinker", "service", "service", "the API key belongs in TINKER_API_KEY, never here.")
+    service: str = setting("tinker", "service", "service", "keys belong in the environment, never here.")
     model: str = setting("Qwen/Qwen3-8B", "model", "text", "give a base model's name, or `tiny` with service: local.")
     lora: LoraConfig = field(default_factory=LoraConfig)
     epochs: int = setting(
@@ -205,6 +205,11 @@ class TrainingConfig(Checked):
     output_dir: Path = setting(
         Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.", resumable=True
     )
+    service_key_env: str = setting(
+        "TINKER_UTILS_SERVICE_KEY", "service_key_env", "key variable",
+        "a service at a URL gets the key in this variable, and never TINKER_API_KEY, which is the hosted service's.",
+        resumable=True,
+    )  # fmt: skip
     base_dir: Path = field(default=Path(), compare=False, repr=False)
 
     @property
@@ -248,7 +253,7 @@ MAX_CONFIG = 1_000_000
 """Bytes of a configuration file, at most."""
 _LORA_FIELDS = {rule.key: name for name, rule in rules_of(LoraConfig).items()}
 _TRAINING_FIELDS = {rule.key: name for name, rule in rules_of(TrainingConfig).items()}
-_FIRST = ("service", "model")
+_FIRST = ("service", "model", "service_key_env")
 # The rule of each setting by its dotted key, in the order of a file.
 RULES: dict[str, Rule] = {
     rule.key: rule

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import load_config_from_yaml
-from tinker_utils.errors import RunDirectoryError
+from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import TrainingResult
 from tinker_utils.service.client import Service, connect
 
 
 def export_adapter(
-    run: TrainingResult | Path | str, directory: Path | str | None = None, *, service: Service | None = None
+    run: TrainingResult | Path | str, directory: Path | str | None = None, *, service: Service | str | None = None
 ) -> Path:
     """Write the best adapter of a run in PEFT's format.
 
     Args:
         run: what `fit` returned, or a run's directory.
-        directory: where to write; `adapter/` in the run's directory if None. Files of an earlier export are replaced.
-        service: an open connection to the service that trained the run; None opens one.
+        directory: where to write; `adapter/` in the run's directory if None. It is replaced as a whole, and at the end,
+            and may hold an earlier export and nothing else.
+        service: an open connection to the service that trained the run, or what `service` is in the settings, to open
+            one; a URL gets the key in TINKER_UTILS_SERVICE_KEY. None opens `tinker` or `local`, whichever trained the
+            run: a URL that only a run's directory names is not believed.
 
     Returns:
         The directory, with adapter_config.json and adapter_model.safetensors in it.
 
     Raises:
-        RunDirectoryError: the run has no checkpoint yet.
-        ServiceError: the service does not have the checkpoint any more, or cannot export it.
+        RunDirectoryError: the run has no checkpoint yet, or `directory` holds something else.
+        ServiceError: the service does not have the checkpoint any more, or cannot export it whole; or it is at a URL
+            that was not given.
     """
     files = RunDirectory(run.output_dir if isinstance(run, TrainingResult) else run)
     target = files.adapter if directory is None else as_path(directory, "directory")
@@ -37,11 +41,21 @@ def export_adapter(
     checkpoint = state.best_checkpoint if state else None
     if not checkpoint:
         raise RunDirectoryError(f"{files.path}: has no checkpoint to export; train there first.")
-    if service is not None:
-        _download(service, checkpoint, target)
-    else:
-        with connect(load_config_from_yaml(files.config, "run"), files.local_store) as own:
-            _download(own, checkpoint, target)
+    if isinstance(service, Service):
+        service.download_adapter(checkpoint, target)
+        return target
+    config = load_config_from_yaml(files.config, "run")
+    if service is None and config.service not in ("tinker", "local"):
+        raise ServiceError(
+            f"{files.config}: names the service {config.service}, and no directory is believed in that; if you trust "
+            f"that address, call export_adapter(…, service={config.service!r})."
+        )
+    # Nor is it believed in which variable holds a key.
+    trusted = replace(
+        config, service=config.service if service is None else service, service_key_env=TrainingConfig.service_key_env
+    )
+    with connect(trusted, files.local_store) as own:
+        own.download_adapter(checkpoint, target)
     return target
 
 
@@ -52,13 +66,3 @@ def loading_lines(adapter: Path | str, model: str) -> str:
         "from transformers import AutoModelForCausalLM\nfrom peft import PeftModel\nmodel = PeftModel.from_pretrained("
         f"AutoModelForCausalLM.from_pretrained({base!r}), {str(as_path(adapter, 'adapter'))!r})"
     )
-
-
-def _download(service: Service, checkpoint: str, target: Path) -> None:
-    """Fetch into a directory of its own first, so that a failed export leaves an earlier one whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        files = service.download_adapter(checkpoint, Path(temporary))
-        target.mkdir(exist_ok=True)
-        for file in files:
-            file.replace(target / file.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tinker_utils.config.address import in_the_clear, named_address
 from tinker_utils.config.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
 from tinker_utils.config.settings import RULES, TrainingConfig
 
@@ -19,7 +20,8 @@ def about_settings(config: TrainingConfig) -> Iterator[str]:
 
 
 def about_service(config: TrainingConfig) -> Iterator[str]:
-    """Yield what the service will not honour."""
+    """Yield what the service will not honour, and that the way to it can be read."""
+    yield from about_address(config)
     if config.service == "local":
         return
     hosted = config.service == "tinker"
@@ -37,6 +39,16 @@ def about_service(config: TrainingConfig) -> Iterator[str]:
                 f"lora.target_modules lists only {', '.join(sorted(chosen))} of the {name} modules: "
                 f"{service} {'trains' if hosted else 'may train'} the whole group."
             )
+
+
+def about_address(config: TrainingConfig) -> Iterator[str]:
+    """Yield that what is sent to the service can be read on its way."""
+    url = named_address(config) or ""
+    if in_the_clear(url):
+        yield (
+            f"{url} is plain HTTP: whoever is on the way can read and change data and answers, and no key is sent; "
+            "use https:// or a tunnel to this machine (ssh -L)."
+        )
 
 
 def about_evaluation(config: TrainingConfig, has_validation: bool, evaluations: int) -> Iterator[str]:

@@ -11,9 +11,8 @@ import contextlib
 import functools
 import importlib
 import os
-import shutil
 import time
-import urllib.request
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,8 +23,11 @@ from tinker_utils.basics.threads import in_background
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.local.launcher import LocalService, lora_user_metadata, start_local_service
+from tinker_utils.plan.cautions import about_address
 from tinker_utils.run.state import model_of
-from tinker_utils.service.compat import default_address, observe_queue, observe_responses
+from tinker_utils.service.address import client_options, is_hosted
+from tinker_utils.service.compat import keep_keys_home, observe_queue, observe_responses
+from tinker_utils.service.download import check_target, fetch_adapter
 from tinker_utils.service.failures import service_errors
 from tinker_utils.service.model import Model, complete
 from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _PROBE_SECONDS = 4
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ANSWER_SECONDS = 30
+_CLOSE_SECONDS = 5
 _EXPORT_TTL_SECONDS = 3600
 _ASKING = "asking the service for its models"
 
@@ -184,27 +187,27 @@ class Service(Closing):
     def download_adapter(self, checkpoint: str, directory: Path) -> list[Path]:
         """Write a checkpoint's adapter in PEFT's format, through the service's external weights.
 
+        Args:
+            directory: becomes the adapter, as a whole and at the end; it may hold an earlier one and nothing else.
+
         Returns:
             The files written.
 
         Raises:
-            ServiceError: the service refuses, or gives no adapter_config.json and adapter_model.safetensors.
+            ServiceError: the service refuses, or what it gives is not whole, or no adapter.
+            RunDirectoryError: the directory holds something else, or cannot be written.
         """
         with service_errors(f"exporting {checkpoint}"):
+            check_target(directory)
             model = self._client.create_training_client_from_state(checkpoint).result()
             # It is needed for the download only; should the process end in it, it expires by itself.
             external = model.save_weights_external("adapter", ttl_seconds=_EXPORT_TTL_SECONDS).result().path
-            urls = self._rest.get_external_weights_urls(external).result().urls
-            files = [_download(url, name, directory) for name, url in urls.items()]
-            with contextlib.suppress(Exception):
-                self.delete_checkpoint(external).result()
-        names = {file.name for file in files}
-        if not {"adapter_config.json", "adapter_model.safetensors"} <= names:
-            raise ServiceError(
-                f"exporting {checkpoint}: the service returned {', '.join(sorted(names)) or 'no file'} "
-                f"instead of a PEFT adapter; check the files in {directory}."
-            )
-        return files
+            try:
+                urls = self._rest.get_external_weights_urls(external).result().urls
+                return fetch_adapter(urls, self._address, directory)
+            finally:
+                with contextlib.suppress(Exception):
+                    self.delete_checkpoint(external).result(_CLOSE_SECONDS)
 
     def reopen(self) -> None:
         """Connect again where `close` ended the session, so that whoever holds this service can go on with it.
@@ -221,13 +224,13 @@ class Service(Closing):
         with contextlib.suppress(Exception):
             # A service that does not answer must not hold up the end of a run: the SDK waits for a session that is
             # being made before it closes, and that may never be.
-            in_background(lambda: self._client.close("success").result(), "closing").result(timeout=5)
+            in_background(lambda: self._client.close("success").result(), "closing").result(_CLOSE_SECONDS)
         if self._local is not None:
             self._local.close()
 
 
 def connect(config: TrainingConfig, store: Path | str) -> Service:
-    """Open the service that `config.service` names.
+    """Open the service that `config.service` names, with a warning where the way to it can be read.
 
     Args:
         config: says which service and which base model.
@@ -236,6 +239,13 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
     Raises:
         ServiceError: there is no key, the key is refused, or the server cannot be reached or started.
     """
+    for caution in about_address(config):
+        warnings.warn(caution, stacklevel=2)
+    return open_connection(config, store)
+
+
+def open_connection(config: TrainingConfig, store: Path | str) -> Service:
+    """Do as `connect`, for a run, which has its own place for warnings."""
     reach_loopback_directly()
     with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
@@ -243,24 +253,24 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
             # Both take seconds; on two cores they take them at the same time.
             local = start_local_service(model, store, meanwhile=lambda: importlib.import_module("tinker"))
 
-            address: dict[str, Any] = {"base_url": local.base_url, "api_key": local.api_key}
+            options: dict[str, Any] = {"base_url": local.base_url, "api_key": local.api_key}
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
-            opening = in_background(lambda: _service(address, name, local.base_url, local), "the session")
+            opening = in_background(lambda: _service(options, name, local), "the session")
             service = local.wait_for(opening)
         else:
-            address = _address(config)
-            service = _service(address, config.model, address.get("base_url") or default_address())
+            service = _service(_options(config), config.model)
     service.store = Path(store) if config.service == "local" else None
-    service._again = functools.partial(connect, config, store)
+    service._again = functools.partial(open_connection, config, store)
     return service
 
 
-def _service(address: dict[str, Any], model: str, url: str, local: LocalService | None = None) -> Service:
+def _service(options: dict[str, Any], model: str, local: LocalService | None = None) -> Service:
     import tinker
 
-    client = functools.partial(tinker.ServiceClient, **address)
-    return Service(client, tinker.RestClient(**address), model, url, local)
+    keep_keys_home(**options)
+    client = functools.partial(tinker.ServiceClient, **options)
+    return Service(client, tinker.RestClient(**options), model, options["base_url"], local)
 
 
 @service_errors(_ASKING)
@@ -275,7 +285,9 @@ def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
     import tinker
 
     reach_loopback_directly()
-    return _served_models(tinker.RestClient(**_address(config)))
+    options = _options(config)
+    keep_keys_home(**options)
+    return _served_models(tinker.RestClient(**options))
 
 
 def reach_loopback_directly() -> None:
@@ -300,27 +312,16 @@ def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:
     return {model.model_name: model.max_context_length for model in offered if model.model_name}
 
 
-def _address(config: TrainingConfig) -> dict[str, Any]:
+def _options(config: TrainingConfig) -> dict[str, Any]:
     """Return where a remote service is, and its key, as the SDK's clients take them; the service answers there."""
-    if config.service == "tinker":
-        # Without an address of its own the SDK reads TINKER_BASE_URL, and the key from where its user keeps it.
-        return {}
+    options = client_options(config)
+    url = options["base_url"]
     # The SDK would try for minutes, without a word, if nothing is there.
-    problem = why_unreachable(config.service, _PROBE_SECONDS)
+    problem = None if is_hosted(url) else why_unreachable(url, _PROBE_SECONDS)
     if problem is not None:
-        raise ServiceError(
-            f"service: {config.service} does not answer ({problem}); start the server, or correct the URL."
-        )
-    return {"base_url": config.service, "api_key": os.environ.get("TINKER_API_KEY")}
+        raise ServiceError(f"service: {url} does not answer ({problem}); start the server, or correct the URL.")
+    return options
 
 
 def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
     return lora_user_metadata(config.lora.alpha, config.lora.dropout, config.lora.target_modules)
-
-
-def _download(url: str, name: str, directory: Path) -> Path:
-    target = directory / Path(name).name
-    directory.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(url, timeout=300) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file)
-    return target

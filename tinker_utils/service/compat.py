@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,87 @@ if TYPE_CHECKING:
     import tinker
 
 PAYMENT_REQUIRED = 402
+_MISDIRECTED = 421
+_KEY_HEADER = "X-API-Key"
+# What the SDK sends along wherever it connects, from variables of these names.
+_ACCESS_HEADERS = ("CF-Access-Client-Id", "CF-Access-Client-Secret")
+
+# The keys of servers other than the hosted one, and where those are.
+_own_keys: set[str] = set()
+_own_origins: set[tuple[str, str, int | None]] = set()
 
 
-def default_address() -> str:
-    """Return where the SDK sends requests when it is told no address."""
-    from tinker.lib.base_url import resolve_base_url
+def hosted_address() -> str:
+    """Return where the hosted service is."""
+    from tinker.lib.base_url import DEFAULT_BASE_URL
 
-    return resolve_base_url()
+    return DEFAULT_BASE_URL
+
+
+def stored_key() -> str | None:
+    """Return the key that `tinker auth login` has stored, if the SDK would use it in place of TINKER_API_KEY."""
+    from tinker.lib.credentials import JsonCredentialStore, default_credentials_path
+
+    if os.environ.get("TINKER_CREDENTIAL_CMD"):
+        return None
+    record = JsonCredentialStore(default_credentials_path()).get_default_key()
+    return record.key if record else None
+
+
+def keep_keys_home(base_url: str, api_key: str | None = None) -> None:
+    """Have the SDK send keys only to the server that they are for, whatever a server answers.
+
+    Left alone, it takes the key and the data along where it is redirected; and a server that asks for it is sent what
+    TINKER_CREDENTIAL_CMD prints, which is the hosted service's, although the SDK was given a key.
+
+    Args:
+        base_url: a server that is about to be connected to.
+        api_key: its key; None for the hosted service.
+    """
+    import httpx
+
+    if api_key is not None:
+        _own_keys.add(api_key)
+        _own_origins.add(_origin(httpx.URL(base_url)))
+    _guard_requests()
+
+
+@functools.cache
+def _guard_requests() -> None:
+    import httpx
+    import pyqwest
+    from pyqwest.httpx import AsyncPyqwestTransport
+    from tinker import _base_client
+    from tinker.lib import internal_client_holder
+
+    http: Any = _base_client
+    holder: Any = internal_client_holder
+    resolve = holder.resolve_auth_provider
+
+    def resolve_given(api_key: str | None, enforce_cmd: bool) -> Any:
+        return resolve(api_key, enforce_cmd and api_key not in _own_keys)
+
+    def transport() -> AsyncPyqwestTransport:
+        # It would follow redirects itself, before anybody sees them.
+        return AsyncPyqwestTransport(pyqwest.HTTPTransport(tls_include_system_certs=True, follow_redirects=False))
+
+    async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        origin = _origin(request.url)
+        elsewhere = origin != _origin(client.base_url)
+        if elsewhere and request.method != "GET":
+            said = f"it redirects to {request.url.scheme}://{request.url.netloc.decode()}, which is not followed"
+            return httpx.Response(_MISDIRECTED, request=request, json={"detail": said})
+        for header in (_KEY_HEADER,) * elsewhere + _ACCESS_HEADERS * (elsewhere or origin in _own_origins):
+            request.headers.pop(header, None)
+        return await httpx.AsyncClient._send_single_request(client, request)
+
+    holder.resolve_auth_provider = resolve_given
+    http._default_pyqwest_transport = transport
+    http.AsyncHttpxClientWrapper._send_single_request = send
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
 
 
 def observe_queue(client: tinker.TrainingClient, observer: Any) -> None:

@@ -28,7 +28,11 @@ def service_error(doing: str, error: BaseException) -> ServiceError:
     """Return a `ServiceError` for what the SDK raised: one sentence."""
     advice = "look at the service's status and try again; a run resumes from its latest checkpoint"
     if "api_key" in str(error).lower() or type(error).__name__ in ("AuthenticationError", "PermissionDeniedError"):
-        advice = "set TINKER_API_KEY to a valid key, or use service: local, which needs none"
+        advice = (
+            "the hosted service takes the key in TINKER_API_KEY, and a server of your own the one in the variable that "
+            "service_key_env names (TINKER_UTILS_SERVICE_KEY, unless told otherwise): set it, or use service: local, "
+            "which needs none"
+        )
     said = first_line(_SDK_DETAIL.sub("", str(error)))
     return _kind(error)(f"{doing}: {type(error).__name__}: {said}; {advice}.")
 

@@ -17,7 +17,7 @@ from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.spending import Spending
 from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, TrainingResult
-from tinker_utils.service.client import Service, connect
+from tinker_utils.service.client import Service, open_connection
 from tinker_utils.training.checks import PreflightReport, check_start
 from tinker_utils.training.provenance import provenance
 from tinker_utils.training.recovery import Recovery
@@ -169,11 +169,11 @@ async def _on_service(
 
 @asynccontextmanager
 async def open_service(config: TrainingConfig, store: Path, service: Service | None = None) -> AsyncIterator[Service]:
-    """Give the service, or what `connect` opens, which is closed again even if opening it is interrupted."""
+    """Give the service, or one of its own, which is closed again even if opening it is interrupted."""
     if service is not None:
         yield service
         return
-    opening = asyncio.ensure_future(asyncio.to_thread(connect, config, store))
+    opening = asyncio.ensure_future(asyncio.to_thread(open_connection, config, store))
     try:
         yield await asyncio.shield(opening)
     finally:

@@ -1,0 +1,66 @@
+"""Which key goes to which service: a key belongs to a host.
+
+The SDK falls back on TINKER_API_KEY, TINKER_CREDENTIAL_CMD and what `tinker auth login` has stored, whatever the
+address. They are the hosted service's; so any other address is never opened without a key of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from tinker_utils.config.address import in_the_clear, named_address
+from tinker_utils.config.rules import HOSTED_KEY
+from tinker_utils.config.settings import RULES, TrainingConfig
+from tinker_utils.errors import ConfigError, ServiceError
+from tinker_utils.service.compat import hosted_address, stored_key
+
+# The SDK wants a key, and wants it to look like one.
+PLACEHOLDER = "tml-no-key"
+_BEGINNINGS = ("tml-", "eyJ")
+_SIGNS = re.compile(r"[!-~]+")
+
+
+def client_options(config: TrainingConfig) -> dict[str, Any]:
+    """Return the address of a service other than `local` as the SDK's clients take it, and the key that belongs there.
+
+    Without a key the SDK looks for one itself, which it may for the hosted service alone.
+
+    Raises:
+        ServiceError: TINKER_BASE_URL is no URL, or a key cannot be one.
+    """
+    url = named_address(config) or hosted_address()
+    try:
+        url = str(RULES["service"].check(url))
+    except ConfigError as error:  # only the environment was not looked at yet
+        raise ServiceError(f"TINKER_BASE_URL: {error}") from error
+    if is_hosted(url):
+        key, place = os.environ.get(HOSTED_KEY), HOSTED_KEY
+        if not key:
+            key, place = stored_key(), "the key of `tinker auth login`"
+        if key and not _SIGNS.fullmatch(key):
+            raise _no_key(place)
+        return {"base_url": url}
+    key = os.environ.get(config.service_key_env)
+    if not key or in_the_clear(url):
+        return {"base_url": url, "api_key": PLACEHOLDER}
+    # One that does not begin so would have the SDK look for another: the hosted service's.
+    if not (_SIGNS.fullmatch(key) and key.startswith(_BEGINNINGS)):
+        raise _no_key(config.service_key_env)
+    return {"base_url": url, "api_key": key}
+
+
+def is_hosted(url: str) -> bool:
+    """Return whether a URL is the hosted service's: its very host and port, over HTTPS."""
+    asked, hosted = urlsplit(url), urlsplit(hosted_address())
+    return (asked.scheme, asked.hostname, asked.port or 443) == ("https", hosted.hostname, 443)
+
+
+def _no_key(place: str) -> ServiceError:
+    """Return the refusal of a key that no request can carry: the SDK would try it for five minutes, in silence."""
+    return ServiceError(
+        f"{place}: is no key, which begins with tml- (or eyJ) and has no space, line break or other sign in it; set it "
+        "anew, for example by export NAME=\"$(tr -d '\\r\\n' < FILE)\"."
+    )

@@ -1,0 +1,192 @@
+"""An adapter's files from the addresses that a service gives for them: whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import os
+import re
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping
+from email.message import Message
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from tinker_utils.basics.files import MARK, check_own
+from tinker_utils.basics.redaction import first_line
+from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.config.address import is_loopback
+from tinker_utils.errors import RunDirectoryError, ServiceError
+from tinker_utils.run.directory import sync
+
+_WEIGHTS = "adapter_model.safetensors"
+# What an adapter is made of, and the most bytes of each: generous, as the disk is bounded, too.
+_MAX_BYTES = {"adapter_config.json": 1 << 20, _WEIGHTS: 64 << 30}
+_TIMEOUT_SECONDS = 60
+_PIECE = 1 << 20
+_DIGESTS = {"md5": "md5", "sha-256": "sha256"}
+_DIGEST = re.compile(r"(?i)(?<![\w-])(md5|sha-256)=:?([a-z0-9+/]+)")
+
+
+def fetch_adapter(urls: Mapping[str, str], service: str, target: Path) -> list[Path]:
+    """Download an adapter beside `target`, check it, and put it there in place of an earlier one.
+
+    Args:
+        urls: where each file is, by its name; those that are no part of an adapter are left where they are.
+        service: the address of the service that gave them.
+        target: a directory; it need not exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ServiceError: a file is missing, not whole, too large or not what its name says, or is to be fetched from where
+            nothing is followed.
+        RunDirectoryError: the target holds something else than an adapter, or the disk refuses it.
+    """
+    if missing := [name for name in _MAX_BYTES if name not in urls]:
+        raise ServiceError(
+            f"the service gives no {missing[0]}, but {', '.join(sorted(urls)) or 'no file'}, which is no PEFT adapter; "
+            "look at the service's status and try again."
+        )
+    target = target.absolute()
+    there = next(parent for parent in target.parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=MARK, dir=there) as name:
+            new, old = Path(name) / "new", Path(name) / "old"
+            new.mkdir()
+            for file in _MAX_BYTES:
+                _write(new / file, _pieces(urls[file], service, file))
+            _check_files(new)
+            sync(new)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            check_target(target)
+            try:
+                if target.exists():
+                    target.rename(old)
+                new.rename(target)
+            except BaseException:
+                if old.exists() and not target.exists():
+                    old.rename(target)
+                raise
+            sync(target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return [target / file for file in _MAX_BYTES]
+
+
+def check_target(target: Path) -> None:
+    """Check that an adapter can take a path: nothing is there, or an earlier adapter and nothing else.
+
+    Raises:
+        RunDirectoryError: something else is there.
+    """
+    try:
+        check_own(target)
+        others = [p.name for p in target.iterdir() if p.name not in _MAX_BYTES or p.is_dir()] if target.exists() else []
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    if others:
+        raise RunDirectoryError(
+            f"{target}: holds {sorted(others)[0]}, which is no part of an adapter, and an export replaces the whole "
+            "directory; move it, or choose another directory."
+        )
+
+
+def _unwritable(target: Path, error: OSError) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{target}: the adapter cannot be written ({error.strerror or error}); move what is in the way, make room on "
+        "the disk, or choose another directory."
+    )
+
+
+def _write(path: Path, pieces: Iterator[bytes]) -> None:
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _pieces(url: str, service: str, file: str) -> Iterator[bytes]:
+    """Yield a file's content as it arrives; raise a ServiceError at its end if it was not whole."""
+    _check_followed(url, service)
+    received = 0
+    try:
+        with urllib.request.build_opener(_Redirects(service)).open(url, timeout=_TIMEOUT_SECONDS) as answer:
+            promised, digests = answer.length, _digests_of(answer.headers)
+            if promised is None or promised > _MAX_BYTES[file]:
+                length = "any number of" if promised is None else f"{promised:,}"
+                raise ServiceError(
+                    f"downloading {file}: it may have {length} bytes, and at most {_MAX_BYTES[file]:,} are taken; "
+                    "ask whoever runs the service."
+                )
+            while piece := answer.read(_PIECE):
+                received += len(piece)
+                for digest, _ in digests:
+                    digest.update(piece)
+                yield piece
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the second: a redirect to no URL
+        reason = first_line(str(getattr(error, "reason", None) or error))
+        raise ServiceError(f"downloading {file}: {reason} after {received:,} bytes; try again.") from error
+    if received != promised:
+        raise ServiceError(f"downloading {file}: only {received:,} of {promised:,} bytes arrived; try again.")
+    if any(base64.b64encode(digest.digest()).decode().rstrip("=") != expected for digest, expected in digests):
+        raise ServiceError(f"downloading {file}: what arrived has another checksum than what was sent; try again.")
+
+
+def _digests_of(headers: Message) -> list[tuple[Any, str]]:
+    """Return what computes each checksum that an answer's headers give, and that checksum in base 64, unpadded."""
+    named = [*headers.get_all("x-goog-hash", ()), *headers.get_all("content-digest", ())]
+    named += [*headers.get_all("repr-digest", ()), *headers.get_all("digest", ())]
+    named += [f"md5={value}" for value in headers.get_all("content-md5", ())]
+    found = _DIGEST.findall(", ".join(named))
+    return [(hashlib.new(_DIGESTS[name.lower()], usedforsecurity=False), value) for name, value in found]
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows where `_check_followed` allows it."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        _check_followed(newurl, self._service)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+
+
+def _check_followed(url: str, service: str) -> None:
+    """Raise a ServiceError unless a download may come from there; no key is sent with it in any case."""
+    try:
+        parts = urlsplit(url)
+        host, own = parts.hostname, urlsplit(service).hostname
+    except ValueError:
+        host = None
+    if host and (parts.scheme == "https" or (parts.scheme == "http" and (is_loopback(url) or host == own))):
+        return
+    where = f"{parts.scheme}://{host}" if host else "no address that can be read"
+    raise ServiceError(
+        f"the service offers its files at {where}, and only https, this machine and the service's own host are "
+        "followed; ask whoever runs the service."
+    )
+
+
+def _check_files(adapter: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for file in _MAX_BYTES:
+            if file == _WEIGHTS:
+                with safe_open(adapter / file, framework="np") as weights:
+                    usable = bool(list(weights.keys()))
+            else:
+                usable = isinstance(parse_json((adapter / file).read_bytes()), dict)
+            if not usable:
+                raise ValueError("nothing is in it")
+    except (ValueError, SafetensorError) as error:
+        raise ServiceError(f"downloading {file}: it cannot be read ({first_line(str(error))}); try again.") from error
