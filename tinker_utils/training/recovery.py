@@ -88,6 +88,8 @@ class Recovery:
         )
         self._cleanup.saves_as(model.run_id)
         step = point.progress.step
+        if self._plan.config.resume_warmup_steps:
+            self._plan = replace(self._plan, resumed_at=step)
         state.resume_points = [each for each in state.resume_points if each.progress.step < step]
         if point.path:
             state.resume_points.append(point)
