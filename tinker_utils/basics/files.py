@@ -6,6 +6,7 @@ Whoever can write in a directory, or made it, may have put a pipe there, a devic
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import tempfile
@@ -68,6 +69,12 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
     return content
+
+
+def sha256(path: Path) -> bytes:
+    """Return the digest of what a regular file holds; raises OSError where it cannot be read."""
+    with open(path, "rb", opener=regular) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def check_own(path: Path) -> None:

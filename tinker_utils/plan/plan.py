@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinker_utils.basics.files import regular
+from tinker_utils.basics.files import sha256
 from tinker_utils.basics.redaction import without_home
 from tinker_utils.batching import BatchPlan
 from tinker_utils.config.settings import TrainingConfig
@@ -169,7 +169,6 @@ def _file(chats: ChatIndex, tokenizer: Tokenizer, config: TrainingConfig) -> Ren
 def _digest(file: Path) -> bytes:
     """Return SHA-256 of a file's content; empty where there is none."""
     try:
-        with open(file, "rb", opener=regular) as content:
-            return hashlib.file_digest(content, "sha256").digest()
+        return sha256(file)
     except (OSError, ValueError):
         return b""
