@@ -17,6 +17,7 @@ from tinker_utils.local.store.checkpoint import CheckpointInfo, ModelProgress
 from tinker_utils.run.state import (
     Activity,
     DataFile,
+    FollowingStep,
     Planned,
     Progress,
     Provenance,
@@ -63,7 +64,19 @@ def test_the_page_on_the_store_names_every_field_of_a_checkpoint():
 
 def test_the_page_on_run_json_names_every_field():
     page = (ROOT / "docs" / "run_json.md").read_text(encoding="utf-8")
-    structs = [RunState, Activity, Planned, Standing, Spent, Progress, StoppingState, Provenance, DataFile, ResumePoint]
+    parts = [
+        Activity,
+        Planned,
+        Standing,
+        Spent,
+        Progress,
+        StoppingState,
+        Provenance,
+        DataFile,
+        FollowingStep,
+        ResumePoint,
+    ]
+    structs = [RunState, *parts]
     names = {name for struct in structs for name in struct.__struct_fields__}
     assert {name for name in names if f"`{name}`" not in page} == set()
 

@@ -62,7 +62,7 @@ class ServiceError(TinkerUtilsError, RuntimeError):
 
 
 class CheckpointGoneError(ServiceError):
-    """The service answers, but does not have the checkpoint: it expired or was deleted."""
+    """The service answers, but does not have the checkpoint any more: it expired, was deleted or is damaged."""
 
 
 class ServiceTimeoutError(ServiceError):

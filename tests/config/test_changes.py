@@ -39,6 +39,7 @@ TAKEN_UP = {
     "training.samples_at_evaluation": 3,
     "training.steps_in_flight": 3,
     "training.budget_usd": 3.0,
+    "training.resume_warmup_steps": 3,
     "training.on_nonfinite": "skip",
     "training.service_timeout_s": 60,
     "data.dir": "elsewhere",

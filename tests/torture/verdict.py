@@ -94,6 +94,7 @@ def faults(stage: Stage, untidy: bool = False) -> list[str]:
     content = stage.run.metrics.read_bytes()
     if not content.endswith(b"\n"):
         found.append("metrics.jsonl ends in a torn line")
+    found += [r["message"] for r in records(stage) if "is run again" in r.get("message", "")]
     for kind, steps in ((k, [r["step"] for r in records(stage) if r["type"] == k]) for k in _HISTORY):
         if steps != sorted(set(steps)):
             found.append(f"{kind} records are not in order, or one is there twice: {steps}")

@@ -30,6 +30,7 @@ from support.faulty_service import (
     refused,
     rewritten,
 )
+from support.local_service import post
 from support.small_runs import adapter_bytes, history, records
 
 from tinker_utils.errors import ResultLostError, ServiceError, ServiceTimeoutError
@@ -164,6 +165,45 @@ async def test_after_a_lost_result_the_run_goes_back_by_itself(faulty, config, s
     assert faulty.ledger.batches_in(result.best_checkpoint) == planned_batches(config)[: result.best_step]
     # What was trained for nothing was paid for all the same.
     assert run.read_state().spent.tokens >= faulty.ledger.tokens > result.tokens
+
+
+def ending_its_session(local_service):
+    """Return what happens to a request whose session has just ended: the service answers 410 to all of its requests."""
+
+    def end(request):
+        body = request.body.decode("latin-1")
+        session = re.search(r"([0-9a-f-]{36}):train:", body)[1]
+        ended, _ = post(local_service, f"sessions/{session}/finish", {"reason": {"type": "idle"}})
+        assert ended == 204
+        return request
+
+    return end
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_a_request_that_is_refused_for_good_sends_the_run_back(faulty, config, service, run, whole, status):
+    faulty.faults = [
+        Fault("forward_backward", refused(status), skip=3),
+        Fault("optim_step", refused(status), skip=9),
+        Fault("save_weights", refused(status), skip=4),
+    ]
+    await fit(through(faulty, config), run.path)
+    assert len(faulty.struck) == 3
+    assert any("went back to step" in r["message"] for r in records(run, "notice"))
+    assert history(run) == history(whole.run)
+    assert adapter_bytes(run, service) == whole.adapter
+
+
+async def test_when_its_session_has_ended_the_run_goes_on_in_a_new_one(
+    faulty, config, service, run, whole, local_service
+):
+    # The sixth step is submitted when nothing else is in flight, as after a night in which the machine slept.
+    ending = ending_its_session(local_service)
+    faulty.faults = [Fault("forward_backward", passed_on, skip=5, on=trains, distort=ending)]
+    await fit(through(faulty, config, steps_in_flight=1), run.path)
+    assert faulty.struck == ["forward_backward"]
+    assert history(run) == history(whole.run)
+    assert adapter_bytes(run, service) == whole.adapter
 
 
 def loads(request):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 import tempfile
@@ -107,6 +108,12 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         if os.fstat(file.fileno()).st_size <= max_bytes and len(content := file.read(max_bytes + 1)) <= max_bytes:
             return content
     raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
+
+
+def sha256(path: Path) -> bytes:
+    """Return the digest of what a regular file holds; raises OSError where it cannot be read."""
+    with open(path, "rb", opener=regular) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def check_own(path: Path) -> None:

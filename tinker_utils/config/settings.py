@@ -106,6 +106,12 @@ class TrainingConfig(Checked):
         low=0, high=1, open_high=True, group="Training",
         usual=(0, 0.3), harm="much of the run is spent below the learning rate that was chosen",
     )  # fmt: skip
+    resume_warmup_steps: int = setting(
+        0, "training.resume_warmup_steps", "integer",
+        "it is the number of steps in which the learning rate rises anew after a resume, for a service that does not "
+        "restore the optimizer; 0 goes on where the run was.",
+        low=0, resumable=True,
+    )  # fmt: skip
     weight_decay: float = setting(
         0.0, "training.weight_decay", "number", "0 switches it off.", low=0, high=10,
         usual=(0, 0.3), harm="the adapter is drawn towards zero more than towards the data",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinker_utils.basics.files import regular
+from tinker_utils.basics.files import sha256
 from tinker_utils.basics.redaction import without_home
 from tinker_utils.batching import BatchPlan
 from tinker_utils.config.settings import TrainingConfig
@@ -37,7 +37,7 @@ class Plan:
 
     `valid` is None where there is no validation file, and so no evaluation; `sampled` are the conversations of the
     validation file whose prompts the model is to answer at each evaluation; `files` are the sizes and SHA-256 digests
-    of the data's files, by name.
+    of the data's files, by name; `resumed_at` is the step after which the run was last resumed.
     """
 
     config: TrainingConfig
@@ -49,6 +49,7 @@ class Plan:
     data_digest: str
     sampled: tuple[Conversation, ...] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    resumed_at: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -100,8 +101,10 @@ class Plan:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step `step`."""
         config = self.config
-        warmup = self.forecast.warmup_steps
-        return learning_rate(step, self.total_steps, config.learning_rate, warmup, config.lr_schedule)
+        warmup, since = self.forecast.warmup_steps, step - self.resumed_at
+        rate = learning_rate(step, self.total_steps, config.learning_rate, warmup, config.lr_schedule)
+        warms_up_anew = self.resumed_at and 0 < since < config.resume_warmup_steps
+        return rate * since / config.resume_warmup_steps if warms_up_anew else rate
 
     def summary(self) -> str:
         """Return what will be trained, for how many steps and at most how many dollars, as a few lines of text."""
@@ -166,7 +169,6 @@ def _file(chats: ChatIndex, tokenizer: Tokenizer, config: TrainingConfig) -> Ren
 def _digest(file: Path) -> bytes:
     """Return SHA-256 of a file's content; empty where there is none."""
     try:
-        with open(file, "rb", opener=regular) as content:
-            return hashlib.file_digest(content, "sha256").digest()
+        return sha256(file)
     except (OSError, ValueError):
         return b""

@@ -136,13 +136,25 @@ class Roles(msgspec.Struct, frozen=True):
     latest: Checkpoint | None = None
 
 
+class FollowingStep(msgspec.Struct, frozen=True):
+    """A step that was trained behind a checkpoint: its loss in nats per completion token, and its learning rate."""
+
+    step: Count
+    loss: Number
+    learning_rate: Number
+
+
 class ResumePoint(msgspec.Struct):
-    """A checkpoint that the run can go on from, and its state there; the run's start has no `path`."""
+    """A checkpoint that the run can go on from, and its state there; the run's start has no `path`.
+
+    The first steps behind it, where they were trained before the next save, prove a resume.
+    """
 
     path: str
     progress: Progress
     early_stopping: StoppingState
     checkpoints: Roles
+    following: list[FollowingStep] = []
 
 
 class RunState(msgspec.Struct, kw_only=True):

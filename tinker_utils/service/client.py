@@ -28,7 +28,7 @@ from tinker_utils.run.state import model_of
 from tinker_utils.service.address import client_options, is_hosted
 from tinker_utils.service.compat import keep_keys_home, observe_queue, observe_responses
 from tinker_utils.service.download import check_target, fetch_adapter
-from tinker_utils.service.failures import service_errors
+from tinker_utils.service.failures import service_error, service_errors
 from tinker_utils.service.model import Model, complete
 from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
 
@@ -95,8 +95,9 @@ class Service(Closing):
             try:
                 return self._watched(future.result())
             except Exception as error:
+                damaged = isinstance(service_error("", error), CheckpointGoneError)
                 # If this question is not answered either, that is raised: it is no no.
-                if checkpoint in dict(self.checkpoints_of(model_of(checkpoint))):
+                if damaged or checkpoint in dict(self.checkpoints_of(model_of(checkpoint))):
                     raise
                 raise CheckpointGoneError(f"The checkpoint {checkpoint} expired or was deleted.") from error
 
@@ -129,7 +130,7 @@ class Service(Closing):
             time.sleep(1.0)
 
     def renew(self) -> None:
-        """Begin a new session: after a long outage the service may have ended the old one."""
+        """Begin a new session: the service may have ended the old one."""
         old, self._client = self._client, self._watched_client()
         old.close("interrupted")
 

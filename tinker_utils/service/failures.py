@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 
 from tinker_utils.basics.redaction import first_line
-from tinker_utils.errors import ResultLostError, ServiceError, ServiceGoneError, TinkerUtilsError
+from tinker_utils.errors import CheckpointGoneError, ResultLostError, ServiceError, ServiceGoneError, TinkerUtilsError
 
 # What the SDK adds to a failure's message for its own developers.
 _SDK_DETAIL = re.compile(r" for self\.request_id=.*$", re.MULTILINE)
+# The embedded service's words: the protocol has no code for it.
+_DAMAGED = "The checkpoint is damaged: its file "
 
 
 @contextlib.contextmanager
@@ -34,6 +36,9 @@ def service_error(doing: str, error: BaseException) -> ServiceError:
             "which needs none"
         )
     said = first_line(_SDK_DETAIL.sub("", str(error)))
+    if _DAMAGED in said:
+        how = said.partition(_DAMAGED)[2].rstrip(".")
+        return CheckpointGoneError(f"{doing}: {_DAMAGED}{how}; restore that file.")
     return _kind(error)(f"{doing}: {type(error).__name__}: {said}; {advice}.")
 
 
@@ -46,6 +51,7 @@ def _kind(error: BaseException) -> type[ServiceError]:
     refusal = getattr(error.__cause__, "status_code", None)
     unreadable = type(error) is ValueError and refusal is None
     failed_there = name == "RequestFailedError" and getattr(getattr(error, "category", None), "value", "") == "server"
-    if name == "RetryableException" or refusal in (404, 410) or unreadable or failed_there:
+    lost = not {status, refusal}.isdisjoint((404, 410))
+    if name == "RetryableException" or lost or unreadable or failed_there:
         return ResultLostError
     return ServiceError

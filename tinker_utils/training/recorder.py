@@ -15,14 +15,17 @@ from tinker_utils.run import figures
 from tinker_utils.run.evaluations import Evaluation, PastEvaluations
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import Checkpoint, ResumePoint, Roles, Spent, Standing, StoppingState
+from tinker_utils.run.state import Checkpoint, FollowingStep, ResumePoint, Roles, Spent, Standing, StoppingState
 from tinker_utils.service.model import BatchLoss
+from tinker_utils.training.replay import Replay
 from tinker_utils.training.resuming import resume_points, stopper_at
 
 # A service's own sum of losses may differ from ours by rounding; by more, it weights the tokens in another way.
 _TOLERATED_DISAGREEMENT = 1e-3
 # Checkpoints that a run can be resumed from, should the latest ones have expired: run.json holds the state at each.
 _POINTS_KEPT = 8
+# Steps behind a checkpoint whose losses are kept, to be compared with when they are run again.
+_FOLLOWING_KEPT = 3
 
 
 class Recorder:
@@ -44,6 +47,8 @@ class Recorder:
         self._plan = plan
         self._warned: set[str] = set()  # what was said once
         self._window_began = time.monotonic() - self.progress.window_seconds
+        self._replay = Replay(point.following)
+        self._saved_here: ResumePoint | None = None
 
     def trained(self, step: int, batch: Batch, loss: BatchLoss, of_service: dict[str, float], log: bool) -> None:
         """Count a step; with `log`, write a train record of the steps since the last one.
@@ -58,8 +63,19 @@ class Recorder:
         progress.window_tokens += batch.tokens
         progress.window_completion_tokens += batch.completion_tokens
         self._cross_check(step, loss)
+        if math.isfinite(loss.total) and batch.completion_tokens:
+            self._prove(step, loss.total / batch.completion_tokens, batch.completion_tokens)
         if log:
             self.record_window(of_service)
+
+    def _prove(self, step: int, loss: float, completion_tokens: int) -> None:
+        """Say what a resume has lost, as this step shows; or keep its loss, for a resume from the checkpoint before."""
+        now = FollowingStep(step, loss, self._plan.learning_rate(step))
+        if lost := self._replay.compare(now, completion_tokens):
+            self.logger.record("notice", step, kind="warning", message=lost)
+        if self._saved_here and len(self._saved_here.following) < _FOLLOWING_KEPT:
+            self._saved_here.following.append(now)
+            self.publish()
 
     def skipped(self, step: int) -> None:
         """Count a step whose batch is skipped; its window is logged as if the batch were trained on."""
@@ -147,7 +163,7 @@ class Recorder:
         self.progress.window_seconds = time.monotonic() - self._window_began
         stopping = StoppingState(**self.stopper.state_dict())
         now = Roles(checkpoint if is_best else before.best, checkpoint)
-        point = ResumePoint(path, deepcopy(self.progress), stopping, now)
+        point = self._saved_here = ResumePoint(path, deepcopy(self.progress), stopping, now)
         state.periodic_checkpoints = [each for each in (*state.periodic_checkpoints, checkpoint) if each.periodic]
         kept = {each.path for each in (now.best, *state.periodic_checkpoints) if each}
         points = [*(each for each in state.resume_points if each.path in kept), point]

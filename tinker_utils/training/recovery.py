@@ -75,7 +75,7 @@ class Recovery:
                 notices = [("warning", f"{lost} The run went back to step {step} automatically.")]
                 if isinstance(lost, ServiceGoneError):
                     await self._waiting.call(self._service.wait_until_reachable, step, "the service")
-                    self._service.renew()
+                self._service.renew()  # what lost the result may be that the session has ended
             except SpoiledStepError as spoiled:
                 notices = [("warning", self._skip(spoiled, self._go_back()))]
 
@@ -88,6 +88,8 @@ class Recovery:
         )
         self._cleanup.saves_as(model.run_id)
         step = point.progress.step
+        if self._plan.config.resume_warmup_steps:
+            self._plan = replace(self._plan, resumed_at=step)
         state.resume_points = [each for each in state.resume_points if each.progress.step < step]
         if point.path:
             state.resume_points.append(point)
@@ -157,21 +159,22 @@ def _abort() -> None:
 def _model(service: Service, plan: Plan, state: RunState) -> tuple[Model, ResumePoint, list[str]]:
     """Return the model of the latest checkpoint that is left, or a new one; where it stands; what to say of it.
 
-    Only a checkpoint that the service says it does not have is skipped: any other failure may pass, and must not
-    cost the run what it has trained.
+    Only a checkpoint that the service says it does not have, or not whole, is skipped: any other failure may pass, and
+    must not cost the run what it has trained.
     """
-    cautions: list[str] = []
+    gone: list[CheckpointGoneError] = []
     *saved, start = resume_points(state)
     for point in saved:
         try:
             model = service.restored_model(point.path, plan.config)
         except CheckpointGoneError as error:
-            cautions.append(f"{error} The run resumes from the checkpoint before it.")
+            gone.append(error)
             continue
-        return model, without_lost_best(point, state) if cautions else point, cautions
-    if cautions:
+        cautions = [f"{error} The run resumes from the checkpoint before it." for error in gone]
+        return model, without_lost_best(point, state) if gone else point, cautions
+    if gone:
         raise ResumeError(
-            "none of the run's checkpoints is left on the service; choose another output directory, "
-            "or set training.resume_from_checkpoint: false to start a new run."
+            f"none of the run's checkpoints is left on the service: {str(gone[0]).rstrip('.')}; choose another output "
+            "directory, or set training.resume_from_checkpoint: false to start a new run."
         )
-    return service.new_model(plan.config), start, cautions
+    return service.new_model(plan.config), start, []

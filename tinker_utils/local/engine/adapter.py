@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from tinker_utils.local.engine.lora_linear import Factors
-from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraSpec
 from tinker_utils.local.protocol.requests import AdamParams
-from tinker_utils.local.store.checkpoint import ModelProgress
+from tinker_utils.local.store.checkpoint import ModelProgress, damaged
 
 _ALIGNMENT = 16
 """Elements: each view begins on a cache line of 64 bytes, as a tensor of its own would."""
@@ -119,7 +118,7 @@ class Adapter:
 
     def load_weights(self, file: Path) -> None:
         """Take the weights from a file that `weights` was saved to, and forget gradient and optimizer."""
-        self._fill(self._weights.detach(), _read(file), "")
+        self._fill(self._weights.detach(), file, _read(file), "")
         self.clear_gradient()
         self._optimizer = None
 
@@ -131,9 +130,12 @@ class Adapter:
         self._optimizer = self._new_optimizer()
         state = {name: torch.zeros_like(self._weights.detach()) for name in ("exp_avg", "exp_avg_sq")}
         for moment, buffer in state.items():
-            self._fill(buffer, tensors, f"{moment}.")
-        # The fused kernel wants its step count on the parameters' device.
-        self._optimizer.state[self._weights] = {"step": tensors["step"].to(self._weights.device), **state}
+            self._fill(buffer, file, tensors, f"{moment}.")
+        step = tensors.get("step")
+        if step is None or step.shape:
+            raise damaged(file.name, "holds no count of steps")
+        # The fused kernel wants it on the parameters' device.
+        self._optimizer.state[self._weights] = {"step": step.to(self._weights.device), **state}
 
     def _flatten(self) -> nn.Parameter:
         size = sum(_padded(parameter) for parameter in self._parameters.values())
@@ -155,11 +157,11 @@ class Adapter:
         views = zip(self._parameters, self._views(buffer), strict=True)
         return {name: view.to("cpu", copy=True).contiguous() for name, view in views}
 
-    def _fill(self, buffer: Tensor, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    def _fill(self, buffer: Tensor, file: Path, tensors: Mapping[str, Tensor], prefix: str) -> None:
         for name, view in zip(self._parameters, self._views(buffer), strict=True):
             tensor = tensors.get(prefix + name)
             if tensor is None or tensor.shape != view.shape:
-                raise RequestError(f"The checkpoint does not fit: {prefix}{name} is missing or of another shape.")
+                raise damaged(file.name, f"lacks {prefix}{name}, or has it in another shape")
             view.copy_(tensor)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -174,4 +176,4 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
-        raise RequestError(f"The checkpoint's file {file.name} cannot be read: {error}.") from error
+        raise damaged(file.name, f"cannot be read ({error})") from error

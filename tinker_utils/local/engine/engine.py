@@ -189,9 +189,9 @@ class Engine:
     def _restore(self, adapter: Adapter, checkpoint: StoredCheckpoint, optimizer: bool) -> None:
         if optimizer and not checkpoint.info.has_optimizer:
             raise RequestError(f"The checkpoint {checkpoint.info.reference.path} holds no optimizer state.")
-        adapter.load_weights(checkpoint.directory / ADAPTER_FILE)
+        adapter.load_weights(checkpoint.file(ADAPTER_FILE))
         if optimizer:
-            adapter.load_optimizer(checkpoint.directory / OPTIMIZER_FILE)
+            adapter.load_optimizer(checkpoint.file(OPTIMIZER_FILE))
         adapter.progress = checkpoint.info.progress
 
     def _sampler(self, weights: SavedWeights) -> Adapter:

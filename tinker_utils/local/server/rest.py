@@ -131,7 +131,7 @@ class Rest:
         if file not in _FILES:
             raise RequestError(f"An adapter has the files {' and '.join(_FILES)} only.", 404)
         checkpoint = await run_in_threadpool(self._store.read, reference)
-        return FileResponse(checkpoint.directory / file, media_type="application/octet-stream")
+        return FileResponse(await run_in_threadpool(checkpoint.file, file), media_type="application/octet-stream")
 
     async def sessions(self, request: Request) -> Response:
         """Return the ids of all sessions, the newest first."""

@@ -209,7 +209,7 @@ class Samplers:
 
     def _saved(self, reference: Reference) -> SavedWeights:
         checkpoint = trained_here(self._store, self._served, reference)
-        return SavedWeights(checkpoint.directory / ADAPTER_FILE, checkpoint.info.lora)
+        return SavedWeights(checkpoint.file(ADAPTER_FILE), checkpoint.info.lora)
 
 
 def trained_here(store: Store, served: Served, reference: Reference) -> StoredCheckpoint:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from tinker_utils.basics.files import sha256
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraSpec
 from tinker_utils.local.protocol.paths import Reference
@@ -43,6 +44,7 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     user_metadata: dict[str, str] | None = None
     run_metadata: dict[str, str] = {}
     size_bytes: Count = 0
+    sha256: dict[str, str] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of checkpoint.json."""
@@ -65,6 +67,22 @@ class StoredCheckpoint:
 
     info: CheckpointInfo
     directory: Path
+
+    def file(self, name: str) -> Path:
+        """Return one of its files; raise a `RequestError` if it is not what was saved, as far as that is known."""
+        path, saved = self.directory / name, self.info.sha256.get(name)
+        try:
+            intact = saved in (None, sha256(path).hex())
+        except OSError as error:
+            raise damaged(name, f"cannot be read ({error.strerror})") from error
+        if not intact:
+            raise damaged(name, "does not hold what was saved")
+        return path
+
+
+def damaged(file: str, how: str) -> RequestError:
+    """Return the error about a file of a checkpoint; a client knows by its words that trying again is in vain."""
+    return RequestError(f"The checkpoint is damaged: its file {file} {how}.", 410)
 
 
 def expiry(start: float, ttl_seconds: int | None) -> float | None:

@@ -28,13 +28,13 @@ from typing import IO, Any
 
 import msgspec
 
-from tinker_utils.basics.files import check_own, check_own_directory
+from tinker_utils.basics.files import check_own, check_own_directory, sha256
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import ServiceError
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.paths import CHECKPOINT_KINDS, Reference
-from tinker_utils.local.store.checkpoint import CheckpointInfo, StoredCheckpoint, expiry
+from tinker_utils.local.store.checkpoint import CheckpointInfo, StoredCheckpoint, damaged, expiry
 from tinker_utils.local.store.clock import Clock
 from tinker_utils.run import lock
 from tinker_utils.run.directory import sync
@@ -99,7 +99,8 @@ class Store:
         try:
             yield draft
             size = sum(file.stat().st_size for file in draft.iterdir())
-            _write_json(draft / _INFO, msgspec.structs.replace(info, size_bytes=size).to_json())
+            sums = {file.name: sha256(file).hex() for file in sorted(draft.iterdir())}
+            _write_json(draft / _INFO, msgspec.structs.replace(info, size_bytes=size, sha256=sums).to_json())
             for file in draft.iterdir():
                 file.chmod(0o600)
                 sync(file)
@@ -117,9 +118,15 @@ class Store:
             )
 
     def read(self, reference: Reference) -> StoredCheckpoint:
-        """Return the checkpoint of this name; raise a `RequestError` (404) if there is none, or if it has expired."""
+        """Return the checkpoint of this name.
+
+        Raises:
+            RequestError: there is none or it has expired (404), or its checkpoint.json cannot be read (410).
+        """
         checkpoint = self._find(reference)
         if checkpoint is None:
+            if list(_unreadable(set(_named(self._folder_of(reference), reference.name)))):
+                raise damaged(_INFO, "cannot be read")
             raise RequestError(
                 f"There is no checkpoint {reference.path}: it never existed, was deleted, or expired.", 404
             )
