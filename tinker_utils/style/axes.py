@@ -6,8 +6,6 @@ from matplotlib.axes import Axes
 
 from tinker_utils.style.palette import GRID, INK, PALE_INK, WHITE
 
-LABEL_SIZE = 9.5
-
 
 def style_axes(axes: Axes) -> None:
     """Give axes the project's look, whatever style the user's own matplotlib has."""
@@ -16,7 +14,6 @@ def style_axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=PALE_INK, labelcolor=PALE_INK, labelsize=9, length=0, which="both")
     for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=INK, fontsize=LABEL_SIZE)
+        label.set(color=INK, fontsize=9.5)
     for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(PALE_INK)
+        spine.set(visible=side == "bottom", color=PALE_INK)

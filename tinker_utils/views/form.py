@@ -31,7 +31,6 @@ from tinker_utils.views.compat import answer_changes
 from tinker_utils.views.html import STYLE, figures_html, show_widget, warnings_html
 
 _POLL_SECONDS = 1.0
-_NEXT_RUN = "A run is training: what is changed here is for the next one."
 
 
 def config_form(config: TrainingConfig, plan: Plan | None = None) -> ConfigForm:
@@ -124,7 +123,7 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
         config = self._config.with_overrides(allowed)
         alert = f'<div role="alert">{warnings_html(refusals)}</div>' if refusals else ""
         if in_use_here():
-            alert += f"<p>{_NEXT_RUN}</p>"
+            alert += "<p>A run is training: what is changed here is for the next one.</p>"
         if self._data is None:
             train = config.resolve(config.data_dir) / "train.jsonl"
             content = warnings_html([f"{train}: cannot be read, so steps and costs are not known."])

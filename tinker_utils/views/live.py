@@ -27,7 +27,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
@@ -189,9 +188,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         display(self)  # type: ignore[no-untyped-call]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         self._stop_following()
         self._show(await asyncio.to_thread(self._look, self._controls.settings(), final=True))
 
@@ -231,17 +228,12 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
                 sentence = one_sentence(f"The view has an error; the run is not affected: {error!r}")
                 return replace(self._known, status=escape(sentence))
 
-    def _poll(self) -> None:
-        """Read what is new; a log that is read as a whole and takes long, only when a picture is due."""
-        if self._slow and not self._throttle.allows():
-            return
-        began = self._meter()
-        self._follower.poll()
-        self._slow = self._follower.is_foreign and self._meter() - began > _POLL_ENDED_SECONDS * _SHARE
-
     def _read_and_drawn(self, settings: Settings, final: bool) -> _Look:
-        self._slow = self._slow and not final
-        self._poll()
+        # A log that is read as a whole, and takes long, is read only when a picture is due.
+        if final or not self._slow or self._throttle.allows():
+            began = self._meter()
+            self._follower.poll()
+            self._slow = self._follower.is_foreign and self._meter() - began > _POLL_ENDED_SECONDS * _SHARE
         run, log = self._follower.status(), self._follower.log
         perplexity = log.loss_unit == "nats/token"
         if not perplexity:
@@ -272,7 +264,8 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
 
     def _show(self, look: _Look) -> None:
         """Show what was found; on the event loop's thread."""
-        unheard = "" if self._is_heard or not look.run.live else warnings_html([_UNHEARD.format(self.run.path)])
+        heard = self._view_count or self._clock() - self._displayed_at < _UNHEARD_SECONDS
+        unheard = "" if heard or not look.run.live else warnings_html([_UNHEARD.format(self.run.path)])
         self._status.value, self._samples.value = look.status + unheard, look.samples
         self._controls.offer(look.run, look.perplexity)
         if look.picture is not None:
@@ -296,10 +289,6 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         display(data, metadata=metadata, raw=True, display_id=self._still_id)  # type: ignore[no-untyped-call]
         self._displayed_at = self._clock()
         self._publish_still()
-
-    @property
-    def _is_heard(self) -> bool:
-        return bool(self._view_count) or self._clock() - self._displayed_at < _UNHEARD_SECONDS
 
     def _publish_page(self, sentence: str) -> None:
         """Put the view without its controls, as it is now, where the still picture will be."""
