@@ -18,8 +18,6 @@ from tinker_utils.config.rules import plain
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 from tinker_utils.run.directory import RunDirectory, run_path, write_atomically
 
-Outcome = Literal["done", "skipped", "failed"]
-
 
 @dataclass(frozen=True)
 class Rerun:
@@ -27,7 +25,7 @@ class Rerun:
 
     overrides: dict[str, Any]
     output_dir: Path
-    outcome: Outcome
+    outcome: Literal["done", "skipped", "failed"]
     error: str | None = None
 
 
