@@ -90,7 +90,7 @@ def test_lengths_are_summed_up_by_name():
 
 def test_a_limit_cuts_answers_first():
     effect = truncation([example(10, prompt=6), example(5, prompt=2)], 8)
-    assert (effect.examples, effect.cut, effect.lost_examples) == (2, 1, 0)
+    assert (effect.cut, effect.lost_examples) == (1, 0)
     # Of the ten tokens eight are left: seven are read, and of the answer's four targets two are left.
     assert (effect.tokens, effect.completion_tokens, effect.lost_completion_tokens) == (7 + 4, 2 + 3, 2)
 

@@ -58,18 +58,6 @@ class RenderedSet:
         """Return tokens that the model reads of each example, shape [examples]."""
         return np.fromiter((example.token_count for example in self.examples), np.int64, len(self.examples))
 
-    def answers_at(self) -> NDArray[np.int64]:
-        """Return the position, from 0, at which each example's first completion token is predicted."""
-        return np.fromiter((np.argmax(example.weights > 0) for example in self.examples), np.int64, len(self.examples))
-
-    def describe(self, name: str, max_seq_length: int) -> str:
-        """Return one sentence for a person: how many examples and tokens, how many were cut and skipped."""
-        return (
-            f"{name}: {len(self.examples):,} examples, {self.tokens:,} tokens, {self.completion_tokens:,} of them "
-            f"completion tokens; cut at {max_seq_length:,} tokens: {self.cut:,}; "
-            f"skipped, because no completion token is left: {self.skipped:,}."
-        )
-
 
 def render(
     conversations: Sequence[Conversation], tokenizer: Tokenizer, max_seq_length: int, train_on: str = "last_assistant"
@@ -79,17 +67,15 @@ def render(
     Raises:
         RenderingError: the template gives no prefix for a trained message, or refuses a conversation.
     """
-    examples: list[Example] = []
-    cut = skipped = 0
-    for start in range(0, len(conversations), _ENCODE_TOGETHER):
-        for encoded in encode(conversations[start : start + _ENCODE_TOGETHER], tokenizer, train_on):
-            cut += encoded is not None and len(encoded.tokens) > max_seq_length
-            example = encoded and encoded.example(max_seq_length)
-            if example:
-                examples.append(example)
-            else:
-                skipped += 1
-    return RenderedSet(tuple(examples), cut, skipped)
+    encoded = [
+        each
+        for start in range(0, len(conversations), _ENCODE_TOGETHER)
+        for each in encode(conversations[start : start + _ENCODE_TOGETHER], tokenizer, train_on)
+    ]
+    found = [each and each.example(max_seq_length) for each in encoded]
+    examples = tuple(example for example in found if example)
+    cut = sum(each is not None and len(each.tokens) > max_seq_length for each in encoded)
+    return RenderedSet(examples, cut, skipped=len(encoded) - len(examples))
 
 
 def encode(

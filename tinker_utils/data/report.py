@@ -60,7 +60,8 @@ class Duplicates:
 
     def counts(self) -> tuple[int, int, int]:
         """Return how many repeat an earlier one in train, how many in validation, and how many are in both."""
-        return _extra_copies(self.within_train), _extra_copies(self.within_valid), self.shared_valid
+        train, valid = (sum(len(group) - 1 for group in groups) for groups in (self.within_train, self.within_valid))
+        return train, valid, self.shared_valid
 
 
 def find_duplicates(
@@ -105,10 +106,6 @@ def _repeated(by_key: Mapping[Hashable, Sequence[Conversation]]) -> Groups:
     return tuple(tuple(group) for group in by_key.values() if len(group) > 1)
 
 
-def _extra_copies(groups: Groups) -> int:
-    return sum(len(group) - 1 for group in groups)
-
-
 def length_quantiles(lengths: Sequence[int], quantiles: Sequence[float] = QUANTILES) -> list[int]:
     """Return for each quantile q the least length that a share q of the lengths does not pass; none is interpolated.
 
@@ -132,20 +129,16 @@ def length_table(lengths: Mapping[str, Sequence[int]], quantiles: Sequence[float
 
 @dataclass(frozen=True)
 class Truncation:
-    """The effect of a limit on the length of examples; all counts but the examples' are of tokens.
+    """The effect of a limit on the length of examples; counts are of examples, or of tokens.
 
     Attributes:
-        max_seq_length: the limit, in tokens.
-        examples: how many there are.
-        cut: how many of them are longer than the limit.
+        cut: how many examples are longer than the limit.
         lost_examples: how many have no completion token left, and so are not trained on.
         tokens: tokens that the model reads of the examples that are left, what a service bills for one pass.
         completion_tokens: tokens in the loss that are left.
         lost_completion_tokens: tokens that would be in the loss without the limit.
     """
 
-    max_seq_length: int
-    examples: int
     cut: int
     lost_examples: int
     tokens: int
@@ -165,8 +158,6 @@ def truncation(examples: Sequence[Example], max_seq_length: int) -> Truncation:
     kept = np.array([np.count_nonzero(example.weights[:targets]) for example in examples], dtype=np.int64)
     read = np.array([min(example.token_count, targets) for example in examples], dtype=np.int64)
     return Truncation(
-        max_seq_length=max_seq_length,
-        examples=len(examples),
         cut=sum(len(example.tokens) > max_seq_length for example in examples),
         lost_examples=int((kept == 0).sum()),
         tokens=int(read[kept > 0].sum()),
@@ -180,7 +171,7 @@ def truncation_table(examples: Sequence[Example], limits: Iterable[int]) -> Tabl
     rows = []
     for limit in limits:
         effect = truncation(examples, limit)
-        counts = (effect.cut, effect.lost_examples, effect.tokens, effect.lost_completion_tokens)
-        rows.append((f"{limit:,}", *(f"{count:,}" for count in counts)))
+        counts = (limit, effect.cut, effect.lost_examples, effect.tokens, effect.lost_completion_tokens)
+        rows.append(tuple(f"{count:,}" for count in counts))
     header = ("max_seq_length", "examples cut", "examples skipped", "tokens read", "completion tokens lost")
     return Table(header, tuple(rows), "Effect of max_seq_length")

@@ -46,7 +46,9 @@ class DataLengths:
     @classmethod
     def of(cls, train: RenderedSet | StreamedSet, valid: RenderedSet | None, max_seq_length: int) -> DataLengths:
         """Count in data that was rendered with `max_seq_length`."""
-        answers = train.answers_at() if isinstance(train, RenderedSet) else None
+        answers = None
+        if isinstance(train, RenderedSet):
+            answers = np.array([np.argmax(example.weights > 0) for example in train.examples], dtype=np.int64)
         return cls(train.lengths(), None if valid is None else valid.lengths(), max_seq_length, train.cut, answers)
 
     @classmethod

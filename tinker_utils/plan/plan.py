@@ -18,7 +18,7 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
 from tinker_utils.data.rendering import RenderedSet, prompts_of
-from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, render_all
+from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import DataError
@@ -110,8 +110,8 @@ class Plan:
         lines = [
             f"{without_home(config.model)} on {config.service}: LoRA rank {config.lora.rank}, "
             f"alpha {config.lora.alpha}, dropout {config.lora.dropout:g}",
-            self.train.describe("train", length),
-            *([self.valid.describe("valid", length)] if self.valid else []),
+            describe(self.train, "train", length),
+            *([describe(self.valid, "valid", length)] if self.valid else []),
             f"steps: {self.total_steps:,} in {config.epochs} epochs of {self.batches.steps_per_epoch:,}, "
             f"{expected.warmup_steps:,} of them warm-up; {expected.evaluations:,} evaluations",
             f"at most {expected.tokens:,} tokens trained on; at most {cost}",
