@@ -230,9 +230,9 @@ class TrainingConfig(Checked):
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""
-        lora = {key: plain(getattr(self.lora, name)) for key, name in _LORA_FIELDS.items()}
-        own = {key: plain(getattr(self, name)) for key, name in _TRAINING_FIELDS.items()}
-        return {key: (lora | own)[key] for key in RULES}
+        values = {key: getattr(self.lora, name) for key, name in _LORA_FIELDS.items()}
+        values |= {key: getattr(self, name) for key, name in _TRAINING_FIELDS.items()}
+        return {key: plain(values[key]) for key in RULES}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
         """Return the same with some settings replaced, by their dotted keys.
@@ -248,12 +248,12 @@ MAX_CONFIG = 1_000_000
 """Bytes of a configuration file, at most."""
 _LORA_FIELDS = {rule.key: name for name, rule in rules_of(LoraConfig).items()}
 _TRAINING_FIELDS = {rule.key: name for name, rule in rules_of(TrainingConfig).items()}
-_FIRST = ("service", "model")
 # The rule of each setting by its dotted key, in the order of a file.
 RULES: dict[str, Rule] = {
     rule.key: rule
     for rule in sorted(
-        (*rules_of(LoraConfig).values(), *rules_of(TrainingConfig).values()), key=lambda rule: rule.key not in _FIRST
+        (*rules_of(LoraConfig).values(), *rules_of(TrainingConfig).values()),
+        key=lambda rule: rule.key not in ("service", "model"),
     )
 }
 

@@ -30,10 +30,6 @@ class StrictLoader(yaml.SafeLoader):
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
-    def construct_decimal(self, node: yaml.ScalarNode) -> int:
-        """Return an integer, always in base ten."""
-        return int(self.construct_scalar(node))
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node; a few aliases in each other can stand for billions of values, or for themselves."""
         if self.check_event(yaml.AliasEvent) and any(node.end_mark is None for node in self.anchors.values()):
@@ -60,7 +56,7 @@ StrictLoader.yaml_constructors = {
     for tag, construct in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] in _CORE
 }
-StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_decimal)
+StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 StrictLoader.add_constructor("tag:yaml.org,2002:map", StrictLoader.construct_mapping)
 
 

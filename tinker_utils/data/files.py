@@ -133,15 +133,8 @@ def _answered(lines: list[bytes], path: Path, first: int) -> tuple[NDArray[np.in
                 continue
         except (*_REFUSALS, IndexError):
             pass
-        answered = _has_answer(raw, path, first + i)
-        if not answered:
+        blank = not raw.removeprefix(codecs.BOM_UTF8 if first + i == 1 else b"").strip()
+        if blank or not parse_conversation(raw, path, first + i).last_assistant():
             others.append(i)
-            unanswered += answered is False
+            unanswered += not blank
     return np.delete(np.arange(len(lines)), others), unanswered
-
-
-def _has_answer(raw: bytes, path: Path, number: int) -> bool | None:
-    """Return whether a message of the assistant follows another one; None for a blank line."""
-    if not raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
-        return None
-    return bool(parse_conversation(raw, path, number).last_assistant())

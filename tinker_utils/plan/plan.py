@@ -61,16 +61,6 @@ class Plan:
         lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
         return forecast(self.config, lengths, self.prices, list(map(len, self.sample_prompts)))
 
-    @property
-    def evaluations(self) -> int:
-        """Return how often the validation set is looked at, if nothing stops the run early."""
-        return self.forecast.evaluations
-
-    @property
-    def expected_tokens(self) -> int:
-        """Return tokens trained on, if nothing stops the run early."""
-        return self.forecast.tokens
-
     def cost_at(self, prices: Prices) -> float:
         """Return dollars for all epochs and their evaluations at the prices of another model or service."""
         return replace(self, prices=prices).forecast.cost_usd or 0.0

@@ -21,8 +21,7 @@ from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.figures import UNIT_WORDS
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray, MetricsLog
-from tinker_utils.style.axes import style_axes
-from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE
+from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE, style_axes
 
 Quantity = Literal["loss", "perplexity"]
 Scale = Literal["linear", "log"]

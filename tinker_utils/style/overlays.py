@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tinker_utils.comparison.run import AXES, Axis, Curve, Run
-from tinker_utils.comparison.table import SMOOTHING
+from tinker_utils.comparison.table import SMOOTHING, axes_known
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray
-from tinker_utils.style.axes import style_axes
 from tinker_utils.style.curves import means
-from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE
+from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE, style_axes
 
 AXIS_WORDS: dict[Axis, str] = {"step": "step", "tokens": "tokens trained on", "dollars": "dollars spent"}
 
@@ -85,15 +84,11 @@ def _panels(runs: Sequence[Run], by: Axis) -> dict[LossUnit, list[Run]]:
         raise MetricsError(f"by: there is no axis {by!r}; choose from {', '.join(AXES)}.")
     if len(runs) > MAX_RUNS:
         raise MetricsError(f"runs: {len(runs)} curves cannot be told apart; give at most {MAX_RUNS}.")
-    drawn = [run for run in runs if _can_be_drawn(run, by)]
+    drawn = [run for run in runs if by in axes_known([run])]
     if not drawn:
         raise MetricsError(f"by: none of the {len(runs)} runs has losses by {by}; choose another axis or other runs.")
     panels = {unit: [run for run in drawn if run.unit == unit] for unit in UNIT_WORDS}
     return {unit: members for unit, members in panels.items() if members}
-
-
-def _can_be_drawn(run: Run, by: Axis) -> bool:
-    return any(len(curve.known(by)[0]) for curve in (run.train, run.valid))
 
 
 def _draw(axes: Axes, run: Run, number: int, by: Axis) -> None:
@@ -132,7 +127,7 @@ def _plain(axes: Axes, by: Axis) -> None:
 
 
 def _not_drawn(runs: Sequence[Run], by: Axis) -> str:
-    missing = [_short(run.name) for run in runs if not _can_be_drawn(run, by)]
+    missing = [_short(run.name) for run in runs if by not in axes_known([run])]
     return f"Not drawn, because their logs do not give {by}: {', '.join(missing)}." if missing else ""
 
 

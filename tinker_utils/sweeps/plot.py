@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from matplotlib.figure import Figure
 
 from tinker_utils.run.figures import UNIT_WORDS
-from tinker_utils.style.axes import style_axes
-from tinker_utils.style.palette import INK, SERIES, WHITE
+from tinker_utils.style.palette import INK, SERIES, WHITE, style_axes
 from tinker_utils.sweeps.study import Estimate, StudyRun
 
 _MARKERS = "os^DvPX"  # one for each colour, for readers in grey
