@@ -46,9 +46,8 @@ def read_runs(paths: Iterable[Path | str] | Mapping[str, Path | str]) -> list[Ru
     if not found:
         raise MetricsError("runs: there is nothing to compare; give at least one run directory or metrics file.")
     logs = [find_log(path) for path in found]
-    for log in logs:
-        if logs.count(log) > 1:
-            raise MetricsError(f"{log}: is given twice; give each run once.")
+    if twice := next((log for log in logs if logs.count(log) > 1), None):
+        raise MetricsError(f"{twice}: is given twice; give each run once.")
     names = _distinct([_place(path) for path in found])
     return [read_log(log, name) for log, name in zip(logs, names, strict=True)]
 

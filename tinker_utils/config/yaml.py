@@ -50,11 +50,10 @@ for _tag, _pattern, _first in (
 ):
     StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 # What YAML 1.2's core does not have (dates, sets, binary data …) is refused like any unknown tag.
-_CORE = ("null", "bool", "int", "float", "str", "seq", "map")
 StrictLoader.yaml_constructors = {
     tag: construct
     for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None or tag.rpartition(":")[2] in _CORE
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
 }
 StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 StrictLoader.add_constructor("tag:yaml.org,2002:map", StrictLoader.construct_mapping)

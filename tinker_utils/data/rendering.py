@@ -10,30 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.batching import Example
 from tinker_utils.data.chat import Conversation, Message
-from tinker_utils.data.loss_mask import tokens_and_mask
+from tinker_utils.data.loss_mask import Encoded, tokens_and_mask
 from tinker_utils.data.template import Tokenizer, apply_template, texts_and_spans
 
 # How many conversations are handed to the tokenizer at once: enough for its threads, little enough for memory.
 _ENCODE_TOGETHER = 1024
-
-
-class Encoded(NamedTuple):
-    """A conversation in full length: token ids, int32, shape [n], and which of them are completion, bool, shape [n]."""
-
-    tokens: NDArray[np.int32]
-    completion: NDArray[np.bool_]
-
-    def example(self, max_seq_length: int) -> Example | None:
-        """Return the example of the first `max_seq_length` tokens; None where no completion token is left in it."""
-        weights = self.completion[1:max_seq_length].astype(np.float32)
-        return Example(self.tokens[:max_seq_length], weights) if weights.any() else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +79,7 @@ def encode(
     """
     texts = texts_and_spans(conversations, tokenizer, train_on)
     answers = iter(tokens_and_mask([text for text in texts if text], tokenizer))
-    return [Encoded(*next(answers)) if text else None for text in texts]
+    return [next(answers) if text else None for text in texts]
 
 
 def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

@@ -29,7 +29,7 @@ Scale = Literal["linear", "log"]
 # Records are pooled over several steps already: more would lag behind the curve of a short run.
 DEFAULT_SMOOTHING = 0.7
 _BINS = 450  # a panel is about 900 pixels wide
-_MARKED_POINTS = 60  # a line of more points is drawn without markers
+MARKED_POINTS = 60  # a line of more points is drawn without markers
 _AVERAGED = 1000  # records that have a weight in the last average, at any smoothing that the view offers
 _NAMED_EPOCHS = 8
 # matplotlib fails on axes that end near the largest float (1.8e308): it adds margins, squares and takes powers of ten
@@ -167,7 +167,7 @@ def _set_scale(axes: Axes, scale: Scale) -> None:
 
 
 def _draw_train(axes: Axes, steps: FloatArray, losses: FloatArray, smoothing: float, quantity: Quantity) -> None:
-    marker = "." if len(steps) <= _MARKED_POINTS else ""
+    marker = "." if len(steps) <= MARKED_POINTS else ""
     axes.plot(
         *extremes(steps, _shown(losses, quantity)), label="train", gid="train",
         color=SKY, linewidth=0.8, alpha=0.6, marker=marker,
@@ -193,7 +193,7 @@ def _draw_validation(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     axes.plot(
         *extremes(steps, _shown(losses, quantity)), label="validation, 95% band" if has_band else "validation",
         gid="validation", color=VERMILION, linewidth=1.6, linestyle=(0, (5, 1)),
-        marker="o" if len(losses) <= _MARKED_POINTS else "", markersize=5, markeredgecolor=WHITE,
+        marker="o" if len(losses) <= MARKED_POINTS else "", markersize=5, markeredgecolor=WHITE,
     )  # fmt: skip
 
 

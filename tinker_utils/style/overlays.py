@@ -16,14 +16,13 @@ from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray
-from tinker_utils.style.curves import means
+from tinker_utils.style.curves import MARKED_POINTS, means
 from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE, style_axes
 
 AXIS_WORDS: dict[Axis, str] = {"step": "step", "tokens": "tokens trained on", "dollars": "dollars spent"}
 
 _WIDTH, _PANEL, _MARGIN = 9.6, 2.1, 1.0  # inches
 _NAME_LENGTH = 26  # characters that fit beside a panel
-_MARKED_POINTS = 60  # a curve of more points is drawn without markers
 
 # Line style and marker change along with the colour, in cycles of other lengths: runs are told apart without any colour
 # as well.
@@ -100,7 +99,7 @@ def _draw(axes: Axes, run: Run, number: int, by: Axis) -> None:
     if not len(x):
         train.set_label("run")
         return
-    marker = _MARKERS[number % len(_MARKERS)] if len(x) <= _MARKED_POINTS else ""
+    marker = _MARKERS[number % len(_MARKERS)] if len(x) <= MARKED_POINTS else ""
     axes.plot(
         *means(x, y), color=colour, linestyle=line, linewidth=2, marker=marker, markersize=5,
         markeredgecolor=WHITE, label="run", gid=f"validation {number}",

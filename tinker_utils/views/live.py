@@ -41,7 +41,7 @@ from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
 from tinker_utils.style import curves
 from tinker_utils.views.compat import answer_changes
-from tinker_utils.views.controls import Controls, Settings
+from tinker_utils.views.controls import Controls
 from tinker_utils.views.html import STYLE, picture_html, samples_html, show_widget, status_html, warnings_html
 from tinker_utils.views.throttle import Throttle
 
@@ -76,7 +76,7 @@ def dashboard(run: RunDirectory | Path | str) -> Dashboard:
 class _Content:
     """The content of a picture; another content is another picture."""
 
-    settings: Settings
+    settings: dict[str, Any]
     over: bool
     log: MetricsLog  # another one, where the file was replaced
     evaluations: int
@@ -118,6 +118,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._wake, self._over = asyncio.Event(), asyncio.Event()
         self._looking = threading.Lock()  # a last look may come while the one before it is still drawn
         self._follower = _follower(run)
+        self.run = self._follower.run
         self._throttle = Throttle(_SHARE)
         self._figure: Figure | None = None
         self._drawn: _Content | None = None
@@ -128,12 +129,11 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._clock, self._displayed_at = clock, math.inf
         self._meter, self._slow = meter, False
         self._page: tuple[str, ...] = ()
-        self._controls = Controls()
+        self._controls = Controls(self._wake_up)
         self._status, self._picture, self._samples = widgets.HTML(), widgets.HTML(), widgets.HTML()
         super().__init__([widgets.HTML(STYLE), self._status, self._controls.box, self._picture, self._samples])
         self._controls.pause.on_click(self._pause_or_resume)
         self._controls.stop.on_click(self._stop)
-        self._controls.on_choice(self._wake_up)
         self._view_count = 0  # which the front end raises when it shows the view
         answer_changes([self, *self._controls.box.children])
         self._show(self._look(self._controls.settings()))
@@ -146,11 +146,6 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
     def __repr__(self) -> str:
         # Saved with the notebook, and compared by nbval: it must not tell one run from another.
         return "Dashboard()"
-
-    @property
-    def run(self) -> RunDirectory:
-        """Return the run that is shown."""
-        return self._follower.run
 
     # Buttons: they may be called on another thread than the loop's, so they write a control file and wake the loop.
 
@@ -215,7 +210,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         with self._throttle.spending():
             self._show(look)
 
-    def _look(self, settings: Settings, final: bool = False) -> _Look:
+    def _look(self, settings: dict[str, Any], final: bool = False) -> _Look:
         """Read what is new, and draw it if that is due; this runs in a worker thread and touches no widget.
 
         Whatever goes wrong is said in the view: the cell that shows it may be the one that trains.
@@ -228,7 +223,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
                 sentence = one_sentence(f"The view has an error; the run is not affected: {error!r}")
                 return replace(self._known, status=escape(sentence))
 
-    def _read_and_drawn(self, settings: Settings, final: bool) -> _Look:
+    def _read_and_drawn(self, settings: dict[str, Any], final: bool) -> _Look:
         # A log that is read as a whole, and takes long, is read only when a picture is due.
         if final or not self._slow or self._throttle.allows():
             began = self._meter()
@@ -237,7 +232,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         run, log = self._follower.status(), self._follower.log
         perplexity = log.loss_unit == "nats/token"
         if not perplexity:
-            settings = replace(settings, quantity="loss")
+            settings = settings | {"quantity": "loss"}
         over = final or run.over
         content = _Content(settings, over, log, self._follower.evaluations, len(log.train))
         self._known = look = _Look(
@@ -246,20 +241,14 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if content != self._drawn and self._throttle.allows(content.credit(self._drawn)):
             self._drawn = content
             svg = curves.svg(self._draw(log, settings))
-            look = replace(look, picture=picture_html(svg, curves.describe(log, settings.smoothing)))
+            look = replace(look, picture=picture_html(svg, curves.describe(log, settings["smoothing"])))
         if over and (self._still is None or look.picture is not None):
             png = curves.png(self._draw(log, settings), _STILL_DPI)
-            look = replace(look, still=_bundle(png, curves.describe(log, settings.smoothing)))
+            look = replace(look, still=_bundle(png, curves.describe(log, settings["smoothing"])))
         return look
 
-    def _draw(self, log: MetricsLog, settings: Settings) -> Figure:
-        self._figure = curves.figure(
-            log,
-            smoothing=settings.smoothing,
-            quantity=settings.quantity,
-            scale=settings.scale,
-            reuse=self._figure,
-        )
+    def _draw(self, log: MetricsLog, settings: dict[str, Any]) -> Figure:
+        self._figure = curves.figure(log, **settings, reuse=self._figure)
         return self._figure
 
     def _show(self, look: _Look) -> None:
