@@ -18,7 +18,6 @@ from tinker_utils.errors import DataError
 
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
 def open_data_file(path: Path) -> Iterator[BinaryIO]:
     """Open a data file to read it as bytes; raises DataError where it cannot be read."""
     try:
-        with open(path, "rb", buffering=_READ_BYTES, opener=regular) as file:
+        with open(path, "rb", buffering=1 << 20, opener=regular) as file:
             yield file
     except OSError as error:
         raise DataError(

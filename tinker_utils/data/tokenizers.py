@@ -10,7 +10,6 @@ from tinker_utils.basics.redaction import first_line
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import ServiceError
 
-_PACKAGED_MODEL = Path(__file__).parents[1] / "local" / "base_model"
 # Two threads that import transformers at once can find its lazy module half made.
 _IMPORTING = threading.Lock()
 
@@ -23,7 +22,7 @@ def load_tokenizer(config: TrainingConfig) -> Any:
     """
     name = config.resolved().model
     if name == "tiny":
-        name = str(_PACKAGED_MODEL)
+        name = str(Path(__file__).parents[1] / "local" / "base_model")
     try:
         with _IMPORTING:
             from transformers import AutoTokenizer

@@ -101,8 +101,16 @@ def forecast(
         *_about_data(config, data, len(usable)),
         *about_money(config, cost),
     )
-    warm = warmup_steps(steps, config.warmup_ratio)
-    return Forecast(len(usable), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
+    return Forecast(
+        examples=len(usable),
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        warmup_steps=warmup_steps(steps, config.warmup_ratio),
+        evaluations=evaluations,
+        tokens=tokens,
+        cost_usd=cost,
+        warnings=warnings,
+    )
 
 
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:

@@ -90,8 +90,9 @@ class Plan:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step `step`."""
         config = self.config
-        warmup = self.forecast.warmup_steps
-        return learning_rate(step, self.total_steps, config.learning_rate, warmup, config.lr_schedule)
+        return learning_rate(
+            step, self.total_steps, config.learning_rate, self.forecast.warmup_steps, config.lr_schedule
+        )
 
     def summary(self) -> str:
         """Return what will be trained, for how many steps and at most how many dollars, as a few lines of text."""
@@ -130,13 +131,21 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
         )
-    prices = prices_for(config.service, config.model)
     sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
-    digest = hashlib.sha256(train_digest + valid_digest).hexdigest()
     train, batches = _planned(_file(index, tokenizer, config), config)
     found = {train_file: train_digest, valid_file: valid_digest}
     files = {file.name: (file.stat().st_size, known.hex()) for file, known in found.items() if known}
-    return Plan(config, tokenizer, train, valid, batches, prices, digest, sampled, files)
+    return Plan(
+        config,
+        tokenizer,
+        train,
+        valid,
+        batches,
+        prices=prices_for(config.service, config.model),
+        data_digest=hashlib.sha256(train_digest + valid_digest).hexdigest(),
+        sampled=sampled,
+        files=files,
+    )
 
 
 def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:

@@ -21,7 +21,6 @@ from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE, style_axes
 
 AXIS_WORDS: dict[Axis, str] = {"step": "step", "tokens": "tokens trained on", "dollars": "dollars spent"}
 
-_WIDTH, _PANEL, _MARGIN = 9.6, 2.1, 1.0  # inches
 _NAME_LENGTH = 26  # characters that fit beside a panel
 
 # Line style and marker change along with the colour, in cycles of other lengths: runs are told apart without any colour
@@ -44,8 +43,8 @@ def overlay(runs: Sequence[Run], by: Axis = "step") -> Figure:
         MetricsError: there is no such axis, no run, none that can be drawn along the axis, or too many to tell apart.
     """
     panels = _panels(runs, by)
-    height = _PANEL * len(panels) + _MARGIN
-    drawing = Figure(figsize=(_WIDTH, height), facecolor=WHITE)
+    height = 2.1 * len(panels) + 1.0  # inches
+    drawing = Figure(figsize=(9.6, height), facecolor=WHITE)
     drawing.subplots_adjust(left=0.075, right=0.735, top=1 - 0.42 / height, bottom=0.86 / height, hspace=0.28)
     grid = drawing.subplots(len(panels), 1, sharex=True, squeeze=False)
     for axes, (unit, members) in zip(grid[:, 0], panels.items(), strict=True):

@@ -134,18 +134,18 @@ async def run_study(
     directory = run_path(output_dir)
     planned = [(seed, name) for seed in seeds for name in variants]
     done: dict[_Planned, StudyRun] = {}
-    begun, new = _dealt(planned, variants, directory)
+    left = _dealt(planned, variants, directory)
     places = range(min(at_once, len(planned)))
-    stores = dict.fromkeys([*begun, *(directory / f"checkpoints-{number}" for number in places)])
+    stores = dict.fromkeys([*filter(None, left), *(directory / f"checkpoints-{number}" for number in places)])
     free = asyncio.Semaphore(at_once)
 
     async def train(store: Path) -> None:
         async with free:
-            if not (begun[store] or new):
+            if not (left[store] or left[None]):
                 return
             async with open_service(next(iter(variants.values())), store) as service:
-                while left := begun[store] or new:
-                    seed, name = left.popleft()
+                while runs := left[store] or left[None]:
+                    seed, name = runs.popleft()
                     done[seed, name] = await _trained(_directory(directory, name, seed), name, seed, variants, service)
                     await asyncio.to_thread(service.renew)  # a session holds its models to its end
                     if on_run is not None:
@@ -166,16 +166,15 @@ def _directory(study: Path, name: str, seed: int) -> RunDirectory:
 
 def _dealt(
     planned: Sequence[_Planned], variants: Mapping[str, TrainingConfig], study: Path
-) -> tuple[defaultdict[Path, deque[_Planned]], deque[_Planned]]:
-    """Return the runs that go on where their checkpoints are, by that store, and those that may train anywhere."""
-    begun: defaultdict[Path, deque[_Planned]] = defaultdict(deque)
-    new: deque[_Planned] = deque()
+) -> defaultdict[Path | None, deque[_Planned]]:
+    """Return the runs that go on where their checkpoints are, by that store; under None those that train anywhere."""
+    dealt: defaultdict[Path | None, deque[_Planned]] = defaultdict(deque)
     stores = sorted(study.glob("checkpoints-*"))
     for seed, name in planned:
         goes_on = variants[name].resume_from_checkpoint
         store = _store_of(_directory(study, name, seed), stores) if goes_on else None
-        (new if store is None else begun[store]).append((seed, name))
-    return begun, new
+        dealt[store].append((seed, name))
+    return dealt
 
 
 def _store_of(run: RunDirectory, stores: Sequence[Path]) -> Path | None:

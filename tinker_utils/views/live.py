@@ -53,7 +53,6 @@ _CREDIT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _POLL_ENDED_SECONDS = 2.0
-_STILL_DPI = 110
 # A front end that shows the view says so at once, unless what it says is not heard while a cell runs.
 _UNHEARD_SECONDS = 5.0
 _UNHEARD = (
@@ -65,11 +64,6 @@ _TRANSPARENT_PIXEL = base64.b64decode(
 )
 
 _Bundle = tuple[dict[str, str], dict[str, Any]]  # what `display` takes: data and metadata by MIME type
-
-
-def dashboard(run: RunDirectory | Path | str) -> Dashboard:
-    """Make a live view of `run`: a run directory, which need not exist yet, or a metrics file."""
-    return Dashboard(run)
 
 
 @dataclass(frozen=True)
@@ -102,9 +96,10 @@ class _Look:
 
 
 class Dashboard(widgets.VBox):  # type: ignore[misc]
-    """A run's live view, made by `dashboard`. It follows the run, and what is resumed there later, until `close()`.
+    """A live view of `run`: a run directory, which need not exist yet, or a metrics file.
 
-    `async with dashboard(run) as view:` shows it, and its last picture stays when the block is left.
+    It follows the run, and what is resumed there later, until `close()`. `async with dashboard(run) as view:` shows it,
+    and its last picture stays when the block is left.
     """
 
     def __init__(
@@ -243,7 +238,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
             svg = curves.svg(self._draw(log, settings))
             look = replace(look, picture=picture_html(svg, curves.describe(log, settings["smoothing"])))
         if over and (self._still is None or look.picture is not None):
-            png = curves.png(self._draw(log, settings), _STILL_DPI)
+            png = curves.png(self._draw(log, settings), dpi=110)
             look = replace(look, still=_bundle(png, curves.describe(log, settings["smoothing"])))
         return look
 
@@ -293,6 +288,9 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if self._still is not None and self._displayed_at < math.inf:
             data, metadata = self._still
             update_display(data, metadata=metadata, raw=True, display_id=self._still_id)  # type: ignore[no-untyped-call]
+
+
+dashboard = Dashboard
 
 
 def _follower(run: RunDirectory | Path | str) -> RunFollower:
