@@ -35,14 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return visualize.main(words[1:])
     options = _parser().parse_args(words)
     try:
-        code: int = options.run(options)
+        return int(options.run(options))
     except BrokenPipeError:  # whoever reads has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (TinkerUtilsError, OSError) as error:
         print(one_sentence(str(error)), file=sys.stderr)
         return 2
-    return code
 
 
 def _notebooks(options: argparse.Namespace) -> int:

@@ -60,20 +60,17 @@ class EarlyStopping:
                 where it is None, the threshold alone decides.
         """
         value = val_loss if val_loss is not None and math.isfinite(val_loss) else math.inf
+        required = self.threshold
+        if self.significance is not None and error is not None and math.isfinite(error):
+            required = max(required, self.significance * error)
         is_best = value < self.best
-        improved = value < self.anchor - self._required(error)
+        improved = value < self.anchor - required
         if is_best:
             self.best, self.best_step = value, step
         if improved:
             self.anchor, self.anchor_step = value, step
         self.evals_without_improvement = 0 if improved else self.evals_without_improvement + 1
         return Decision(is_best, improved, self.exhausted)
-
-    def _required(self, error: float | None) -> float:
-        """Return nats per token by which a value must be below the anchor, given the error of their difference."""
-        if self.significance is None or error is None or not math.isfinite(error):
-            return self.threshold
-        return max(self.threshold, self.significance * error)
 
     @property
     def exhausted(self) -> bool:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.rendering import encode, prompt_tokens, render
+from tinker_utils.data.streaming import describe
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import RenderingError
 
@@ -62,8 +63,8 @@ def test_long_examples_are_cut_and_those_that_lose_their_completion_are_skipped(
     assert rendered.examples[0].completion_tokens == 1
     gone = render([ONE, TWO], tokenizer, prompt)
     assert (gone.cut, gone.skipped, len(gone.examples)) == (1, 1, 1)
-    assert "cut at 27 tokens: 1;" in gone.describe("train", prompt)
-    assert "skipped, because no completion token is left: 1" in gone.describe("train", prompt)
+    assert "cut at 27 tokens: 1;" in describe(gone, "train", prompt)
+    assert "skipped, because no completion token is left: 1" in describe(gone, "train", prompt)
 
 
 def test_a_conversation_without_an_answer_is_skipped_and_counted(tokenizer):

@@ -89,15 +89,19 @@ def test_lengths_are_summed_up_by_name():
 
 
 def test_a_limit_cuts_answers_first():
-    effect = truncation([example(10, prompt=6), example(5, prompt=2)], 8)
-    assert (effect.examples, effect.cut, effect.lost_examples) == (2, 1, 0)
+    examples = [example(10, prompt=6), example(5, prompt=2)]
+    left = truncation(examples, 8)
+    assert (left.cut, left.skipped) == (1, 0)
     # Of the ten tokens eight are left: seven are read, and of the answer's four targets two are left.
-    assert (effect.tokens, effect.completion_tokens, effect.lost_completion_tokens) == (7 + 4, 2 + 3, 2)
+    assert (left.tokens, left.completion_tokens) == (7 + 4, 2 + 3)
+    assert truncation_table(examples, [8]).rows == (("8", "1", "0", "11", "2"),)
 
 
 def test_an_example_whose_answer_is_cut_off_is_lost_with_all_its_tokens():
-    effect = truncation([example(10, prompt=6), example(5, prompt=2)], 6)
-    assert (effect.cut, effect.lost_examples, effect.tokens, effect.lost_completion_tokens) == (1, 1, 4, 4)
+    examples = [example(10, prompt=6), example(5, prompt=2)]
+    left = truncation(examples, 6)
+    assert (left.cut, left.skipped, left.tokens) == (1, 1, 4)
+    assert truncation_table(examples, [6]).rows == (("6", "1", "1", "4", "4"),)
 
 
 def test_a_limit_of_the_longest_length_changes_nothing():

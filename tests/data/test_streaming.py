@@ -14,7 +14,7 @@ from tinker_utils.data import streaming
 from tinker_utils.data.chat import read_conversations
 from tinker_utils.data.files import ChatIndex
 from tinker_utils.data.rendering import render
-from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, render_all
+from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import RenderingError
 
@@ -131,7 +131,7 @@ def test_what_is_known_of_a_part_is_an_estimate_of_the_whole(path, tokenizer):
     plan.batch(1)
     part = StreamedSet.of(plan.examples)
     assert not part.exact
-    assert "about" in part.describe("train", LIMIT)
+    assert "about" in describe(part, "train", LIMIT)
     assert part.tokens == pytest.approx(whole.tokens, rel=0.5)
     render_all(plan.examples)
     full = StreamedSet.of(plan.examples)
@@ -140,7 +140,7 @@ def test_what_is_known_of_a_part_is_an_estimate_of_the_whole(path, tokenizer):
     assert (full.cut, full.skipped) == (whole.cut, whole.skipped)
     usable = [example is not None for example in plan.examples]
     assert full.lengths()[usable].tolist() == whole.lengths().tolist()
-    assert "about" not in full.describe("train", LIMIT)
+    assert "about" not in describe(full, "train", LIMIT)
 
 
 def test_a_conversation_that_cannot_be_rendered_ahead_is_named(path, tokenizer):

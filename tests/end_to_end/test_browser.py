@@ -30,7 +30,7 @@ STEPS_PER_EPOCH = 6  # of the examples that the fixture `data` has
 AHEAD, AHEAD_EMBEDDED = 4, 2
 CHANGES = 5
 PHOTOGENIC = 11  # evaluations of some 30, after which the training loss has left the validation loss behind
-KERNEL_HAS = "import json\nprint(json.dumps([form.config.to_flat_dict(), vars(view._controls.settings())]))"
+KERNEL_HAS = "import json\nprint(json.dumps([form.config.to_flat_dict(), view._controls.settings()]))"
 IPYKERNEL = int(importlib.metadata.version("ipykernel").partition(".")[0])
 LEGIBLE = 4.5  # contrast of text, WCAG 2.2 level AA
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from tinker_utils.errors import ConfigError
-from tinker_utils.plan.cost import Prices, estimate_training_cost, load_prices, prices_for, token_cost
+from tinker_utils.plan.cost import Prices, load_prices, prices_for, token_cost
 
 
 def test_the_first_real_runs_estimate():
     # 19,845 · 500 · 3 = 29,767,500 tokens; at 0.40 dollars a million 11.907 dollars.
-    assert round(estimate_training_cost(19_845, 500, 3, 0.40), 2) == 11.91
-    assert round(estimate_training_cost(19_845, 500, 1.5, 0.40), 2) == 5.95
+    assert round(token_cost(19_845 * 500 * 3, 0.40), 2) == 11.91
+    assert round(token_cost(19_845 * 500 * 1.5, 0.40), 2) == 5.95
 
 
 def test_the_comment_in_the_configuration_says_the_same():

@@ -58,10 +58,9 @@ def test_it_counts_what_the_steps_come_to(changes, has_validation):
     assert follows.steps == prepared.total_steps
     assert follows.steps_per_epoch == plan.steps_per_epoch
     assert follows.warmup_steps == prepared.forecast.warmup_steps
-    assert follows.evaluations == prepared.evaluations
     steps = range(1, prepared.total_steps + 1)
     assert follows.tokens == sum(plan.batch(step).tokens for step in steps)
-    assert follows.evaluations == prepared.evaluations == sum(map(prepared.evaluates, steps))
+    assert follows.evaluations == prepared.forecast.evaluations == sum(map(prepared.evaluates, steps))
     evaluated = follows.evaluations * sum(range(30, 41)) if has_validation else 0
     assert follows.cost_usd == (prices and pytest.approx(prepared.cost_usd(follows.tokens, evaluated)))
 

@@ -163,7 +163,7 @@ def test_a_budget_that_cannot_be_kept_forbids_a_hosted_run(config, run, monkeypa
 def test_the_cost_stands_beside_the_budget(config, run, service):
     limited = dataclasses.replace(config, budget_usd=0.5)
     plan = prepare(limited)
-    read = plan.expected_tokens + plan.evaluations * plan.valid.tokens
+    read = plan.forecast.tokens + plan.forecast.evaluations * plan.valid.tokens
     dear = dataclasses.replace(plan, prices=Prices(1e6 / read, 0.0, 0.0))  # a dollar for all that is read
     report = preflight(limited, run.path, preparation=dear, service=service)
     assert found(report, "cost") == [
@@ -262,6 +262,6 @@ def test_patience_that_cannot_run_out_is_said(small_plan, run, patience, said):
     """Six evaluations: the first one always improves, so a patience of 5 runs out with the last one at the earliest."""
     config = dataclasses.replace(small_plan.config, early_stopping_patience=patience)
     plan = dataclasses.replace(small_plan, config=config)
-    assert plan.evaluations == 6
+    assert plan.forecast.evaluations == 6
     sentences = [check.sentence for check in preflight(config, run.path, preparation=plan).checks]
     assert any("needs at least 7 evaluations, but only 6 are planned" in sentence for sentence in sentences) is said

@@ -480,7 +480,7 @@ async def test_the_budget_ends_the_run_before_it_is_passed(config, service, run)
     limited = dataclasses.replace(config, budget_usd=1.0, eval_interval_steps=0, eval_at_epoch_end=False)
     # At this price the run's 12 steps would cost 2 dollars.
     plan = prepare(limited)
-    price = 2.0 / plan.expected_tokens * 1e6
+    price = 2.0 / plan.forecast.tokens * 1e6
     plan = dataclasses.replace(plan, prices=Prices(price, 0.0, 0.0))
     assert any("$1.00" in warning for warning in plan.forecast.warnings)
     result = await fit(limited, run.path, service=service, preparation=plan)

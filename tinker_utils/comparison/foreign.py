@@ -16,7 +16,6 @@ loss: such a log is refused by its name. Of several validation losses one is rea
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,7 @@ import numpy as np
 from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.comparison.run import Run, curve, placed_on
+from tinker_utils.config.changes import as_text
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import LossUnit
 from tinker_utils.run.series import FloatArray, Record, as_float
@@ -156,8 +156,7 @@ def read_trainer(state: Record, path: Path, name: str) -> Run:
     history = state["log_history"] if isinstance(state["log_history"], list) else []
     entries = [entry for entry in history if isinstance(entry, dict) and _has_step(entry)]
     _refuse_rewards(path, entries)
-    names = (key for entry in entries for key in entry if _TRAINER_EVALUATION.fullmatch(key))
-    evaluations = _chosen(names, "eval_loss")
+    evaluations = _chosen((key for row in entries for key in row if _TRAINER_EVALUATION.fullmatch(key)), "eval_loss")
     shown = next(iter(evaluations), "")
     evaluated = [entry for entry in entries if shown and shown in entry]
     steps, losses, epochs = (_column(entries, key) for key in ("step", "loss", "epoch"))
@@ -203,11 +202,8 @@ def flat_settings(settings: object, prefix: str = "") -> dict[str, str]:
 def _as_text(value: object) -> str:
     """Return a value in a cell's length, the same for 2e-4 and 0.0002, and for one list in any order."""
     if isinstance(value, list):
-        text = " ".join(sorted(map(str, value)))
-    elif isinstance(value, float):
-        text = f"{value:g}"
-    else:
-        text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+        value = " ".join(sorted(map(str, value)))
+    text = f"{value:g}" if isinstance(value, float) else as_text(value)
     return text if len(text) <= _MAX_SETTING else f"{text[:_MAX_SETTING]}…"
 
 

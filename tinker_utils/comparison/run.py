@@ -12,6 +12,7 @@ import numpy as np
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.series import FloatArray
 
+# The fields of a `Curve` that say where its points stand.
 Axis = Literal["step", "tokens", "dollars"]
 AXES: tuple[Axis, ...] = ("step", "tokens", "dollars")
 
@@ -37,13 +38,9 @@ class Curve:
     def __len__(self) -> int:
         return len(self.step)
 
-    def along(self, by: Axis) -> FloatArray:
-        """Return where the points stand on an axis, shape [points]."""
-        return {"step": self.step, "tokens": self.tokens, "dollars": self.dollars}[by]
-
     def known(self, by: Axis) -> tuple[FloatArray, FloatArray]:
         """Return (place on the axis, loss) of the points where both are known."""
-        place = self.along(by)
+        place: FloatArray = getattr(self, by)
         usable = np.isfinite(place) & np.isfinite(self.loss)
         return place[usable], self.loss[usable]
 
@@ -89,7 +86,7 @@ class Run:
     def last(self, by: Axis) -> float | None:
         """Return how far the run got on an axis; None where the log does not say."""
         steps = [self.steps] if by == "step" and self.steps is not None else []
-        places = np.concatenate([self.train.along(by), self.valid.along(by), steps])
+        places = np.concatenate([getattr(self.train, by), getattr(self.valid, by), steps])
         places = places[np.isfinite(places)]
         return float(places.max()) if len(places) else None
 

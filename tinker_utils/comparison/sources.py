@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -168,11 +167,13 @@ class LogReader:
         stat = path.stat() if exists(path) else None
         if stat is None or not stat.st_size:  # not begun, or being written anew
             return
+        begun, (inode, size) = exists(path.with_name("run.json")), self._known
         try:
-            if self._is_own(path, stat):
+            grown = stat.st_ino == inode and stat.st_size >= size
+            if begun or grown or _reader_of(path) is _read_own:
                 self._own = self._own if self._own.path == path else MetricsReader(path)
                 self._own.poll()
-                if self._own.log.is_empty and not exists(path.with_name("run.json")):
+                if self._own.log.is_empty and not begun:
                     read_metrics(path)  # which says why there is nothing to show
                 self.log, self.about, self._known = self._own.log, "", (stat.st_ino, stat.st_size)
             else:
@@ -181,12 +182,6 @@ class LogReader:
                 self.log, self.about = _as_metrics_log(run), f"{run.describe()}."
         except MetricsError as error:
             self.about = str(error)
-
-    def _is_own(self, path: Path, stat: os.stat_result) -> bool:
-        inode, size = self._known
-        if exists(path.with_name("run.json")) or (stat.st_ino == inode and stat.st_size >= size):
-            return True
-        return _reader_of(path) is _read_own
 
 
 def _as_metrics_log(run: Run) -> MetricsLog:

@@ -18,8 +18,6 @@ from tinker_utils.run.metrics import ema
 UNKNOWN = "–"
 # Weight of the past in the average that stands for a noisy train loss, in the table and in pictures.
 SMOOTHING = 0.7
-# Where a run was written to says nothing about what it did, and differs always.
-_BESIDE_THE_POINT = frozenset({"output.dir"})
 
 
 def read_run(path: Path | str, name: str | None = None) -> Run:
@@ -48,9 +46,8 @@ def read_runs(paths: Iterable[Path | str] | Mapping[str, Path | str]) -> list[Ru
     if not found:
         raise MetricsError("runs: there is nothing to compare; give at least one run directory or metrics file.")
     logs = [find_log(path) for path in found]
-    for log in logs:
-        if logs.count(log) > 1:
-            raise MetricsError(f"{log}: is given twice; give each run once.")
+    if twice := next((log for log in logs if logs.count(log) > 1), None):
+        raise MetricsError(f"{twice}: is given twice; give each run once.")
     names = _distinct([_place(path) for path in found])
     return [read_log(log, name) for log, name in zip(logs, names, strict=True)]
 
@@ -76,9 +73,8 @@ def _distinct(places: Sequence[Path]) -> list[str]:
     return names
 
 
-def axes_known(runs: Iterable[Run]) -> list[Axis]:
+def axes_known(runs: Sequence[Run]) -> list[Axis]:
     """Return the axes that at least one of the runs can be drawn along."""
-    runs = list(runs)
     return [by for by in AXES if any(len(one.known(by)[0]) for run in runs for one in (run.train, run.valid))]
 
 
@@ -110,7 +106,8 @@ def compare(runs: Sequence[Run]) -> Table:
 def _differing(runs: Sequence[Run]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     values = {key: {run.settings[key] for run in runs if key in run.settings} for key in keys}
-    return [key for key in keys if len(values[key]) > 1 and key not in _BESIDE_THE_POINT]
+    # Where a run was written to says nothing about what it did, and differs always.
+    return [key for key in keys if len(values[key]) > 1 and key != "output.dir"]
 
 
 def _words(value: float | None, format: Callable[[float], str] = number) -> str | None:

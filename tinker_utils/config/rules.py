@@ -26,8 +26,6 @@ TARGET_MODULES = ATTENTION_MODULES + MLP_MODULES + UNEMBED_MODULES
 
 # Control characters, and halves of surrogate pairs.
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# Words that are longer resemble no setting, and comparing them takes long.
-_MAX_WORD = 100
 HOSTED_KEY = "TINKER_API_KEY"
 # What such variables hold is blacked out wherever it would be shown, and no key looks like such a name.
 _KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD)")
@@ -131,10 +129,6 @@ def plain(value: Any) -> Any:
     return {key: plain(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
 def _number(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         return None
@@ -191,7 +185,7 @@ def _key_variable(value: object) -> str | None:
 
 
 _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
-    "integer": _integer,
+    "integer": lambda value: value if isinstance(value, int) and not isinstance(value, bool) else None,
     "number": _number,
     "true or false": lambda value: value if isinstance(value, bool) else None,
     "text": _text,
@@ -218,7 +212,7 @@ class Checked:
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return ` (did you mean X?)` where a known name is close to `word`, else nothing."""
     by_leaf = {name.rpartition(".")[2]: name for name in known}
-    word = word[:_MAX_WORD]
+    word = word[:100]  # a longer one resembles no setting, and comparing it takes long
     close = difflib.get_close_matches(word, known, n=1) or [
         by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), n=1)
     ]

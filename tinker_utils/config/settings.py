@@ -241,9 +241,9 @@ class TrainingConfig(Checked):
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""
-        lora = {key: plain(getattr(self.lora, name)) for key, name in _LORA_FIELDS.items()}
-        own = {key: plain(getattr(self, name)) for key, name in _TRAINING_FIELDS.items()}
-        return {key: (lora | own)[key] for key in RULES}
+        values = {key: getattr(self.lora, name) for key, name in _LORA_FIELDS.items()}
+        values |= {key: getattr(self, name) for key, name in _TRAINING_FIELDS.items()}
+        return {key: plain(values[key]) for key in RULES}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
         """Return the same with some settings replaced, by their dotted keys.
@@ -254,17 +254,16 @@ class TrainingConfig(Checked):
         return from_values(self.to_flat_dict() | dict(overrides), self.base_dir)
 
 
-# A configuration of this project has a few thousand characters, and YAML is slow to read.
+# Bytes of a configuration file, at most: one of this project has a few thousand, and YAML is slow to read.
 MAX_CONFIG = 1_000_000
-"""Bytes of a configuration file, at most."""
 _LORA_FIELDS = {rule.key: name for name, rule in rules_of(LoraConfig).items()}
 _TRAINING_FIELDS = {rule.key: name for name, rule in rules_of(TrainingConfig).items()}
-_FIRST = ("service", "model", "service_key_env")
 # The rule of each setting by its dotted key, in the order of a file.
 RULES: dict[str, Rule] = {
     rule.key: rule
     for rule in sorted(
-        (*rules_of(LoraConfig).values(), *rules_of(TrainingConfig).values()), key=lambda rule: rule.key not in _FIRST
+        (*rules_of(LoraConfig).values(), *rules_of(TrainingConfig).values()),
+        key=lambda rule: rule.key not in ("service", "model", "service_key_env"),
     )
 }
 
@@ -296,9 +295,8 @@ def load_config_from_yaml(
                 f"overrides: expected dotted keys and values, received {quoted(overrides)}; write key: value."
             )
         own = _flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()})
-        values |= own
         directory = path.resolve().parent
-        return from_values(values, directory.parent if directory.name == "configs" else directory)
+        return from_values(values | own, directory.parent if directory.name == "configs" else directory)
     except ConfigError as error:
         to_blame = "overrides" if str(error).partition(":")[0] in {"overrides", *own} else where
         raise ConfigError(str(error) if str(error).startswith("overrides:") else f"{to_blame}: {error}") from error
@@ -310,9 +308,8 @@ def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingC
     Raises:
         ConfigError: a key is unknown, or a value is not allowed.
     """
-    for key in values:
-        if key not in RULES:
-            raise ConfigError(f"{key}: there is no such setting{did_you_mean(key, list(RULES))}.")
+    if unknown := [key for key in values if key not in RULES]:
+        raise ConfigError(f"{unknown[0]}: there is no such setting{did_you_mean(unknown[0], list(RULES))}.")
     lora = LoraConfig(**{_LORA_FIELDS[key]: value for key, value in values.items() if key in _LORA_FIELDS})
     rest = {_TRAINING_FIELDS[key]: value for key, value in values.items() if key in _TRAINING_FIELDS}
     return TrainingConfig(lora=lora, base_dir=base_dir, **rest)

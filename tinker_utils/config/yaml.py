@@ -30,10 +30,6 @@ class StrictLoader(yaml.SafeLoader):
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
-    def construct_decimal(self, node: yaml.ScalarNode) -> int:
-        """Return an integer, always in base ten."""
-        return int(self.construct_scalar(node))
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node; a few aliases in each other can stand for billions of values, or for themselves."""
         if self.check_event(yaml.AliasEvent) and any(node.end_mark is None for node in self.anchors.values()):
@@ -54,13 +50,12 @@ for _tag, _pattern, _first in (
 ):
     StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 # What YAML 1.2's core does not have (dates, sets, binary data …) is refused like any unknown tag.
-_CORE = ("null", "bool", "int", "float", "str", "seq", "map")
 StrictLoader.yaml_constructors = {
     tag: construct
     for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None or tag.rpartition(":")[2] in _CORE
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
 }
-StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_decimal)
+StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 StrictLoader.add_constructor("tag:yaml.org,2002:map", StrictLoader.construct_mapping)
 
 

@@ -18,7 +18,6 @@ from tinker_utils.errors import DataError
 
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,7 @@ class Conversation:
 
     def last_assistant(self) -> int | None:
         """Return the index of the last assistant message, or None."""
-        for index in range(len(self.messages) - 1, -1, -1):
-            if self.messages[index]["role"] == "assistant":
-                return index
-        return None
+        return max((i for i, message in enumerate(self.messages) if message["role"] == "assistant"), default=None)
 
 
 def read_conversations(path: Path | str) -> list[Conversation]:
@@ -60,7 +56,7 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
 def open_data_file(path: Path) -> Iterator[BinaryIO]:
     """Open a data file to read it as bytes; raises DataError where it cannot be read."""
     try:
-        with open(path, "rb", buffering=_READ_BYTES, opener=regular) as file:
+        with open(path, "rb", buffering=1 << 20, opener=regular) as file:
             yield file
     except OSError as error:
         raise DataError(
@@ -85,11 +81,15 @@ def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:
             f'{source}: expected {{"messages": [at least one message]}}, received {received}; correct the line.'
         )
     for position, message in enumerate(messages, start=1):
-        problem = _message_problem(message)
-        if problem:
+        if problem := _message_problem(message):
             raise DataError(f"{source}: message {position} {problem}; correct the line.")
-    if (b"\\ud" in raw or b"\\uD" in raw) and _has_half_pair(messages):
-        raise DataError(f"{source}: holds half of a surrogate pair, which is not a character; correct the line.")
+    if b"\\ud" in raw or b"\\uD" in raw:  # only an escape can bring in what cannot be written as UTF-8
+        try:
+            json.dumps(messages, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{source}: holds half of a surrogate pair, which is not a character; correct the line."
+            ) from error
     return Conversation(tuple(messages), source)
 
 
@@ -102,12 +102,3 @@ def _message_problem(message: object) -> str | None:
     if not isinstance(content, str):
         return f"has a content of type {type(content).__name__}, not text"
     return None
-
-
-def _has_half_pair(messages: list[Any]) -> bool:
-    """Return whether a text cannot be written as UTF-8; only an escape in the JSON can bring that in."""
-    try:
-        json.dumps(messages, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -1,7 +1,7 @@
 """A chat file too large for memory: each line checked in one pass, its conversation found again by its place.
 
-Checking takes a few seconds a gigabyte, as `msgspec` decodes a line into the fields that matter. A line that it does
-not accept is looked at once more by `parse_conversation`, which decides, and which says what is wrong.
+Checking takes a few seconds a gigabyte, as `msgspec` decodes a line that has nothing but roles and contents. Any other
+is looked at by `parse_conversation`, which decides, and which says what is wrong.
 """
 
 from __future__ import annotations
@@ -25,36 +25,20 @@ TRAIN_FILE, VALID_FILE, TEST_FILE = "train.jsonl", "valid.jsonl", "test.jsonl"
 _PIECE = 1 << 20
 # Where a line begins, how many bytes it has, and its number.
 _PLACE = np.dtype([("offset", np.int64), ("size", np.uint32), ("number", np.uint32)])
-# A line with fewer brackets than this surely nests no deeper than `parse_json` allows.
-_FEW_BRACKETS = 90
 
 
-class _Message(msgspec.Struct, gc=False):
+class _Message(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 
-class _Line(msgspec.Struct, gc=False):
+class _Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """A line without further fields, which is all that most files have."""
+
     messages: list[_Message]
 
 
-class _PlainMessage(_Message, gc=False, forbid_unknown_fields=True):
-    """A message without further fields, which is all that most files have."""
-
-
-class _PlainLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    messages: list[_PlainMessage]
-
-
-class _CheckedLine(msgspec.Struct, gc=False):
-    """A line whose other fields are known to be harmless."""
-
-    messages: list[_PlainMessage]
-
-
 _decode = msgspec.json.Decoder(_Line).decode
-_decode_plain = msgspec.json.Decoder(_PlainLine).decode
-_decode_checked = msgspec.json.Decoder(_CheckedLine).decode
 _REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -114,7 +98,7 @@ class ChatIndex:
             os.lseek(self._file, offset, os.SEEK_SET)
             raw = os.read(self._file, size)
         try:
-            plain = _decode_checked(raw).messages
+            plain = _decode(raw).messages
         except _REFUSALS:
             return parse_conversation(raw, self.path, number)
         messages = [{"role": message.role, "content": message.content} for message in plain]
@@ -144,27 +128,13 @@ def _answered(lines: list[bytes], path: Path, first: int) -> tuple[NDArray[np.in
     unanswered = 0
     for i, raw in enumerate(lines):
         try:
-            messages = _decode_plain(raw).messages
+            messages = _decode(raw).messages
             if messages[-1].role == "assistant" and len(messages) > 1:
                 continue
         except (*_REFUSALS, IndexError):
             pass
-        answered = _has_answer(raw, path, first + i)
-        if not answered:
+        blank = not raw.removeprefix(codecs.BOM_UTF8 if first + i == 1 else b"").strip()
+        if blank or not parse_conversation(raw, path, first + i).last_assistant():
             others.append(i)
-            unanswered += answered is False
+            unanswered += not blank
     return np.delete(np.arange(len(lines)), others), unanswered
-
-
-def _has_answer(raw: bytes, path: Path, number: int) -> bool | None:
-    """Return whether a message of the assistant follows another one; None for a blank line."""
-    if not raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
-        return None
-    try:
-        messages = _decode(raw).messages
-        # Fields that are skipped are checked for their syntax, but neither for UTF-8 nor for depth.
-        if messages and (raw.isascii() or raw.decode()) and raw.count(b"[") + raw.count(b"{") < _FEW_BRACKETS:
-            return any(message.role == "assistant" for message in messages[1:])
-    except _REFUSALS:
-        pass
-    return bool(parse_conversation(raw, path, number).last_assistant())

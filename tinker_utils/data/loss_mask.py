@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinker_utils.batching import Example
 from tinker_utils.data.template import Span, Tokenizer
 
-MaskedTokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # token ids, and which of them lie in a span
+
+class Encoded(NamedTuple):
+    """A text in full length: token ids, int32, shape [n], and which of them lie in a span, bool, shape [n]."""
+
+    tokens: NDArray[np.int32]
+    completion: NDArray[np.bool_]
+
+    def example(self, max_seq_length: int) -> Example | None:
+        """Return the example of the first `max_seq_length` tokens; None where no completion token is left in it."""
+        weights = self.completion[1:max_seq_length].astype(np.float32)
+        return Example(self.tokens[:max_seq_length], weights) if weights.any() else None
 
 
-def tokens_and_mask(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> list[MaskedTokens]:
+def tokens_and_mask(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> list[Encoded]:
     """Return tokens of each text and which of them lie in a span; all texts go to the tokenizer in one call."""
     if not texts:
         return []
@@ -32,7 +43,7 @@ def tokens_and_mask(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenize
     ]
 
 
-def _masked(text: str, spans: list[Span], encoding: Any) -> MaskedTokens | None:
+def _masked(text: str, spans: list[Span], encoding: Any) -> Encoded | None:
     """Return a text's tokens and mask; None where a token crosses a span's edge, or none begins there."""
     if encoding is None:
         return None
@@ -43,7 +54,7 @@ def _masked(text: str, spans: list[Span], encoding: Any) -> MaskedTokens | None:
         if first is None or behind is None:
             return None
         mask[first:behind] = True
-    return np.array(encoding.ids, dtype=np.int32), mask
+    return Encoded(np.array(encoding.ids, dtype=np.int32), mask)
 
 
 def _token_at(encoding: Any, edge: int) -> int | None:
@@ -52,11 +63,11 @@ def _token_at(encoding: Any, edge: int) -> int | None:
     return token if token is not None and encoding.token_to_chars(token)[0] == edge else None
 
 
-def _encode_in_parts(text: str, spans: list[Span], tokenizer: Tokenizer) -> MaskedTokens:
+def _encode_in_parts(text: str, spans: list[Span], tokenizer: Tokenizer) -> Encoded:
     """Encode prompts and completions one by one, as sampling will: where a token would join the two."""
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     parts = [text[a:b] for a, b in pairwise(edges)]
     ids = tokenizer(parts, add_special_tokens=False)["input_ids"]
     tokens = np.concatenate([np.asarray(part, dtype=np.int32) for part in ids])
     mask = np.concatenate([np.full(len(part), i % 2 == 1) for i, part in enumerate(ids)])
-    return tokens, mask
+    return Encoded(tokens, mask)

@@ -10,30 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.batching import Example
 from tinker_utils.data.chat import Conversation, Message
-from tinker_utils.data.loss_mask import tokens_and_mask
+from tinker_utils.data.loss_mask import Encoded, tokens_and_mask
 from tinker_utils.data.template import Tokenizer, apply_template, texts_and_spans
 
 # How many conversations are handed to the tokenizer at once: enough for its threads, little enough for memory.
 _ENCODE_TOGETHER = 1024
-
-
-class Encoded(NamedTuple):
-    """A conversation in full length: token ids, int32, shape [n], and which of them are completion, bool, shape [n]."""
-
-    tokens: NDArray[np.int32]
-    completion: NDArray[np.bool_]
-
-    def example(self, max_seq_length: int) -> Example | None:
-        """Return the example of the first `max_seq_length` tokens; None where no completion token is left in it."""
-        weights = self.completion[1:max_seq_length].astype(np.float32)
-        return Example(self.tokens[:max_seq_length], weights) if weights.any() else None
 
 
 @dataclass(frozen=True)
@@ -58,18 +46,6 @@ class RenderedSet:
         """Return tokens that the model reads of each example, shape [examples]."""
         return np.fromiter((example.token_count for example in self.examples), np.int64, len(self.examples))
 
-    def answers_at(self) -> NDArray[np.int64]:
-        """Return the position, from 0, at which each example's first completion token is predicted."""
-        return np.fromiter((np.argmax(example.weights > 0) for example in self.examples), np.int64, len(self.examples))
-
-    def describe(self, name: str, max_seq_length: int) -> str:
-        """Return one sentence for a person: how many examples and tokens, how many were cut and skipped."""
-        return (
-            f"{name}: {len(self.examples):,} examples, {self.tokens:,} tokens, {self.completion_tokens:,} of them "
-            f"completion tokens; cut at {max_seq_length:,} tokens: {self.cut:,}; "
-            f"skipped, because no completion token is left: {self.skipped:,}."
-        )
-
 
 def render(
     conversations: Sequence[Conversation], tokenizer: Tokenizer, max_seq_length: int, train_on: str = "last_assistant"
@@ -79,17 +55,15 @@ def render(
     Raises:
         RenderingError: the template gives no prefix for a trained message, or refuses a conversation.
     """
-    examples: list[Example] = []
-    cut = skipped = 0
-    for start in range(0, len(conversations), _ENCODE_TOGETHER):
-        for encoded in encode(conversations[start : start + _ENCODE_TOGETHER], tokenizer, train_on):
-            cut += encoded is not None and len(encoded.tokens) > max_seq_length
-            example = encoded and encoded.example(max_seq_length)
-            if example:
-                examples.append(example)
-            else:
-                skipped += 1
-    return RenderedSet(tuple(examples), cut, skipped)
+    encoded = [
+        each
+        for start in range(0, len(conversations), _ENCODE_TOGETHER)
+        for each in encode(conversations[start : start + _ENCODE_TOGETHER], tokenizer, train_on)
+    ]
+    found = [each and each.example(max_seq_length) for each in encoded]
+    examples = tuple(example for example in found if example)
+    cut = sum(each is not None and len(each.tokens) > max_seq_length for each in encoded)
+    return RenderedSet(examples, cut, skipped=len(encoded) - len(examples))
 
 
 def encode(
@@ -105,7 +79,7 @@ def encode(
     """
     texts = texts_and_spans(conversations, tokenizer, train_on)
     answers = iter(tokens_and_mask([text for text in texts if text], tokenizer))
-    return [Encoded(*next(answers)) if text else None for text in texts]
+    return [next(answers) if text else None for text in texts]
 
 
 def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

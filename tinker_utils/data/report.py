@@ -15,6 +15,7 @@ import numpy as np
 from tinker_utils.basics.table import Table
 from tinker_utils.batching import Example
 from tinker_utils.data.chat import Conversation, Message
+from tinker_utils.data.rendering import RenderedSet
 
 Groups = tuple[tuple[Conversation, ...], ...]
 
@@ -60,7 +61,8 @@ class Duplicates:
 
     def counts(self) -> tuple[int, int, int]:
         """Return how many repeat an earlier one in train, how many in validation, and how many are in both."""
-        return _extra_copies(self.within_train), _extra_copies(self.within_valid), self.shared_valid
+        train, valid = (sum(len(group) - 1 for group in groups) for groups in (self.within_train, self.within_valid))
+        return train, valid, self.shared_valid
 
 
 def find_duplicates(
@@ -105,10 +107,6 @@ def _repeated(by_key: Mapping[Hashable, Sequence[Conversation]]) -> Groups:
     return tuple(tuple(group) for group in by_key.values() if len(group) > 1)
 
 
-def _extra_copies(groups: Groups) -> int:
-    return sum(len(group) - 1 for group in groups)
-
-
 def length_quantiles(lengths: Sequence[int], quantiles: Sequence[float] = QUANTILES) -> list[int]:
     """Return for each quantile q the least length that a share q of the lengths does not pass; none is interpolated.
 
@@ -130,57 +128,26 @@ def length_table(lengths: Mapping[str, Sequence[int]], quantiles: Sequence[float
     return Table(("tokens of", "examples", *names, "sum"), tuple(rows), "Lengths in tokens")
 
 
-@dataclass(frozen=True)
-class Truncation:
-    """The effect of a limit on the length of examples; all counts but the examples' are of tokens.
-
-    Attributes:
-        max_seq_length: the limit, in tokens.
-        examples: how many there are.
-        cut: how many of them are longer than the limit.
-        lost_examples: how many have no completion token left, and so are not trained on.
-        tokens: tokens that the model reads of the examples that are left, what a service bills for one pass.
-        completion_tokens: tokens in the loss that are left.
-        lost_completion_tokens: tokens that would be in the loss without the limit.
-    """
-
-    max_seq_length: int
-    examples: int
-    cut: int
-    lost_examples: int
-    tokens: int
-    completion_tokens: int
-    lost_completion_tokens: int
-
-
-def truncation(examples: Sequence[Example], max_seq_length: int) -> Truncation:
-    """Count what is left of `examples`, rendered in full length, when each is cut to `max_seq_length` tokens.
+def truncation(examples: Sequence[Example], max_seq_length: int) -> RenderedSet:
+    """Return what is left of `examples`, rendered in full length, when each is cut to `max_seq_length` tokens.
 
     Raises:
         ValueError: the limit leaves no target; 2 is the least.
     """
     if max_seq_length < 2:
         raise ValueError(f"max_seq_length must be 2 or more, got {max_seq_length}")
-    targets = max_seq_length - 1
-    kept = np.array([np.count_nonzero(example.weights[:targets]) for example in examples], dtype=np.int64)
-    read = np.array([min(example.token_count, targets) for example in examples], dtype=np.int64)
-    return Truncation(
-        max_seq_length=max_seq_length,
-        examples=len(examples),
-        cut=sum(len(example.tokens) > max_seq_length for example in examples),
-        lost_examples=int((kept == 0).sum()),
-        tokens=int(read[kept > 0].sum()),
-        completion_tokens=int(kept.sum()),
-        lost_completion_tokens=sum(example.completion_tokens for example in examples) - int(kept.sum()),
-    )
+    shortened = [Example(each.tokens[:max_seq_length], each.weights[: max_seq_length - 1]) for each in examples]
+    left = tuple(example for example in shortened if example.completion_tokens)
+    cut = sum(len(example.tokens) > max_seq_length for example in examples)
+    return RenderedSet(left, cut, skipped=len(shortened) - len(left))
 
 
 def truncation_table(examples: Sequence[Example], limits: Iterable[int]) -> Table:
     """Tabulate what each of several limits would do to `examples`, rendered in full length."""
     rows = []
     for limit in limits:
-        effect = truncation(examples, limit)
-        counts = (effect.cut, effect.lost_examples, effect.tokens, effect.lost_completion_tokens)
-        rows.append((f"{limit:,}", *(f"{count:,}" for count in counts)))
+        left = truncation(examples, limit)
+        lost = sum(example.completion_tokens for example in examples) - left.completion_tokens
+        rows.append(tuple(f"{count:,}" for count in (limit, left.cut, left.skipped, left.tokens, lost)))
     header = ("max_seq_length", "examples cut", "examples skipped", "tokens read", "completion tokens lost")
     return Table(header, tuple(rows), "Effect of max_seq_length")

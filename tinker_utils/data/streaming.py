@@ -160,15 +160,17 @@ class StreamedSet:
         per_byte = lengths[known].sum() / sizes[known].sum(dtype=np.int64)
         return np.where(known, lengths, np.minimum(sizes * per_byte, limit - 1).astype(np.int64))
 
-    def describe(self, name: str, max_seq_length: int) -> str:
-        """Return one sentence for a person: how many examples and tokens, how many are cut and skipped."""
-        about = "" if self.exact else "about "
-        return (
-            f"{name}: {len(self.examples):,} examples, {about}{self.tokens:,} tokens, {about}"
-            f"{self.completion_tokens:,} of them completion tokens; cut at {max_seq_length:,} tokens: {about}"
-            f"{self.cut:,}; skipped, because no completion token is left: {about}{self.skipped:,}; "
-            "rendered during training."
-        )
+
+def describe(data: RenderedSet | StreamedSet, name: str, max_seq_length: int) -> str:
+    """Return one sentence for a person: how many examples and tokens, how many are cut and skipped."""
+    about, end = "", "."
+    if isinstance(data, StreamedSet):
+        about, end = "" if data.exact else "about ", "; rendered during training."
+    return (
+        f"{name}: {len(data.examples):,} examples, {about}{data.tokens:,} tokens, {about}{data.completion_tokens:,} "
+        f"of them completion tokens; cut at {max_seq_length:,} tokens: {about}{data.cut:,}; "
+        f"skipped, because no completion token is left: {about}{data.skipped:,}{end}"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ from tinker_utils.errors import RenderingError
 
 Span = tuple[int, int]
 _Turn = tuple[Conversation, int]  # and which of its messages is trained on
-_Texts = tuple[str, str]  # the prompt of a turn, and the same with its answer
 
 
 class Tokenizer(Protocol):
@@ -44,7 +43,8 @@ def texts_and_spans(
     """Return each conversation's text up to its last trained message, and the [start, end) of each completion in it."""
     trained = [_trained(conversation, train_on) for conversation in conversations]
     turns = [(c, i) for c, indices in zip(conversations, trained, strict=True) for i in indices]
-    rendered = iter(zip(turns, _texts(turns, tokenizer), strict=True))
+    answered, prompts = (_apply_to_all(turns, tokenizer, prompt) for prompt in (False, True))
+    rendered = iter(zip(turns, prompts, answered, strict=True))
     return [_with_spans([next(rendered) for _ in indices], train_on) if indices else None for indices in trained]
 
 
@@ -56,10 +56,10 @@ def _trained(conversation: Conversation, train_on: str) -> list[int]:
     return [i for i in range(1, last + 1) if conversation.messages[i]["role"] == "assistant"]
 
 
-def _with_spans(turns: Sequence[tuple[_Turn, _Texts]], train_on: str) -> tuple[str, list[Span]]:
+def _with_spans(turns: Sequence[tuple[_Turn, str, str]], train_on: str) -> tuple[str, list[Span]]:
     """Return the text of the last trained turn; each turn comes with its prompt and its answered prompt."""
-    text = turns[-1][1][1]
-    for (conversation, index), (prompt, answered) in turns:
+    text = turns[-1][2]
+    for (conversation, index), prompt, answered in turns:
         if not (answered.startswith(prompt) and text.startswith(answered)):
             several = train_on != "last_assistant"
             advice = "set training.train_on to last_assistant" if several else "use a model whose template only appends"
@@ -67,12 +67,7 @@ def _with_spans(turns: Sequence[tuple[_Turn, _Texts]], train_on: str) -> tuple[s
                 f"{conversation.source}: the chat template does not begin the text of message {index + 1} with that of "
                 f"the messages before it, so prompt and completion cannot be told apart; {advice}."
             )
-    return text, [(len(prompt), len(answered)) for _, (prompt, answered) in turns]
-
-
-def _texts(turns: Sequence[_Turn], tokenizer: Tokenizer) -> list[_Texts]:
-    answered = _apply_to_all(turns, tokenizer, prompt=False)
-    return list(zip(_apply_to_all(turns, tokenizer, prompt=True), answered, strict=True))
+    return text, [(len(prompt), len(answered)) for _, prompt, answered in turns]
 
 
 def _apply_to_all(turns: Sequence[_Turn], tokenizer: Tokenizer, prompt: bool) -> list[str]:

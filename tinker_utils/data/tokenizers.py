@@ -11,8 +11,6 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.sandbox import has_powers
 from tinker_utils.errors import ServiceError
 
-_TINY = "tiny"
-_PACKAGED_MODEL = Path(__file__).parents[1] / "local" / "base_model"
 # Two threads that import transformers at once can find its lazy module half made.
 _IMPORTING = threading.Lock()
 
@@ -24,8 +22,8 @@ def load_tokenizer(config: TrainingConfig) -> Any:
         ServiceError: it cannot be loaded, or has no chat template.
     """
     name = config.resolved().model
-    if name == _TINY:
-        name = str(_PACKAGED_MODEL)
+    if name == "tiny":
+        name = str(Path(__file__).parents[1] / "local" / "base_model")
     try:
         with _IMPORTING:
             from transformers import AutoTokenizer

@@ -1,6 +1,5 @@
 from .cost import (
     Prices as Prices,
-    estimate_training_cost as estimate_training_cost,
     load_prices as load_prices,
     prices_for as prices_for,
     token_cost as token_cost,

@@ -42,16 +42,11 @@ class Prices:
 
 
 def token_cost(tokens: float, usd_per_million: float) -> float:
-    """Return dollars for `tokens` at a price per million."""
-    return tokens * usd_per_million / 1_000_000
+    """Return dollars for `tokens` at a price per million.
 
-
-def estimate_training_cost(examples: int, tokens_per_example: float, epochs: float, usd_per_million: float) -> float:
-    """Return dollars for training `epochs` times on `examples` of `tokens_per_example` tokens each.
-
-    19,845 examples of 500 tokens at 0.40 dollars a million: 11.91 dollars for 3 epochs, 5.95 for 1.5.
+    19,845 examples of 500 tokens, three times, at 0.40 dollars a million: 11.91 dollars.
     """
-    return token_cost(examples * tokens_per_example * epochs, usd_per_million)
+    return tokens * usd_per_million / 1_000_000
 
 
 def load_prices(path: Path | str = PRICES_FILE) -> dict[str, Prices]:

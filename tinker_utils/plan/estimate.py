@@ -46,7 +46,9 @@ class DataLengths:
     @classmethod
     def of(cls, train: RenderedSet | StreamedSet, valid: RenderedSet | None, max_seq_length: int) -> DataLengths:
         """Count in data that was rendered with `max_seq_length`."""
-        answers = train.answers_at() if isinstance(train, RenderedSet) else None
+        answers = None
+        if isinstance(train, RenderedSet):
+            answers = np.array([np.argmax(example.weights > 0) for example in train.examples], dtype=np.int64)
         return cls(train.lengths(), None if valid is None else valid.lengths(), max_seq_length, train.cut, answers)
 
     @classmethod
@@ -99,8 +101,16 @@ def forecast(
         *_about_data(config, data, len(usable)),
         *about_money(config, cost),
     )
-    warm = warmup_steps(steps, config.warmup_ratio)
-    return Forecast(len(usable), per_epoch, steps, warm, evaluations, tokens, cost, warnings)
+    return Forecast(
+        examples=len(usable),
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        warmup_steps=warmup_steps(steps, config.warmup_ratio),
+        evaluations=evaluations,
+        tokens=tokens,
+        cost_usd=cost,
+        warnings=warnings,
+    )
 
 
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:

@@ -18,7 +18,7 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
 from tinker_utils.data.rendering import RenderedSet, prompts_of
-from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, render_all
+from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import DataError
@@ -62,16 +62,6 @@ class Plan:
         lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
         return forecast(self.config, lengths, self.prices, list(map(len, self.sample_prompts)))
 
-    @property
-    def evaluations(self) -> int:
-        """Return how often the validation set is looked at, if nothing stops the run early."""
-        return self.forecast.evaluations
-
-    @property
-    def expected_tokens(self) -> int:
-        """Return tokens trained on, if nothing stops the run early."""
-        return self.forecast.tokens
-
     def cost_at(self, prices: Prices) -> float:
         """Return dollars for all epochs and their evaluations at the prices of another model or service."""
         return replace(self, prices=prices).forecast.cost_usd or 0.0
@@ -113,8 +103,8 @@ class Plan:
         lines = [
             f"{without_home(config.model)} on {config.service}: LoRA rank {config.lora.rank}, "
             f"alpha {config.lora.alpha}, dropout {config.lora.dropout:g}",
-            self.train.describe("train", length),
-            *([self.valid.describe("valid", length)] if self.valid else []),
+            describe(self.train, "train", length),
+            *([describe(self.valid, "valid", length)] if self.valid else []),
             f"steps: {self.total_steps:,} in {config.epochs} epochs of {self.batches.steps_per_epoch:,}, "
             f"{expected.warmup_steps:,} of them warm-up; {expected.evaluations:,} evaluations",
             f"at most {expected.tokens:,} tokens trained on; at most {cost}",
@@ -143,13 +133,21 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
         )
-    prices = prices_for(config.service, config.model)
     sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
-    digest = hashlib.sha256(train_digest + valid_digest).hexdigest()
     train, batches = _planned(_file(index, tokenizer, config), config)
     found = {train_file: train_digest, valid_file: valid_digest}
     files = {file.name: (file.stat().st_size, known.hex()) for file, known in found.items() if known}
-    return Plan(config, tokenizer, train, valid, batches, prices, digest, sampled, files)
+    return Plan(
+        config,
+        tokenizer,
+        train,
+        valid,
+        batches,
+        prices=prices_for(config.service, config.model),
+        data_digest=hashlib.sha256(train_digest + valid_digest).hexdigest(),
+        sampled=sampled,
+        files=files,
+    )
 
 
 def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,48 +21,21 @@ from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.figures import UNIT_WORDS
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray, MetricsLog
-from tinker_utils.style.axes import style_axes
-from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE
+from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE, style_axes
 
 Quantity = Literal["loss", "perplexity"]
 Scale = Literal["linear", "log"]
 
-_SIZE = (9.6, 5.2)  # inches
 # Records are pooled over several steps already: more would lag behind the curve of a short run.
 DEFAULT_SMOOTHING = 0.7
 _BINS = 450  # a panel is about 900 pixels wide
-_MARKED_POINTS = 60  # a line of more points is drawn without markers
+MARKED_POINTS = 60  # a line of more points is drawn without markers
 _AVERAGED = 1000  # records that have a weight in the last average, at any smoothing that the view offers
 _NAMED_EPOCHS = 8
 # matplotlib fails on axes that end near the largest float (1.8e308): it adds margins, squares and takes powers of ten
 # beyond them. No loss that means anything is larger than this, so what is has no place in the picture, like NaN.
 _MAX_DRAWN = 1e100
 _CONFIDENCE = 1.96  # standard errors that make a 95% band where a record, of an older run, does not say
-
-# A `gid` names an artist in the figure: tests and callers who restyle one find it by that.
-_Style = dict[str, Any]
-_TRAIN: _Style = {"gid": "train", "color": SKY, "linewidth": 0.8, "alpha": 0.6}
-_AVERAGE: _Style = {"gid": "average", "color": BLUE, "linewidth": 2, "markersize": 4}
-_VALIDATION: _Style = {
-    "gid": "validation", "color": VERMILION, "linewidth": 1.6, "linestyle": (0, (5, 1)),
-    "markersize": 5, "markeredgecolor": WHITE,
-}  # fmt: skip
-_BAND: _Style = {"gid": "band", "color": VERMILION, "alpha": 0.18, "linewidth": 0}
-_BEST: _Style = {
-    "gid": "best", "color": GREEN, "marker": "*", "markersize": 15, "markeredgecolor": WHITE, "linestyle": "",
-    "zorder": 5,
-}  # fmt: skip
-_EARLY_STOP: _Style = {
-    "gid": "early stop", "color": PURPLE, "linewidth": 1.8, "linestyle": "--", "marker": "X", "markevery": [1],
-    "clip_on": False,
-}  # fmt: skip
-_EPOCHS: _Style = {"gid": "epochs", "colors": PALE_INK, "linestyles": ":", "linewidth": 1}
-_SPEED: _Style = {"gid": "speed", "color": PALE_INK, "linewidth": 0.7, "alpha": 0.45}
-_SPEED_AVERAGE: _Style = {"gid": "speed average", "color": INK, "linewidth": 1.5}
-_LEGEND: _Style = {
-    "loc": "lower left", "bbox_to_anchor": (-0.008, 1.0), "ncols": 6, "frameon": False, "fontsize": 9,
-    "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.4, "borderaxespad": 0.2,
-}  # fmt: skip
 
 
 def figure(
@@ -74,7 +47,7 @@ def figure(
     title: str | None = None,
     reuse: Figure | None = None,
 ) -> Figure:
-    """Draw the curves of a run, 9.6 by 5.2 inches.
+    """Draw the curves of a run, 9.6 by 5.2 inches; the `gid` of an artist says what it shows.
 
     Args:
         log: what was read; of records in two units, those in `log.loss_unit` are drawn.
@@ -104,7 +77,10 @@ def figure(
     _draw_speed(lower, steps, _drawable(log.train["tokens_per_sec"][order]), smoothing)
     _draw_epochs(upper, lower, log.epoch_starts())
     upper.set_ylabel(quantity if quantity == "perplexity" else f"loss, {UNIT_WORDS[log.loss_unit]}")
-    upper.legend(**_LEGEND)
+    upper.legend(
+        loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncols=6, frameon=False, fontsize=9,
+        labelcolor=INK, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2,
+    )  # fmt: skip
     places = np.concatenate([steps, log.val_column("step")])
     if len(places) and places.min() == places.max():  # matplotlib would show a hundredth of a step
         upper.set_xlim(places[0] - 1, places[0] + 1)
@@ -153,18 +129,17 @@ def describe(log: MetricsLog, smoothing: float = DEFAULT_SMOOTHING) -> str:
 
 def _blank() -> Figure:
     """Return two empty panels, of one look whatever style the user's own matplotlib has."""
-    drawing = Figure(figsize=_SIZE, facecolor=WHITE)
+    drawing = Figure(figsize=(9.6, 5.2), facecolor=WHITE)
     upper, lower = drawing.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     for axes in (upper, lower):
         style_axes(axes)
         axes.margins(x=0.012)
         axes.yaxis.set_label_coords(-0.062, 0.5)
     lower.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    lower.xaxis.set_major_formatter(FuncFormatter(_with_thousands))
+    lower.xaxis.set_major_formatter("{x:,.0f}")
     lower.yaxis.set_major_locator(MaxNLocator(nbins=3))
-    lower.yaxis.set_major_formatter(FuncFormatter(_with_thousands))
-    lower.set_xlabel("step")
-    lower.set_ylabel("tokens / s")
+    lower.yaxis.set_major_formatter("{x:,.0f}")
+    lower.set(xlabel="step", ylabel="tokens / s")
     return drawing
 
 
@@ -183,8 +158,7 @@ def _emptied(drawing: Figure) -> Figure:
 def _set_scale(axes: Axes, scale: Scale) -> None:
     # A margin below the least floats would end at 0, which no logarithmic axis has.
     if scale == "linear" or not 0 < axes.dataLim.ymax < np.inf or axes.dataLim.minposy < 1 / _MAX_DRAWN:
-        if axes.get_yscale() != "linear":
-            axes.set_yscale("linear")
+        axes.set_yscale("linear")
         return
     axes.set_yscale("log", nonpositive="mask")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -192,15 +166,16 @@ def _set_scale(axes: Axes, scale: Scale) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _with_thousands(value: float, _: int | None = None) -> str:
-    return f"{value:,.0f}"
-
-
 def _draw_train(axes: Axes, steps: FloatArray, losses: FloatArray, smoothing: float, quantity: Quantity) -> None:
-    marker = "." if len(steps) <= _MARKED_POINTS else ""
-    axes.plot(*extremes(steps, _shown(losses, quantity)), label="train", marker=marker, **_TRAIN)
-    average = _shown(ema(losses, smoothing), quantity)
-    axes.plot(*means(steps, average), label=f"train, smoothed {smoothing:g}", marker=marker, **_AVERAGE)
+    marker = "." if len(steps) <= MARKED_POINTS else ""
+    axes.plot(
+        *extremes(steps, _shown(losses, quantity)), label="train", gid="train",
+        color=SKY, linewidth=0.8, alpha=0.6, marker=marker,
+    )  # fmt: skip
+    axes.plot(
+        *means(steps, _shown(ema(losses, smoothing), quantity)), label=f"train, smoothed {smoothing:g}", gid="average",
+        color=BLUE, linewidth=2, marker=marker, markersize=4,
+    )  # fmt: skip
 
 
 def _draw_validation(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
@@ -213,10 +188,13 @@ def _draw_validation(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     error = np.where(np.isnan(error), _CONFIDENCE * stderr, error)
     has_band = bool(np.isfinite(error).any())
     if has_band:
-        axes.fill_between(steps, _shown(losses - error, quantity), _shown(losses + error, quantity), **_BAND)
-    label = "validation, 95% band" if has_band else "validation"
-    marker = "o" if len(losses) <= _MARKED_POINTS else ""
-    axes.plot(*extremes(steps, _shown(losses, quantity)), label=label, marker=marker, **_VALIDATION)
+        low, high = _shown(losses - error, quantity), _shown(losses + error, quantity)
+        axes.fill_between(steps, low, high, gid="band", color=VERMILION, alpha=0.18, linewidth=0)
+    axes.plot(
+        *extremes(steps, _shown(losses, quantity)), label="validation, 95% band" if has_band else "validation",
+        gid="validation", color=VERMILION, linewidth=1.6, linestyle=(0, (5, 1)),
+        marker="o" if len(losses) <= MARKED_POINTS else "", markersize=5, markeredgecolor=WHITE,
+    )  # fmt: skip
 
 
 def _draw_marks(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
@@ -224,16 +202,21 @@ def _draw_marks(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     best, step = log.best()
     if best is not None and step is not None and abs(step) <= _MAX_DRAWN:
         value = float(_shown(np.array([best]), quantity)[0])
-        axes.plot([step], [value], label=f"best {value:.4g} at step {step:,}", **_BEST)
+        axes.plot(
+            [step], [value], label=f"best {value:.4g} at step {step:,}", gid="best",
+            color=GREEN, marker="*", markersize=15, markeredgecolor=WHITE, linestyle="", zorder=5,
+        )  # fmt: skip
     stop = log.early_stop_step()
     if stop is not None and abs(stop) <= _MAX_DRAWN:
-        across = axes.get_xaxis_transform()
-        axes.plot([stop, stop], [0, 1], transform=across, label=f"stopped early at step {stop:,}", **_EARLY_STOP)
+        axes.plot(
+            [stop, stop], [0, 1], transform=axes.get_xaxis_transform(), label=f"stopped early at step {stop:,}",
+            gid="early stop", color=PURPLE, linewidth=1.8, linestyle="--", marker="X", markevery=[1], clip_on=False,
+        )  # fmt: skip
 
 
 def _draw_speed(axes: Axes, steps: FloatArray, speeds: FloatArray, smoothing: float) -> None:
-    axes.plot(*extremes(steps, speeds), **_SPEED)
-    axes.plot(*means(steps, ema(speeds, smoothing)), **_SPEED_AVERAGE)
+    axes.plot(*extremes(steps, speeds), gid="speed", color=PALE_INK, linewidth=0.7, alpha=0.45)
+    axes.plot(*means(steps, ema(speeds, smoothing)), gid="speed average", color=INK, linewidth=1.5)
     axes.set_ylim(bottom=0)
 
 
@@ -241,7 +224,10 @@ def _draw_epochs(upper: Axes, lower: Axes, starts: list[tuple[int, int]]) -> Non
     """Draw a dotted line where each later epoch begins; a few of many are named."""
     starts = [(epoch, step) for epoch, step in starts if abs(step) <= _MAX_DRAWN]
     for axes in (upper, lower):
-        axes.vlines([step for _, step in starts], 0, 1, transform=axes.get_xaxis_transform(), **_EPOCHS)
+        axes.vlines(
+            [step for _, step in starts], 0, 1, transform=axes.get_xaxis_transform(),
+            gid="epochs", colors=PALE_INK, linestyles=":", linewidth=1,
+        )  # fmt: skip
     right_edge = upper.dataLim.x1
     for epoch, step in starts[:: max(1, -(-len(starts) // _NAMED_EPOCHS))]:
         leftwards = step > right_edge - 0.07 * (right_edge - upper.dataLim.x0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tinker_utils.comparison.run import AXES, Axis, Curve, Run
-from tinker_utils.comparison.table import SMOOTHING
+from tinker_utils.comparison.table import SMOOTHING, axes_known
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray
-from tinker_utils.style.axes import style_axes
-from tinker_utils.style.curves import means
-from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE
+from tinker_utils.style.curves import MARKED_POINTS, means
+from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE, style_axes
 
 AXIS_WORDS: dict[Axis, str] = {"step": "step", "tokens": "tokens trained on", "dollars": "dollars spent"}
 
-_WIDTH, _PANEL, _MARGIN = 9.6, 2.1, 1.0  # inches
 _NAME_LENGTH = 26  # characters that fit beside a panel
-_MARKED_POINTS = 60  # a curve of more points is drawn without markers
 
 # Line style and marker change along with the colour, in cycles of other lengths: runs are told apart without any colour
 # as well.
@@ -46,27 +43,37 @@ def overlay(runs: Sequence[Run], by: Axis = "step") -> Figure:
         MetricsError: there is no such axis, no run, none that can be drawn along the axis, or too many to tell apart.
     """
     panels = _panels(runs, by)
-    height = _PANEL * len(panels) + _MARGIN
-    drawing = Figure(figsize=(_WIDTH, height), facecolor=WHITE)
+    height = 2.1 * len(panels) + 1.0  # inches
+    drawing = Figure(figsize=(9.6, height), facecolor=WHITE)
     drawing.subplots_adjust(left=0.075, right=0.735, top=1 - 0.42 / height, bottom=0.86 / height, hspace=0.28)
     grid = drawing.subplots(len(panels), 1, sharex=True, squeeze=False)
     for axes, (unit, members) in zip(grid[:, 0], panels.items(), strict=True):
         _plain(axes, by)
         axes.set_title(UNIT_WORDS[unit], loc="left", fontsize=9.5, color=INK)
-        names = [_draw(axes, run, runs.index(run), by) for run in members]
-        _legend(axes, names)
+        for run in members:
+            _draw(axes, run, runs.index(run), by)
+        legend = axes.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=9, labelcolor=INK, handlelength=3.2
+        )
+        # Names are set afterwards, as they are: of labels, matplotlib drops `_a` and typesets `$a$`.
+        for text, run in zip(legend.get_texts(), members, strict=True):
+            text.set(text=_short(run.name), parse_math=False)
     grid[-1, 0].set_xlabel(AXIS_WORDS[by])
-    _notes(drawing, runs, by, height)
+    marks = f"thick line: validation, with a star at its best; thin line: train, smoothed {SMOOTHING:g}"
+    for line, note in enumerate(filter(None, (marks, _not_drawn(runs, by)))):
+        y = (0.22 - 0.16 * line) / height
+        drawing.text(0.075, y, note, color=PALE_INK, fontsize=8.5, parse_math=False)
     return drawing
 
 
 def describe_overlay(runs: Sequence[Run], by: Axis = "step") -> str:
     """Describe the curves in a few sentences, for those who cannot see them; raises as `overlay` does."""
-    sentences = [f"Losses of {len(runs)} runs by {AXIS_WORDS[by]}, a panel for each unit."]
-    for unit, members in _panels(runs, by).items():
-        sentences.append(f"{_capital(UNIT_WORDS[unit])}: {'; '.join(_in_words(run) for run in members)}.")
-    missing = _not_drawn(runs, by)
-    return " ".join([*sentences, *([missing] if missing else [])])
+    panels = [
+        f"{UNIT_WORDS[unit].capitalize()}: {'; '.join(map(_in_words, members))}."
+        for unit, members in _panels(runs, by).items()
+    ]
+    beginning = f"Losses of {len(runs)} runs by {AXIS_WORDS[by]}, a panel for each unit."
+    return " ".join(filter(None, (beginning, *panels, _not_drawn(runs, by))))
 
 
 def _panels(runs: Sequence[Run], by: Axis) -> dict[LossUnit, list[Run]]:
@@ -75,27 +82,23 @@ def _panels(runs: Sequence[Run], by: Axis) -> dict[LossUnit, list[Run]]:
         raise MetricsError(f"by: there is no axis {by!r}; choose from {', '.join(AXES)}.")
     if len(runs) > MAX_RUNS:
         raise MetricsError(f"runs: {len(runs)} curves cannot be told apart; give at most {MAX_RUNS}.")
-    drawn = [run for run in runs if _can_be_drawn(run, by)]
+    drawn = [run for run in runs if by in axes_known([run])]
     if not drawn:
         raise MetricsError(f"by: none of the {len(runs)} runs has losses by {by}; choose another axis or other runs.")
     panels = {unit: [run for run in drawn if run.unit == unit] for unit in UNIT_WORDS}
     return {unit: members for unit, members in panels.items() if members}
 
 
-def _can_be_drawn(run: Run, by: Axis) -> bool:
-    return any(len(curve.known(by)[0]) for curve in (run.train, run.valid))
-
-
-def _draw(axes: Axes, run: Run, number: int, by: Axis) -> str:
-    """Draw a run's curves in the style of its number, and return what it is called in the legend."""
+def _draw(axes: Axes, run: Run, number: int, by: Axis) -> None:
+    """Draw a run's curves in the style of its number; one of them has a place in the legend."""
     colour, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
     x, y = _smoothed(run.train, by)
     (train,) = axes.plot(x, y, color=colour, linestyle=line, linewidth=1, alpha=0.75, gid=f"train {number}")
     x, y = run.valid.known(by)
     if not len(x):
         train.set_label("run")
-        return _short(run.name)
-    marker = _MARKERS[number % len(_MARKERS)] if len(x) <= _MARKED_POINTS else ""
+        return
+    marker = _MARKERS[number % len(_MARKERS)] if len(x) <= MARKED_POINTS else ""
     axes.plot(
         *means(x, y), color=colour, linestyle=line, linewidth=2, marker=marker, markersize=5,
         markeredgecolor=WHITE, label="run", gid=f"validation {number}",
@@ -105,7 +108,6 @@ def _draw(axes: Axes, run: Run, number: int, by: Axis) -> str:
         x[lowest], y[lowest], color=colour, marker="*", markersize=15, markeredgecolor=WHITE, zorder=5,
         gid=f"best {number}",
     )  # fmt: skip
-    return _short(run.name)
 
 
 def _smoothed(curve: Curve, by: Axis) -> tuple[FloatArray, FloatArray]:
@@ -122,28 +124,8 @@ def _plain(axes: Axes, by: Axis) -> None:
     axes.set_ylabel("loss")
 
 
-def _legend(axes: Axes, names: Iterable[str]) -> None:
-    """Name the curves beside the panel as they are: of labels, matplotlib drops `_a` and typesets `$a$`."""
-    legend = axes.legend(
-        loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=9, labelcolor=INK, handlelength=3.2
-    )
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_parse_math(False)
-        text.set_text(name)
-
-
-def _notes(drawing: Figure, runs: Sequence[Run], by: Axis, height: float) -> None:
-    notes = [
-        f"thick line: validation, with a star at its best; thin line: train, smoothed {SMOOTHING:g}",
-        _not_drawn(runs, by),
-    ]
-    for line, note in enumerate(filter(None, notes)):
-        y = (0.22 - 0.16 * line) / height
-        drawing.text(0.075, y, note, color=PALE_INK, fontsize=8.5, parse_math=False)
-
-
 def _not_drawn(runs: Sequence[Run], by: Axis) -> str:
-    missing = [_short(run.name) for run in runs if not _can_be_drawn(run, by)]
+    missing = [_short(run.name) for run in runs if by not in axes_known([run])]
     return f"Not drawn, because their logs do not give {by}: {', '.join(missing)}." if missing else ""
 
 
@@ -152,10 +134,6 @@ def _in_words(run: Run) -> str:
     if best is None:
         return f"{run.name}, train loss {_smoothed(run.train, 'step')[1][-1]:.4g} at the end"
     return f"{run.name}, lowest validation loss {best:.4g} at step {step:,}, {run.valid.loss[-1]:.4g} at the end"
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
 
 
 def _short(name: str) -> str:

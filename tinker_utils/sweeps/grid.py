@@ -18,8 +18,6 @@ from tinker_utils.config.rules import plain
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 from tinker_utils.run.directory import RunDirectory, run_path, write_atomically
 
-Outcome = Literal["done", "skipped", "failed"]
-
 
 @dataclass(frozen=True)
 class Rerun:
@@ -27,7 +25,7 @@ class Rerun:
 
     overrides: dict[str, Any]
     output_dir: Path
-    outcome: Outcome
+    outcome: Literal["done", "skipped", "failed"]
     error: str | None = None
 
 
@@ -103,9 +101,8 @@ def _check_parameters(notebook: Path, given: Sequence[str]) -> None:
             f"{notebook.name}: no cell is tagged `parameters`, so the grid would have no effect; tag the cell that "
             "sets output_dir and overrides."
         )
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"{notebook.name}: has no parameter {name}; it has {', '.join(known)}.")
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigError(f"{notebook.name}: has no parameter {unknown[0]}; it has {', '.join(known)}.")
 
 
 def _name(combination: Mapping[str, Any]) -> str:
@@ -123,8 +120,8 @@ def _run(
     from papermill.exceptions import PapermillExecutionError  # type: ignore[import-untyped]
 
     run, executed = RunDirectory(directory), directory / notebook.name
-    own = {"output_dir": str(directory), "overrides": {**shared, **combination}}
-    parameters = json.loads(without_home(json.dumps({**parameters, **own}, default=str)))
+    own = {"output_dir": str(directory), "overrides": shared | combination}
+    parameters = json.loads(without_home(json.dumps(parameters | own, default=str)))
     try:
         state = run.read_state()
         if state and state.ended and _parameters_of(executed) == parameters:

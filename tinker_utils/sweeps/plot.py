@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
 from tinker_utils.run.figures import UNIT_WORDS
-from tinker_utils.style.axes import style_axes
-from tinker_utils.style.palette import INK, SERIES, WHITE
+from tinker_utils.style.palette import INK, SERIES, WHITE, style_axes
 from tinker_utils.sweeps.study import Estimate, StudyRun
 
 _MARKERS = "os^DvPX"  # one for each colour, for readers in grey
@@ -21,8 +19,7 @@ def study_figure(runs: Sequence[StudyRun]) -> Figure:
     drawing = Figure(figsize=(9.6, 4.5), facecolor=WHITE, layout="constrained")
     axes = drawing.add_subplot()
     style_axes(axes)
-    for i, variant in enumerate(dict.fromkeys(run.variant for run in runs)):
-        by_step = _by_step([run for run in runs if run.variant == variant])
+    for i, (variant, by_step) in enumerate(_by_variant(runs)):
         axes.errorbar(
             list(by_step),
             [estimate.mean for estimate in by_step.values()],
@@ -34,26 +31,24 @@ def study_figure(runs: Sequence[StudyRun]) -> Figure:
             linewidth=1.5,
             capsize=2,
         )
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"validation loss, {UNIT_WORDS['nats/token']}")
+    axes.set(xlabel="step", ylabel=f"validation loss, {UNIT_WORDS['nats/token']}")
     axes.legend(frameon=False, labelcolor=INK)
     return drawing
 
 
-def _by_step(runs: Sequence[StudyRun]) -> dict[int, Estimate]:
-    """Return the validation loss of each step that a seed was evaluated at, in order."""
-    losses: defaultdict[int, list[float]] = defaultdict(list)
-    for run in runs:
-        for evaluation in run.evaluations:
-            losses[evaluation.step].append(evaluation.val_loss)
-    return {step: Estimate.of(losses[step]) for step in sorted(losses)}
+def _by_variant(runs: Sequence[StudyRun]) -> Iterator[tuple[str, dict[int, Estimate]]]:
+    """Yield each variant with the validation loss of each step that one of its seeds was evaluated at, in order."""
+    for variant in dict.fromkeys(run.variant for run in runs):
+        found = [each for run in runs if run.variant == variant for each in run.evaluations]
+        steps = sorted({each.step for each in found})
+        yield variant, {step: Estimate.of([each.val_loss for each in found if each.step == step]) for step in steps}
 
 
 def describe_study(runs: Sequence[StudyRun]) -> str:
     """Describe the picture in words: each variant's lowest and last mean validation loss."""
     sentences = []
-    for variant in dict.fromkeys(run.variant for run in runs):
-        means = {step: each.mean for step, each in _by_step([run for run in runs if run.variant == variant]).items()}
+    for variant, by_step in _by_variant(runs):
+        means = {step: estimate.mean for step, estimate in by_step.items()}
         lowest, last = min(means, key=lambda step: (math.isnan(means[step]), means[step])), max(means)
         sentences.append(
             f"{variant}: lowest mean validation loss {means[lowest]:.3f} at step {lowest}, "

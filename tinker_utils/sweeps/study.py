@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tinker_utils.training.resuming import resume_points
 from tinker_utils.training.start import fit, open_service
 
 _TESTED_TOGETHER = 256  # examples in one request, far below the protocol's 1,024
+# The 97.5% quantile of Student's t where the series of `t975` is not exact enough, from the tables.
 _T975_OF_FEW = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 _Planned = tuple[int, str]  # a run's seed and variant
 
@@ -66,11 +66,6 @@ class StudyRun:
         return self.evaluations[-1]
 
     @property
-    def best(self) -> StudyEvaluation:
-        """Return the evaluation of the lowest loss; one that has none is the best only where all are so."""
-        return min(self.evaluations, key=lambda evaluation: (math.isnan(evaluation.val_loss), evaluation.val_loss))
-
-    @property
     def test_loss(self) -> float:
         """Return the test loss of the weights handed over: the best of a run that may stop early, else the last."""
         return self.test_best if self.may_stop else self.test_last
@@ -91,8 +86,10 @@ class Estimate:
     def of(cls, values: Sequence[float]) -> Estimate:
         """Return the estimate from one value a seed."""
         n = len(values)
-        margin = _t975_of(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
-        return cls(statistics.fmean(values), margin)
+        if n == 1:
+            return cls(values[0], math.nan)
+        t = _T975_OF_FEW.get(n - 1) or t975(n - 1)
+        return cls(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(n))
 
     @property
     def verdict(self) -> str:
@@ -103,11 +100,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.margin:.3f}"
-
-
-def _t975_of(freedom: int) -> float:
-    """Return the 97.5% quantile of Student's t, from the tables where the series of `t975` is not exact enough."""
-    return _T975_OF_FEW.get(freedom) or t975(freedom)
 
 
 async def run_study(
@@ -142,22 +134,18 @@ async def run_study(
     directory = run_path(output_dir)
     planned = [(seed, name) for seed in seeds for name in variants]
     done: dict[_Planned, StudyRun] = {}
-    begun, new = _dealt(planned, variants, directory)
-    stores = dict.fromkeys([*begun, *(directory / f"checkpoints-{number}" for number in range(at_once))])
-    places = asyncio.Semaphore(at_once)
-
-    def taken(store: Path) -> Iterator[_Planned]:
-        while left := begun[store] or new:
-            yield left.popleft()
+    left = _dealt(planned, variants, directory)
+    places = range(min(at_once, len(planned)))
+    stores = dict.fromkeys([*filter(None, left), *(directory / f"checkpoints-{number}" for number in places)])
+    free = asyncio.Semaphore(at_once)
 
     async def train(store: Path) -> None:
-        async with places:
-            runs = taken(store)
-            first = next(runs, None)
-            if first is None:
+        async with free:
+            if not (left[store] or left[None]):
                 return
             async with open_service(next(iter(variants.values())), store) as service:
-                for seed, name in itertools.chain([first], runs):
+                while runs := left[store] or left[None]:
+                    seed, name = runs.popleft()
                     done[seed, name] = await _trained(_directory(directory, name, seed), name, seed, variants, service)
                     await asyncio.to_thread(service.renew)  # a session holds its models to its end
                     if on_run is not None:
@@ -178,16 +166,15 @@ def _directory(study: Path, name: str, seed: int) -> RunDirectory:
 
 def _dealt(
     planned: Sequence[_Planned], variants: Mapping[str, TrainingConfig], study: Path
-) -> tuple[defaultdict[Path, deque[_Planned]], deque[_Planned]]:
-    """Return the runs that go on where their checkpoints are, by that store, and those that may train anywhere."""
-    begun: defaultdict[Path, deque[_Planned]] = defaultdict(deque)
-    new: deque[_Planned] = deque()
+) -> defaultdict[Path | None, deque[_Planned]]:
+    """Return the runs that go on where their checkpoints are, by that store; under None those that train anywhere."""
+    dealt: defaultdict[Path | None, deque[_Planned]] = defaultdict(deque)
     stores = sorted(study.glob("checkpoints-*"))
     for seed, name in planned:
-        goes_on = stores and variants[name].resume_from_checkpoint
+        goes_on = variants[name].resume_from_checkpoint
         store = _store_of(_directory(study, name, seed), stores) if goes_on else None
-        (new if store is None else begun[store]).append((seed, name))
-    return begun, new
+        dealt[store].append((seed, name))
+    return dealt
 
 
 def _store_of(run: RunDirectory, stores: Sequence[Path]) -> Path | None:

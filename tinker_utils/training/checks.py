@@ -158,7 +158,7 @@ def _of_plan(plan: Plan) -> Iterator[Check]:
     yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
     yield Check("tokenizer", "ok", "It loads, and its chat template separates prompts from answers.")
     steps, epochs = plan.total_steps, plan.config.epochs
-    yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {plan.evaluations:,} evaluations.")
+    yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {plan.forecast.evaluations:,} evaluations.")
 
 
 def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
@@ -252,7 +252,7 @@ def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | No
 
 
 def _of_evaluation(plan: Plan) -> list[Check]:
-    cautions = about_evaluation(plan.config, plan.valid is not None, plan.evaluations)
+    cautions = about_evaluation(plan.config, plan.valid is not None, plan.forecast.evaluations)
     return warn_or_pass("evaluation", cautions, "Evaluations are frequent enough for early stopping.")
 
 
@@ -298,4 +298,4 @@ def _records(plan: Plan | None) -> int:
         return 0
     config, steps = plan.config, plan.total_steps
     saves = steps // config.checkpoint_interval_steps if config.checkpoint_interval_steps else 0
-    return steps // config.log_interval_steps + 2 * plan.evaluations + saves
+    return steps // config.log_interval_steps + 2 * plan.forecast.evaluations + saves

@@ -126,7 +126,7 @@ def _first_state(plan: Plan, points: list[ResumePoint], before: RunState | None,
         steps_per_epoch=plan.batches.steps_per_epoch,
         warmup_steps=plan.forecast.warmup_steps,
         patience=config.early_stopping_patience,
-        expected_tokens=plan.expected_tokens,
+        expected_tokens=plan.forecast.tokens,
         expected_cost_usd=plan.forecast.cost_usd,
     )
     return RunState(

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
 from tinker_utils.run.status import RunStatus
-from tinker_utils.style.curves import DEFAULT_SMOOTHING, Quantity, Scale
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the picture."""
-
-    smoothing: float = DEFAULT_SMOOTHING
-    quantity: Quantity = "loss"
-    scale: Scale = "linear"
+from tinker_utils.style.curves import DEFAULT_SMOOTHING
 
 
 class Controls:
-    """The buttons and choices."""
+    """The buttons and choices; calls back when the picture is to be drawn in another way."""
 
-    def __init__(self) -> None:
-        self.pause = widgets.Button(description="Pause", icon="pause", tooltip="Pause after the step; nothing is lost")
+    def __init__(self, on_choice: Callable[[Any], None]) -> None:
+        self.pause = widgets.Button(
+            description="Pause",
+            icon="pause",
+            tooltip="Pause after the step; nothing is lost",
+            layout={"width": "auto"},
+        )
         self.stop = widgets.Button(
-            description="Stop", icon="stop", tooltip="Finish the step, save, and keep the best checkpoint"
+            description="Stop",
+            icon="stop",
+            tooltip="Finish the step, save, and keep the best checkpoint",
+            layout={"width": "auto"},
         )
         # Not a slider: that of ipywidgets has no name for a screen reader.
         self.smoothing = widgets.BoundedFloatText(
@@ -44,22 +42,17 @@ class Controls:
             options=[("Loss", "loss"), ("Perplexity", "perplexity")], style=narrow, tooltips=["", "exp(loss)"]
         )
         self.scale = widgets.ToggleButtons(options=[("Linear", "linear"), ("Log", "log")], style=narrow)
-        for button in (self.pause, self.stop):
-            button.layout.width = "auto"
+        for control in (self.smoothing, self.quantity, self.scale):
+            control.observe(on_choice, "value")
         self.box = widgets.HBox(
             [self.pause, self.stop, self.smoothing, self.quantity, self.scale],
             layout={"flex_flow": "row wrap", "align_items": "center", "max_width": "960px"},
         )
         self.box.add_class("tinker-controls")
 
-    def settings(self) -> Settings:
-        """Return what they say now."""
-        return Settings(self.smoothing.value, self.quantity.value, self.scale.value)
-
-    def on_choice(self, callback: Callable[[Any], None]) -> None:
-        """Call back when the picture is to be drawn in another way."""
-        for control in (self.smoothing, self.quantity, self.scale):
-            control.observe(callback, "value")
+    def settings(self) -> dict[str, Any]:
+        """Return how the picture is to be drawn now: arguments of `curves.figure`."""
+        return {"smoothing": self.smoothing.value, "quantity": self.quantity.value, "scale": self.scale.value}
 
     def offer(self, run: RunStatus, perplexity: bool) -> None:
         """Let those be used that have a meaning now."""

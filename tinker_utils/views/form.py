@@ -31,19 +31,13 @@ from tinker_utils.views.compat import answer_changes
 from tinker_utils.views.html import STYLE, figures_html, show_widget, warnings_html
 
 _POLL_SECONDS = 1.0
-_NEXT_RUN = "A run is training: what is changed here is for the next one."
-
-
-def config_form(config: TrainingConfig, plan: Plan | None = None) -> ConfigForm:
-    """Make a form that begins with `config`.
-
-    Without a `plan` tokens and dollars are estimated from the sizes of the files in `config.data_dir`.
-    """
-    return ConfigForm(config, plan)
 
 
 class ConfigForm(widgets.HBox):  # type: ignore[misc]
-    """Made by `config_form`; `config` is what the form says now."""
+    """A form that begins with `config`; its own `config` is what the form says now.
+
+    Without a `plan` tokens and dollars are estimated from the sizes of the files in `config.data_dir`.
+    """
 
     def __init__(self, config: TrainingConfig, plan: Plan | None = None) -> None:
         self._config = config
@@ -51,8 +45,15 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
         values, offered = config.to_flat_dict(), [rule for rule in RULES.values() if rule.group]
         self._inputs = {rule.key: _input(rule, values[rule.key]) for rule in offered}
         self._untouched = {key: control.value for key, control in self._inputs.items()}
-        titles = dict.fromkeys(rule.group for rule in offered)
-        groups = [self._group(title, [rule for rule in offered if rule.group == title]) for title in titles]
+        groups = [
+            widgets.VBox(
+                [
+                    widgets.HTML(f'<div class="tinker-run"><strong>{title}</strong></div>'),
+                    *(self._row(rule) for rule in offered if rule.group == title),
+                ]
+            )
+            for title in dict.fromkeys(rule.group for rule in offered)
+        ]
         settings = widgets.VBox([widgets.HTML(STYLE), *groups], layout={"flex": "3 1 520px", "margin": "0 20px 0 0"})
         self._consequences = widgets.HTML(layout={"flex": "2 1 290px"})
         self._watching: asyncio.Task[None] | None = None
@@ -108,10 +109,6 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
                     refusals.append(str(error))
         return allowed, refusals
 
-    def _group(self, title: str, rules: list[Rule]) -> widgets.VBox:
-        heading = widgets.HTML(f'<div class="tinker-run"><strong>{title}</strong></div>')
-        return widgets.VBox([heading, *map(self._row, rules)])
-
     def _row(self, rule: Rule) -> widgets.HBox:
         bounds = " or ".join(filter(None, (rule.bounds, "0 for null" if rule.optional else "")))
         bounds = bounds and f"<i>({bounds})</i>"
@@ -124,7 +121,7 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
         config = self._config.with_overrides(allowed)
         alert = f'<div role="alert">{warnings_html(refusals)}</div>' if refusals else ""
         if in_use_here():
-            alert += f"<p>{_NEXT_RUN}</p>"
+            alert += "<p>A run is training: what is changed here is for the next one.</p>"
         if self._data is None:
             train = config.resolve(config.data_dir) / "train.jsonl"
             content = warnings_html([f"{train}: cannot be read, so steps and costs are not known."])
@@ -135,6 +132,9 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
             )
         about = f'class="tinker-run {NO_MATHEMATICS}" aria-label="Effect of these settings"'
         self._consequences.value = f"<section {about}>{alert}{content}</section>"
+
+
+config_form = ConfigForm
 
 
 def _consequences_html(follows: Forecast, exact: bool) -> str:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Marks have the palette's colours; ink has the theme's, or the palette's on a page that sets none.
-_COLOURS = f"--tinker-mark: {BLUE}; --tinker-caution: {ORANGE}; --tinker-dark: {INK}; --tinker-grey: {PALE_INK};"
 STYLE = (
-    f"<style>.tinker-run {{ {_COLOURS} }}"
-    + r"""
+    f"<style>.tinker-run {{ --tinker-mark: {BLUE}; --tinker-caution: {ORANGE};"
+    f" --tinker-dark: {INK}; --tinker-grey: {PALE_INK}; }}"
+    r"""
 .tinker-run { color: var(--tinker-ink); font-family: var(--jp-ui-font-family, sans-serif); font-size: 13px;
   line-height: 1.4; max-width: 960px;
   --tinker-ink: var(--jp-content-font-color1, var(--vscode-editor-foreground, var(--tinker-dark)));

@@ -27,7 +27,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
@@ -42,7 +41,7 @@ from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
 from tinker_utils.style import curves
 from tinker_utils.views.compat import answer_changes
-from tinker_utils.views.controls import Controls, Settings
+from tinker_utils.views.controls import Controls
 from tinker_utils.views.html import STYLE, picture_html, samples_html, show_widget, status_html, warnings_html
 from tinker_utils.views.throttle import Throttle
 
@@ -54,7 +53,6 @@ _CREDIT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _POLL_ENDED_SECONDS = 2.0
-_STILL_DPI = 110
 # A front end that shows the view says so at once, unless what it says is not heard while a cell runs.
 _UNHEARD_SECONDS = 5.0
 _UNHEARD = (
@@ -68,16 +66,11 @@ _TRANSPARENT_PIXEL = base64.b64decode(
 _Bundle = tuple[dict[str, str], dict[str, Any]]  # what `display` takes: data and metadata by MIME type
 
 
-def dashboard(run: RunDirectory | Path | str) -> Dashboard:
-    """Make a live view of `run`: a run directory, which need not exist yet, or a metrics file."""
-    return Dashboard(run)
-
-
 @dataclass(frozen=True)
 class _Content:
     """The content of a picture; another content is another picture."""
 
-    settings: Settings
+    settings: dict[str, Any]
     over: bool
     log: MetricsLog  # another one, where the file was replaced
     evaluations: int
@@ -103,9 +96,10 @@ class _Look:
 
 
 class Dashboard(widgets.VBox):  # type: ignore[misc]
-    """A run's live view, made by `dashboard`. It follows the run, and what is resumed there later, until `close()`.
+    """A live view of `run`: a run directory, which need not exist yet, or a metrics file.
 
-    `async with dashboard(run) as view:` shows it, and its last picture stays when the block is left.
+    It follows the run, and what is resumed there later, until `close()`. `async with dashboard(run) as view:` shows it,
+    and its last picture stays when the block is left.
     """
 
     def __init__(
@@ -119,6 +113,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._wake, self._over = asyncio.Event(), asyncio.Event()
         self._looking = threading.Lock()  # a last look may come while the one before it is still drawn
         self._follower = _follower(run)
+        self.run = self._follower.run
         self._throttle = Throttle(_SHARE)
         self._figure: Figure | None = None
         self._drawn: _Content | None = None
@@ -129,12 +124,11 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._clock, self._displayed_at = clock, math.inf
         self._meter, self._slow = meter, False
         self._page: tuple[str, ...] = ()
-        self._controls = Controls()
+        self._controls = Controls(self._wake_up)
         self._status, self._picture, self._samples = widgets.HTML(), widgets.HTML(), widgets.HTML()
         super().__init__([widgets.HTML(STYLE), self._status, self._controls.box, self._picture, self._samples])
         self._controls.pause.on_click(self._pause_or_resume)
         self._controls.stop.on_click(self._stop)
-        self._controls.on_choice(self._wake_up)
         self._view_count = 0  # which the front end raises when it shows the view
         answer_changes([self, *self._controls.box.children])
         self._show(self._look(self._controls.settings()))
@@ -147,11 +141,6 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
     def __repr__(self) -> str:
         # Saved with the notebook, and compared by nbval: it must not tell one run from another.
         return "Dashboard()"
-
-    @property
-    def run(self) -> RunDirectory:
-        """Return the run that is shown."""
-        return self._follower.run
 
     # Buttons: they may be called on another thread than the loop's, so they write a control file and wake the loop.
 
@@ -189,9 +178,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         display(self)  # type: ignore[no-untyped-call]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         self._stop_following()
         self._show(await asyncio.to_thread(self._look, self._controls.settings(), final=True))
 
@@ -218,7 +205,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         with self._throttle.spending():
             self._show(look)
 
-    def _look(self, settings: Settings, final: bool = False) -> _Look:
+    def _look(self, settings: dict[str, Any], final: bool = False) -> _Look:
         """Read what is new, and draw it if that is due; this runs in a worker thread and touches no widget.
 
         Whatever goes wrong is said in the view: the cell that shows it may be the one that trains.
@@ -231,21 +218,16 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
                 sentence = one_sentence(f"The view has an error; the run is not affected: {error!r}")
                 return replace(self._known, status=escape(sentence))
 
-    def _poll(self) -> None:
-        """Read what is new; a log that is read as a whole and takes long, only when a picture is due."""
-        if self._slow and not self._throttle.allows():
-            return
-        began = self._meter()
-        self._follower.poll()
-        self._slow = self._follower.is_foreign and self._meter() - began > _POLL_ENDED_SECONDS * _SHARE
-
-    def _read_and_drawn(self, settings: Settings, final: bool) -> _Look:
-        self._slow = self._slow and not final
-        self._poll()
+    def _read_and_drawn(self, settings: dict[str, Any], final: bool) -> _Look:
+        # A log that is read as a whole, and takes long, is read only when a picture is due.
+        if final or not self._slow or self._throttle.allows():
+            began = self._meter()
+            self._follower.poll()
+            self._slow = self._follower.is_foreign and self._meter() - began > _POLL_ENDED_SECONDS * _SHARE
         run, log = self._follower.status(), self._follower.log
         perplexity = log.loss_unit == "nats/token"
         if not perplexity:
-            settings = replace(settings, quantity="loss")
+            settings = settings | {"quantity": "loss"}
         over = final or run.over
         content = _Content(settings, over, log, self._follower.evaluations, len(log.train))
         self._known = look = _Look(
@@ -254,25 +236,20 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if content != self._drawn and self._throttle.allows(content.credit(self._drawn)):
             self._drawn = content
             svg = curves.svg(self._draw(log, settings))
-            look = replace(look, picture=picture_html(svg, curves.describe(log, settings.smoothing)))
+            look = replace(look, picture=picture_html(svg, curves.describe(log, settings["smoothing"])))
         if over and (self._still is None or look.picture is not None):
-            png = curves.png(self._draw(log, settings), _STILL_DPI)
-            look = replace(look, still=_bundle(png, curves.describe(log, settings.smoothing)))
+            png = curves.png(self._draw(log, settings), dpi=110)
+            look = replace(look, still=_bundle(png, curves.describe(log, settings["smoothing"])))
         return look
 
-    def _draw(self, log: MetricsLog, settings: Settings) -> Figure:
-        self._figure = curves.figure(
-            log,
-            smoothing=settings.smoothing,
-            quantity=settings.quantity,
-            scale=settings.scale,
-            reuse=self._figure,
-        )
+    def _draw(self, log: MetricsLog, settings: dict[str, Any]) -> Figure:
+        self._figure = curves.figure(log, **settings, reuse=self._figure)
         return self._figure
 
     def _show(self, look: _Look) -> None:
         """Show what was found; on the event loop's thread."""
-        unheard = "" if self._is_heard or not look.run.live else warnings_html([_UNHEARD.format(self.run.path)])
+        heard = self._view_count or self._clock() - self._displayed_at < _UNHEARD_SECONDS
+        unheard = "" if heard or not look.run.live else warnings_html([_UNHEARD.format(self.run.path)])
         self._status.value, self._samples.value = look.status + unheard, look.samples
         self._controls.offer(look.run, look.perplexity)
         if look.picture is not None:
@@ -297,10 +274,6 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         self._displayed_at = self._clock()
         self._publish_still()
 
-    @property
-    def _is_heard(self) -> bool:
-        return bool(self._view_count) or self._clock() - self._displayed_at < _UNHEARD_SECONDS
-
     def _publish_page(self, sentence: str) -> None:
         """Put the view without its controls, as it is now, where the still picture will be."""
         page = (sentence, self._picture.value)
@@ -315,6 +288,9 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if self._still is not None and self._displayed_at < math.inf:
             data, metadata = self._still
             update_display(data, metadata=metadata, raw=True, display_id=self._still_id)  # type: ignore[no-untyped-call]
+
+
+dashboard = Dashboard
 
 
 def _follower(run: RunDirectory | Path | str) -> RunFollower:

@@ -26,7 +26,6 @@ _MARK = (
     "color:inherit;background:rgba(86,180,233,0.25);font-weight:bold;text-decoration:underline 2px;"
     "text-underline-offset:0.2em;unicode-bidi:isolate"
 )
-_GIVEN = "unicode-bidi:isolate"
 
 
 def stretches(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
@@ -103,7 +102,7 @@ def _visible(text: str) -> str:
 
 
 def _stretch(text: str, counts: bool) -> str:
-    element, style = ("mark", _MARK) if counts else ("span", _GIVEN)
+    element, style = ("mark", _MARK) if counts else ("span", "unicode-bidi:isolate")
     # A line break that counts would leave no trace at the end of an answer.
     text = _visible(text.replace("\n", "↵\n") if counts else text)
     return f'<{element} style="{style}">{html.escape(text)}</{element}>'
