@@ -84,9 +84,7 @@ async def fit(
         # Git may take its time, and must not hold up the event loop, on which a live view draws.
         made_with = await asyncio.to_thread(provenance, plan)
         state = _first_state(plan, points, before, made_with)
-        cautions = report.warnings + stretched_schedule(before, plan)
-        if before is None and run.spending.exists():
-            cautions.append("run.json was lost: a new run begins, and what the old one spent is counted on.")
+        cautions = [*report.warnings, *stretched_schedule(before, plan), *_lost_state(run, before)]
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
             notices.append(("changed", f"the run resumes with {', '.join(map(str, changes))}"))
@@ -114,6 +112,13 @@ def fit_blocking(
     raise TinkerUtilsError(
         "fit_blocking was called while an event loop is running, as in a notebook; use `await fit(…)`."
     )
+
+
+def _lost_state(run: RunDirectory, before: RunState | None) -> list[str]:
+    """Return what to say where a run's run.json is missing, so that another begins in its place."""
+    if before or not run.spending.exists():
+        return []
+    return ["run.json was lost: a new run begins, and what the old one spent is counted on."]
 
 
 def _first_state(plan: Plan, points: list[ResumePoint], before: RunState | None, made_with: Provenance) -> RunState:

@@ -215,7 +215,8 @@ def show_picture(drawing: Figure, alternative_text: str, as_html: bool = False) 
     data, alt = base64.b64encode(png(drawing)).decode("ascii"), escape(alternative_text)
     picture = {"image/png": data}
     if as_html:
-        picture = {"text/html": f'<img alt="{alt}" src="data:image/png;base64,{data}" style="max-width: 960px">'}
+        style = "max-width: min(100%, 960px)"  # never wider than the pane
+        picture = {"text/html": f'<img alt="{alt}" src="data:image/png;base64,{data}" style="{style}">'}
     display(  # type: ignore[no-untyped-call]
         {"text/plain": "<picture>", **picture}, metadata={"image/png": {"alt": alternative_text}}, raw=True
     )
