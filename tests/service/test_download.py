@@ -280,6 +280,15 @@ def test_an_adapter_without_its_weights_is_none(export):
     assert content(export.target) == EARLIER
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """A shell's background jobs are begun without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_an_interrupted_export_leaves_the_earlier_one(export, storage):
     storage.before_the_end = lambda: (os.kill(os.getpid(), signal.SIGINT), threading.Event().wait(1))
     with pytest.raises(KeyboardInterrupt):
