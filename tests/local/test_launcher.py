@@ -91,6 +91,7 @@ def test_the_address_is_one_line_of_json_and_a_given_key_is_kept(tmp_path: Path)
         assert [model["model_name"] for model in answer["supported_models"]] == ["tiny", "Qwen/Qwen3-8B"]
         process.terminate()
         assert process.communicate(timeout=30) == (b"", None)
+        assert process.returncode == 0
         errors.seek(0)
         log = errors.read()
     assert "Traceback" not in log

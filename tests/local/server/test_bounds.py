@@ -17,8 +17,8 @@ from tinker_utils.local.protocol.lora import LoraSpec
 from tinker_utils.local.protocol.paths import Reference
 from tinker_utils.local.protocol.requests import MAX_JSON_BYTES
 from tinker_utils.local.protocol.tensors import MAX_ROWS, decode_loss_request, parse_forward_backward
+from tinker_utils.local.server.connections import MAX_HEAD_BYTES
 from tinker_utils.local.server.scheduler import MAX_AHEAD
-from tinker_utils.local.server.security import MAX_HEAD_BYTES
 from tinker_utils.local.server.sessions import MAX_SESSIONS, Sessions
 from tinker_utils.local.store.checkpoint import CheckpointInfo
 from tinker_utils.local.store.store import Store

@@ -17,7 +17,8 @@ from fuzz.wire import batch, mutated_batch, requests
 from support.local_service import MODEL, Running, call, post, random_data, service_client
 
 from tinker_utils.local.protocol.errors import RequestError
-from tinker_utils.local.server.security import MAX_BODY_BYTES, Signer
+from tinker_utils.local.server.connections import MAX_BODY_BYTES
+from tinker_utils.local.server.security import Signer
 
 
 @pytest.fixture(scope="module")

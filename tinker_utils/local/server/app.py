@@ -149,6 +149,8 @@ class Endpoints:
     async def retrieve_future(self, request: Request) -> Response:
         """Wait for a result. 408 tells the SDK to ask again, and, unlike a 200 that says so, logs nothing there."""
         message = requests.decode(requests.FutureRetrieveRequest, await read_body(request))
+        if session := self._handlers.sessions.of(message.request_id):
+            session.silent_s = 0
         result = await self._handlers.lanes.retrieve(message.request_id, RETRIEVE_TIMEOUT_S)
         if result is None:
             return reply({"type": "try_again", "request_id": message.request_id, "queue_state": "active"}, 408)

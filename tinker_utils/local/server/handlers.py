@@ -17,12 +17,24 @@ from tinker_utils.local.protocol.tensors import encode_outputs
 from tinker_utils.local.server.model_source import Served
 from tinker_utils.local.server.samplers import Samplers, trained_here
 from tinker_utils.local.server.scheduler import Job, Lanes, Result, Worker
-from tinker_utils.local.server.sessions import MAX_MODELS, Session, SessionModel, Sessions
+from tinker_utils.local.server.sessions import (
+    HEARTBEAT_LIMIT_S,
+    IDLE_LIMIT_S,
+    MAX_MODELS,
+    Session,
+    SessionModel,
+    Sessions,
+)
 from tinker_utils.local.store.checkpoint import CheckpointInfo, expiry
 from tinker_utils.local.store.store import Store
 
 RETRIEVE_TIMEOUT_S = 30.0
 """A poll waits so long for a result; the SDK gives up after 45 s and polls again."""
+
+_SILENT = (
+    f"What was queued was dropped, because its client sent nothing for {HEARTBEAT_LIMIT_S} seconds, not even a "
+    "heartbeat: go on from the latest checkpoint."
+)
 
 
 class Handlers:
@@ -144,11 +156,37 @@ class Handlers:
     def finish(self, session: Session, reason: str) -> None:
         """End a session: its models and samplers go, its checkpoints stay."""
         session.finished = True
-        for model in session.models.values():
-            self.lanes.close(model.model_id, reason)
-            self.worker.submit(model.model_id, self._unload(model.model_id), lambda result: None)
-        session.models.clear()
+        for model_id in list(session.models):
+            self._drop(session, model_id, reason)
         self.samplers.close(session, reason)
+
+    def finish_all(self, reason: str) -> None:
+        """End every session."""
+        for session in self.sessions.all():
+            if not session.finished:
+                self.finish(session, reason)
+
+    def tick(self) -> None:
+        """Count a second of silence for every client; drop what one has queued that is gone, and end its session later.
+
+        A model goes with its queue: nobody could say which of its steps were taken.
+        """
+        for session in self.sessions.all():
+            session.silent_s += 1
+            if session.silent_s > IDLE_LIMIT_S and not session.finished:
+                self.finish(session, "The session ended, because its client sent nothing for too long.")
+        for lane_id in self.worker.queued():
+            owner = self.sessions.of(lane_id)
+            if owner is not None and owner.silent_s > HEARTBEAT_LIMIT_S:
+                if lane_id in owner.models:
+                    self._drop(owner, lane_id, _SILENT)
+                elif lane_id in owner.samplers:
+                    self.samplers.drop(lane_id, _SILENT)
+
+    def _drop(self, session: Session, model_id: str, reason: str) -> None:
+        del session.models[model_id]
+        self.lanes.close(model_id, reason)
+        self.worker.submit(model_id, self._unload(model_id), lambda result: None)
 
     def _new_model(
         self, session: Session, number: int, metadata: dict[str, str], job: Callable[[SessionModel], Result]

@@ -18,6 +18,7 @@ from tinker_utils.local.protocol import requests
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraSpec
 from tinker_utils.local.protocol.paths import CHECKPOINT_TYPES, Reference
+from tinker_utils.local.server.connections import let_in
 from tinker_utils.local.server.handlers import Handlers
 from tinker_utils.local.server.security import DOWNLOAD_PREFIX, Signer, read_body
 from tinker_utils.local.server.sessions import SessionModel
@@ -128,6 +129,7 @@ class Rest:
         file = params["file"]
         signed = f"{reference.path}/{file}"
         self._signer.check(signed, query.get("expires", ""), query.get("signature", ""), self._store.clock.earliest())
+        let_in(request.scope)
         if file not in _FILES:
             raise RequestError(f"An adapter has the files {' and '.join(_FILES)} only.", 404)
         checkpoint = await run_in_threadpool(self._store.read, reference)

@@ -187,6 +187,12 @@ class Samplers:
         sequence_ids = [f"{request_id}:{index}" for index in range(query.count)]
         return {"request_id": request_id, "sample_sequence_ids": sequence_ids}
 
+    def drop(self, sampler_id: str, reason: str) -> None:
+        """Forget what a sampler was asked for; it can be asked anew."""
+        self._lanes.close(sampler_id, reason)
+        self._lanes.open(sampler_id, ordered=False)
+        self._gatherings.pop(sampler_id, None)
+
     def close(self, session: Session, reason: str) -> None:
         """Close a session's samplers, and remove the weights that were theirs alone."""
         for sampler in list(session.samplers.values()):

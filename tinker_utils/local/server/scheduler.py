@@ -99,6 +99,11 @@ class Worker:
         with self._changed:
             self._lanes.pop(lane, None)
 
+    def queued(self) -> list[str]:
+        """Return the lanes that have work that has not begun."""
+        with self._changed:
+            return list(self._lanes)
+
     def run(self) -> None:
         """Compute on this thread until `end` is called."""
         while entry := self._next():
@@ -163,7 +168,7 @@ class Lanes:
         self._worker.drop(lane_id)
         lane = self._lanes.pop(lane_id, None)
         for request in lane.requests.values() if lane else ():
-            request.finish(Result.failure(reason, "user"))
+            request.finish(Result.failure(reason, "server"))
             self._requests.pop(request.request_id, None)
 
     def knows(self, lane_id: str, sequence: int) -> bool:
@@ -201,7 +206,7 @@ class Lanes:
         if request is None:
             raise RequestError(
                 f"The request {request_id[:120]} is unknown to this service: the service was restarted, the session "
-                "ended, or its result was retrieved long ago.",
+                "ended, the client was silent for too long, or its result was retrieved long ago.",
                 404,
             )
         self._fail_if_stuck(request)

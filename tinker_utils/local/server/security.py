@@ -13,14 +13,11 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tinker_utils.local.protocol.errors import RequestError
+from tinker_utils.local.server.connections import MAX_BODY_BYTES, let_in
 from tinker_utils.local.server.scheduler import JSON, PROTOBUF
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
-MAX_HEAD_BYTES = 64 * 1024
-_MAX_MESSAGE_BYTES = MAX_BODY_BYTES + 1024 * 1024  # with what chunks and trailers add
 DOWNLOAD_PREFIX = "/api/v1/downloads/"
 
 _TOO_LARGE = f"The body is larger than the {MAX_BODY_BYTES} bytes that this service takes."
@@ -47,6 +44,8 @@ class Guard:
         headers = dict(scope["headers"])
         fault = self._fault(scope, headers)
         if fault is None:
+            if not _is_signed(scope):
+                let_in(scope)
             await self._app(scope, _Bounded(receive), send)
         else:
             await _refuse(send, *fault)
@@ -54,8 +53,7 @@ class Guard:
     def _fault(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         if headers.get(b"host", b"").lower() not in self._hosts:
             return 403, "The Host header must be 127.0.0.1 or localhost, with this service's port."
-        signed = scope["path"].startswith(DOWNLOAD_PREFIX)
-        if not signed and not hmac.compare_digest(headers.get(b"x-api-key", b""), self._key):
+        if not _is_signed(scope) and not hmac.compare_digest(headers.get(b"x-api-key", b""), self._key):
             return 401, "The header X-API-Key is missing or wrong: use the key that the service printed at its start."
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
@@ -63,6 +61,10 @@ class Guard:
         if b"content-encoding" in headers:
             return 415, "This service accepts only bodies without a Content-Encoding."
         return None
+
+
+def _is_signed(scope: Scope) -> bool:
+    return bool(scope["path"].startswith(DOWNLOAD_PREFIX))
 
 
 class _Bounded:
@@ -106,34 +108,6 @@ class Signer:
         expected = self.sign(path, int(expires)) if valid else ""
         if not valid or not hmac.compare_digest(expected.encode(), signature.encode()) or int(expires) < now:
             raise RequestError("This download address is not valid or has expired: ask for a new one.", 403)
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """Bounds the HTTP parser, which collects a request's head in memory before anybody has asked for a key.
-
-    It refuses a head that does not end, and a message that is larger than any that is served.
-    """
-
-    _in_head = True
-    _received = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Take in what has arrived, and close the connection if that is too much for one request."""
-        super().data_received(data)
-        self._received += len(data)
-        limit = MAX_HEAD_BYTES if self._in_head else _MAX_MESSAGE_BYTES
-        if self._received > limit and not self.transport.is_closing():
-            self.send_400_response("The request is too large.")
-
-    def on_message_begin(self) -> None:
-        """Note that a request begins."""
-        self._in_head, self._received = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """Note that a request's head is complete."""
-        self._in_head = False
-        super().on_headers_complete()
 
 
 async def read_body(request: Request) -> bytes:

@@ -16,7 +16,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 import uvicorn
@@ -26,16 +27,20 @@ from tinker_utils.errors import ServiceError
 from tinker_utils.local.engine.base_model import Base
 from tinker_utils.local.engine.engine import Engine
 from tinker_utils.local.server.app import build_app, sdk_warning
+from tinker_utils.local.server.connections import BACKLOG, BoundedProtocol
 from tinker_utils.local.server.handlers import Handlers
 from tinker_utils.local.server.model_source import Served
 from tinker_utils.local.server.scheduler import Worker
-from tinker_utils.local.server.security import BoundedProtocol, Guard
+from tinker_utils.local.server.security import Guard
 from tinker_utils.local.store.store import Store
 
 KEY_VARIABLE = "TINKER_UTILS_LOCAL_KEY"
 """Environment variable that gives the server a key, so that clients stay valid when it is started again."""
 
-_SWEEP_S = 60.0
+_PRUNE_S = 60.0
+_WAITING = 2048  # connections that the system holds until they are accepted
+_TELL_S = 1.0  # after a signal, until nobody is answered any more
+_END_S = 3.5  # after a signal, until the process ends in the middle of whatever it is at
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MAX_PIECE_BYTES = 32 << 20  # the most that every glibc takes
@@ -59,6 +64,7 @@ def run_server(
 
     Raises:
         ServiceError: the model or the port cannot be used.
+        KeyboardInterrupt: it was told to end by SIGINT; after SIGTERM it returns.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -87,21 +93,32 @@ def _serve_and_compute(
     first needs them, where the model was loaded, and a second team of them would only sleep and wake in its turns; and
     malloc serves the main thread from memory that it need not give back.
     """
-    caught: list[int] = []
+    with _signals() as told:
+        answering = in_background(lambda: asyncio.run(_run(server, handlers, listener, told, ready)), "http")
+        answering.add_done_callback(lambda _: handlers.worker.end())
+        handlers.worker.run()
+        if answering.result() == signal.SIGINT:
+            raise KeyboardInterrupt
 
-    def end(number: int, _: object) -> None:
-        caught.append(number)
-        server.should_exit = True
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    answering = in_background(lambda: asyncio.run(_run(server, handlers, listener, ready)), "http")
-    answering.add_done_callback(lambda _: handlers.worker.end())
-    handlers.worker.run()
-    answering.result()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    for signalled in caught[:1]:
-        signal.raise_signal(signalled)
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """Inside the block, the numbers of SIGINT and SIGTERM come out of a socket, and do nothing else.
+
+    Python's own handlers run on the main thread, which may be inside one operation of PyTorch for a minute.
+    """
+    told, tell = socket.socketpair()
+    with told, tell:
+        told.setblocking(False)
+        tell.setblocking(False)
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        woken = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+        try:
+            yield told
+        finally:
+            signal.set_wakeup_fd(woken)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _listen(port: int) -> socket.socket:
@@ -111,39 +128,85 @@ def _listen(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        listener.listen(128)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ServiceError(f"The embedded service cannot listen on port {port}: {error.strerror}.") from error
     return listener
 
 
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and let more connections wait in the system than are accepted at a time."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(_WAITING)
+
+
 def _server(app: Guard) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
+        backlog=BACKLOG,
         log_level="warning",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=1,
         ws="none",
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
-async def _run(server: uvicorn.Server, handlers: Handlers, listener: socket.socket, ready: Callable[[], None]) -> None:
-    sweep = asyncio.create_task(_sweep(handlers))
+async def _run(
+    server: uvicorn.Server, handlers: Handlers, listener: socket.socket, told: socket.socket, ready: Callable[[], None]
+) -> int:
+    """Answer requests until a signal comes; returns its number."""
+    signals: list[int] = []
+
+    def told_to_end() -> None:
+        first = not signals
+        signals.extend(told.recv(64))
+        if first:
+            # Nothing can interrupt an operation of PyTorch, and no write to the store needs to be waited for: what is
+            # not complete is not there.
+            last = threading.Timer(_END_S, os._exit, [128 + signal.SIGINT if signals[0] == signal.SIGINT else 0])
+            last.daemon = True
+            last.start()
+            handlers.finish_all("The embedded service was told to end; a run resumes from its latest checkpoint.")
+            loop.call_later(_TELL_S, end)
+
+    def end() -> None:
+        server.should_exit = True
+        for connection in _connections(server):
+            connection.transport.abort()
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(told, told_to_end)
+    tasks = [asyncio.create_task(each) for each in (_count_seconds(server, handlers), _prune(handlers))]
     ready()
     await server.serve(sockets=[listener])
-    sweep.cancel()
+    for task in tasks:
+        task.cancel()
+    return signals[0]
 
 
-async def _sweep(handlers: Handlers) -> None:
-    """End the sessions of clients that are gone, now and then, and remove what has expired."""
+def _connections(server: uvicorn.Server) -> list[BoundedProtocol]:
+    return [each for each in server.server_state.connections if isinstance(each, BoundedProtocol)]
+
+
+async def _count_seconds(server: uvicorn.Server, handlers: Handlers) -> None:
+    """Count the seconds of all whose client has to act. While this process is stopped, none passes."""
     while True:
-        await asyncio.sleep(_SWEEP_S)
-        for session in handlers.sessions.idle():
-            handlers.finish(session, "The session ended, because its client sent nothing for too long.")
+        await asyncio.sleep(1)
+        for connection in _connections(server):
+            connection.tick()
+        handlers.tick()
+
+
+async def _prune(handlers: Handlers) -> None:
+    """Remove what has expired, now and then."""
+    while True:
+        await asyncio.sleep(_PRUNE_S)
         await asyncio.to_thread(handlers.store.prune)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +11,11 @@ from tinker_utils.local.engine.engine import SavedWeights
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraSpec
 
-IDLE_LIMIT_S = 1800.0
-"""A session whose client has sent nothing for so long is ended: the SDK sends a heartbeat every ten seconds."""
+HEARTBEAT_LIMIT_S = 40
+"""What a client has queued is dropped after so long without a request: the SDK sends a heartbeat every ten seconds."""
+
+IDLE_LIMIT_S = 1800
+"""A session whose client has sent nothing for so long is ended."""
 
 MAX_SESSIONS = 1000
 """Sessions that are remembered, the ended ones included."""
@@ -61,14 +63,17 @@ class Sampler:
 
 @dataclass
 class Session:
-    """One client's session; the sampler unused for longest comes first."""
+    """One client's session; the sampler unused for longest comes first.
+
+    `silent_s` counts the seconds, as the server saw them pass, since its client was heard last.
+    """
 
     session_id: str
     user_metadata: dict[str, str]
     display_name: str | None
     models: dict[str, SessionModel] = field(default_factory=dict)
     samplers: dict[str, Sampler] = field(default_factory=dict)
-    last_seen: float = field(default_factory=time.monotonic)
+    silent_s: int = 0
     finished: bool = False
 
 
@@ -109,15 +114,23 @@ class Sessions:
         session = self.known(session_id)
         if session.finished:
             raise RequestError(f"The session {session_id} has ended.", 410)
-        session.last_seen = time.monotonic()
+        session.silent_s = 0
         return session
+
+    def of(self, lane_id: str) -> Session | None:
+        """Return the session of a model, a sampler or a request, whose ids begin with its own, or None."""
+        return self._sessions.get(lane_id.partition(":")[0])
 
     def model(self, model_id: str) -> SessionModel:
         """Return the model; raise a `RequestError` (404) if there is none."""
         session_id, _, _ = model_id.partition(":train:")
         model = self.open(session_id).models.get(model_id)
         if model is None:
-            raise RequestError(f"The model {model_id[:120]} does not exist in its session.", 404)
+            raise RequestError(
+                f"The model {model_id[:120]} does not exist in its session: it was never made, or it was dropped after "
+                f"{HEARTBEAT_LIMIT_S} seconds without a heartbeat.",
+                404,
+            )
         model.last_request = time.time()
         return model
 
@@ -138,8 +151,3 @@ class Sessions:
     def all(self) -> list[Session]:
         """Return every session, the newest last."""
         return list(self._sessions.values())
-
-    def idle(self) -> Iterator[Session]:
-        """Return the open sessions whose client seems to be gone."""
-        now = time.monotonic()
-        return (s for s in self.all() if not s.finished and now - s.last_seen > IDLE_LIMIT_S)
