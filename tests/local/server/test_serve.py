@@ -68,6 +68,7 @@ def test_a_busy_server_ends_soon_and_tells_who_waits(tmp_path: Path, number: int
         assert (status, answer["category"]) == (200, "server")
         assert "was told to end" in answer["error"]
         assert post(server, "session_heartbeat", {"session_id": session})[0] == 410
+        assert post(server, "create_session", {"tags": [], "sdk_version": "0.38.0"})[0] == 503
         assert service.process.wait(timeout=15) == code
     assert not service.log_tail()
 

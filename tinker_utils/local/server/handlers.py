@@ -161,7 +161,8 @@ class Handlers:
         self.samplers.close(session, reason)
 
     def finish_all(self, reason: str) -> None:
-        """End every session."""
+        """End every session, and open no other."""
+        self.sessions.ending = reason
         for session in self.sessions.all():
             if not session.finished:
                 self.finish(session, reason)

@@ -82,9 +82,13 @@ class Sessions:
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
+        self.ending: str | None = None
+        """Why no new session is opened any more."""
 
     def create(self, user_metadata: dict[str, str], display_name: str | None) -> Session:
-        """Open a new session."""
+        """Open a new session; raise a `RequestError` if there are too many (429) or the server is ending (503)."""
+        if self.ending is not None:
+            raise RequestError(self.ending, 503)
         self._make_room()
         session = Session(str(uuid.uuid4()), user_metadata, display_name)
         self._sessions[session.session_id] = session
