@@ -60,7 +60,7 @@ class PastEvaluations:
             if evaluation.totals is None:
                 self._file(step).unlink(missing_ok=True)
             else:
-                self._directory.mkdir(exist_ok=True)
+                self._directory.mkdir(mode=0o700, exist_ok=True)
                 write_atomically(self._file(step), np.array(evaluation.totals, dtype=_DTYPE).tobytes())
 
     def difference(self, step: int | None, evaluation: Evaluation) -> PooledLoss | None:
