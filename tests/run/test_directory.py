@@ -330,3 +330,13 @@ def test_a_start_that_fails_beside_another_does_not_make_it_fail(run, monkeypatc
     with run.lock():
         assert (len(calls), run.is_free()) == (2, False)
         run.check_held()
+
+
+def test_a_directory_that_may_not_be_written_to_is_no_disk_to_repair(run, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(lock, "open_lock", refuse)
+    with pytest.raises(RunDirectoryError) as refused, run.lock():
+        pass
+    assert str(refused.value) == f"{run.path}: cannot be written (Permission denied); choose another output directory."

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
 
 from tinker_utils.basics.closing import Closing
 
@@ -45,11 +45,6 @@ def regular(path: str | Path, flags: int) -> int:
     raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
-def open_own(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
-    """Open a file to write to as `open` does, as UTF-8 where it is text; `own` says which, and raises."""
-    return open(path, mode, buffering, None if "b" in mode else "utf-8", opener=own)
-
-
 def own(path: str | Path, flags: int) -> int:
     """Open a regular file of the user's own, private where it is made here, and return its descriptor.
 
@@ -70,14 +65,14 @@ class AppendedFile(Closing):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_own(path, "ab", 0)
+        self._file = self._opened()
 
     def write(self, text: str) -> bool:
         """Append text, so that a reader sees it at once; returns False where the file had been removed."""
         there = self._is_there()
         if not there:
             self._file.close()
-            self._file = open_own(self.path, "ab", 0)
+            self._file = self._opened()
         data = text.encode()
         while data:  # a disk that is nearly full takes a part
             data = data[self._file.write(data) :]
@@ -90,6 +85,9 @@ class AppendedFile(Closing):
     def close(self) -> None:
         """Close the file, which cannot be written to afterwards."""
         self._file.close()
+
+    def _opened(self) -> io.FileIO:
+        return open(self.path, "ab", buffering=0, opener=own)
 
     def _is_there(self) -> bool:
         with contextlib.suppress(OSError):

@@ -51,7 +51,7 @@ def without_secrets(text: str) -> str:
 def without_home(text: str) -> str:
     """Return `text` with `~` for the home directory, where that is a directory of its own, and for what it links to."""
     home = os.path.expanduser("~").rstrip("/")  # noqa: PTH111  (Path.home raises where there is none)
-    if not home.startswith("/"):
+    if not home.startswith("/") or "/" not in text:  # as the figures of each record
         return text
     for path in sorted({home, os.path.realpath(home)} - {"/"}, key=len, reverse=True):
         text = re.sub(rf"(?<![\w.~-]){re.escape(path)}(?![\w.-])", "~", text)

@@ -35,6 +35,7 @@ _RUN_FILES = (
     "adapter",
 )
 _TRIES = 20
+_ADVICE = "repair the disk or make room on it, and start the run again: it resumes from its latest checkpoint."
 _WRITTEN_BY = "# Written by tinker_utils: the settings of this run.\n"
 MAX_STATE = 64 << 20
 """Bytes of a run.json, at most."""
@@ -132,7 +133,7 @@ class RunDirectory:
 
     def _locked(self) -> int:
         """Return the lock's descriptor, taken, at a later try if a start that failed has just removed what it made."""
-        with writing(self.path):
+        with writing(self.path, "choose another output directory."):
             for _ in range(_TRIES):
                 self.create()
                 with contextlib.suppress(FileNotFoundError):
@@ -167,8 +168,9 @@ class RunDirectory:
             return self._check_own()
 
     def _check_own(self) -> list[str]:
-        for name in (*_RUN_FILES, ".lock", "STOP", "PAUSE", _PREVIOUS, "checkpoints"):
-            check_own(self.path / name)
+        files = (self.path / name for name in (*_RUN_FILES, _PREVIOUS))
+        for path in (*files, self._lock, self._stop, self._pause, self.local_store):
+            check_own(path)
         return check_own_directory(self.path)
 
     def _refuse(self, holder: str) -> NoReturn:
@@ -348,8 +350,8 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a disk's refusal inside the block into one sentence.
+def writing(path: Path, advice: str = _ADVICE) -> Iterator[None]:
+    """Turn a disk's refusal inside the block into one sentence, which ends with `advice`.
 
     Raises:
         RunDirectoryError: an OSError was raised inside.
@@ -357,7 +359,6 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "repair the disk or make room on it, and start the run again: it resumes from its latest checkpoint."
         if isinstance(error, NotOwnError):
             advice = "remove or move what is in the way, or choose another output directory."
         raise RunDirectoryError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_utils.basics.closing import Closing
-from tinker_utils.basics.files import AppendedFile, open_own
+from tinker_utils.basics.files import AppendedFile
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.config.paths import as_path
 from tinker_utils.errors import RunDirectoryError
@@ -115,8 +115,8 @@ class RunLogger(Closing):
         """Append the generations of one evaluation to samples.jsonl, in one write: a kill leaves all or none."""
         now = round(time.time(), 3)
         lines = "".join(encode_record({"step": step, "timestamp": now, **each}) + "\n" for each in samples)
-        with writing(self.run.samples), open_own(self.run.samples, "ab", 0) as file:
-            file.write(lines.encode("utf-8"))
+        with writing(self.run.samples), AppendedFile(self.run.samples) as file:
+            file.write(lines)
 
     def sync(self) -> None:
         """Bring metrics.jsonl to the disk: before run.json names a checkpoint, its history must outlast a power cut."""
