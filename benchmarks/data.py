@@ -15,7 +15,7 @@ from measure import alternate, medians, say, table
 
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import ChatIndex
-from tinker_utils.data.rendering import encode
+from tinker_utils.data.rendering import as_renderer
 from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.plan.plan import prepare
@@ -86,9 +86,9 @@ def encode_texts(texts: list[str], tokenizer: Tokenizer) -> None:
 
 def render(path: Path, tokenizer: Tokenizer) -> None:
     """This project."""
-    chats = ChatIndex(path)
+    chats, renderer = ChatIndex(path), as_renderer(tokenizer)
     for begin in range(0, len(chats), TOGETHER):
-        encode(chats.conversations(range(len(chats))[begin : begin + TOGETHER]), tokenizer)
+        renderer.encode(chats.conversations(range(len(chats))[begin : begin + TOGETHER]))
 
 
 def timed(work) -> float:  # noqa: ANN001

@@ -15,7 +15,7 @@ def example(length: int, completion: int) -> Example:
 
 
 def plan(examples: int = 10, batch_size: int = 4, epochs: int = 3, seed: int = 0) -> BatchPlan:
-    return BatchPlan([example(3 + i, 1 + i % 3) for i in range(examples)], batch_size, seed, epochs)
+    return BatchPlan([(example(3 + i, 1 + i % 3),) for i in range(examples)], batch_size, seed, epochs)
 
 
 def test_inputs_and_targets_are_shifted_by_one():

@@ -69,13 +69,13 @@ class Batch:
 
 
 @lru_cache(maxsize=2)
-def epoch_order(examples: int, seed: int, epoch: int) -> NDArray[np.int32]:
-    """Return the order of the examples in an epoch, from 1: a permutation of 0…examples - 1 fixed by seed and epoch.
+def epoch_order(conversations: int, seed: int, epoch: int) -> NDArray[np.int32]:
+    """Return the order of an epoch, from 1: a permutation of 0…conversations - 1 fixed by seed and epoch.
 
     It sorts the raw output of PCG64, which NumPy promises not to change, rather than call `Generator.permutation`,
     about which it promises nothing: a run that is resumed after an upgrade still sees the batches that were left.
     """
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(examples)
+    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(conversations)
     order = np.argsort(keys, kind="stable").astype(np.int32)
     order.setflags(write=False)
     return order
@@ -85,12 +85,12 @@ def epoch_order(examples: int, seed: int, epoch: int) -> NDArray[np.int32]:
 class BatchPlan:
     """All batches of a run, by step number, so that a resumed run picks up exactly where it was.
 
-    The last batch of an epoch may be smaller; it is trained on too. An example that is None has no completion token:
-    it has a place in the order, and is skipped in its batch. Steps that are `skipped` have a batch that is not to be
-    trained on.
+    A batch has the examples of `batch_size` conversations: mostly one of each. The last batch of an epoch may be
+    smaller; it is trained on too. A conversation without an example has a place in the order, and is skipped in its
+    batch. Steps that are `skipped` have a batch that is not to be trained on.
     """
 
-    examples: Sequence[Example | None]
+    conversations: Sequence[tuple[Example, ...]]
     batch_size: int
     seed: int
     epochs: int
@@ -99,7 +99,7 @@ class BatchPlan:
     @property
     def steps_per_epoch(self) -> int:
         """Return optimizer steps in one epoch."""
-        return -(-len(self.examples) // self.batch_size)
+        return -(-len(self.conversations) // self.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -111,15 +111,14 @@ class BatchPlan:
         return (step - 1) // self.steps_per_epoch + 1
 
     def indices(self, step: int) -> NDArray[np.int32]:
-        """Return which examples step `step` trains on, shape [batch_size] or less at an epoch's end."""
-        order = epoch_order(len(self.examples), self.seed, self.epoch_of(step))
+        """Return which conversations step `step` trains on, shape [batch_size] or less at an epoch's end."""
+        order = epoch_order(len(self.conversations), self.seed, self.epoch_of(step))
         start = (step - 1) % self.steps_per_epoch * self.batch_size
         return order[start : start + self.batch_size]
 
     def batch(self, step: int) -> Batch:
         """Return the batch of step `step`, from 1."""
-        examples = (self.examples[i] for i in self.indices(step).tolist())
-        return Batch(tuple(example for example in examples if example is not None))
+        return Batch(tuple(example for i in self.indices(step).tolist() for example in self.conversations[i]))
 
 
 def in_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:

@@ -43,6 +43,10 @@ TAKEN_UP = {
     "training.on_nonfinite": "skip",
     "training.service_timeout_s": 60,
     "data.dir": "elsewhere",
+    "data.template": "elsewhere.jinja",
+    "data.template_arguments": {"enable_thinking": False},
+    "data.escape_special": True,
+    "data.max_skipped_share": 0.5,
     "output.dir": "elsewhere",
     "service_key_env": "OTHER_KEY",
 }

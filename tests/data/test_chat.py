@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinker_utils.data.chat import read_conversations
+from tinker_utils.data.files import read_conversations
 from tinker_utils.errors import DataError
 
 GOOD = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hé"}]})
@@ -37,15 +37,28 @@ def test_a_byte_order_mark_and_other_keys_are_no_harm(read):
     ("line", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "received list"),
+        ("[]", "received a list"),
         ("{}", r"received the keys \[\]"),
-        ('{"messages": []}', "at least one message"),
-        ('{"messages": "hi"}', "at least one message"),
-        ('{"messages": ["hi"]}', "message 1 is a str"),
-        ('{"messages": [{"role": "user"}]}', "message 1 has a content of type NoneType"),
+        ('{"messages": []}', "`messages` is an empty list"),
+        ('{"messages": "hi"}', "`messages` is a text, not a list"),
+        ('{"messages": null}', "`messages` is null"),
+        ('{"messages": ["hi"]}', "message 1 is a text"),
+        ('{"messages": [{"role": "user"}]}', "message 1 has no content"),
         ('{"messages": [{"role": "User", "content": "x"}]}', "role 'User', not one of system"),
         ('{"messages": [{"content": "x"}]}', "role None"),
-        ('{"messages": [{"role": "user", "content": ["x"]}]}', "content of type list"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "content that is a number"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "part of type 'image_url'"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": null}]}]}', "whose text is null"),
+        ('{"messages": [{"role": "assistant", "content": null, "tool_calls": []}]}', "message 1 has no content"),
+        ('{"messages": [{"role": "assistant", "content": "x", "tool_calls": {}}]}', "tool_calls of {}"),
+        ('{"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}', "a weight of 0.5, not 0 or 1"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x", "weight": 1, "train": false}]}',
+            "weight and train that contradict",
+        ),
+        ('{"tools": {}, "messages": [{"role": "user", "content": "x"}]}', "`tools` is an object"),
+        ('{"tools": "x", "messages": [{"role": "user", "content": "x"}]}', "`tools` is a text that is not JSON"),
+        ('{"tools": [3], "messages": [{"role": "user", "content": "x"}]}', "`tools` holds 3"),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
         ("[" * 100_000, "is not JSON"),
         (b"\xff\xfe", "is not UTF-8"),

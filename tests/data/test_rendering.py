@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.rendering import encode, prompt_tokens, render
+from tinker_utils.data.rendering import as_renderer, prompt_tokens, render
 from tinker_utils.data.streaming import describe
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import RenderingError
@@ -35,8 +35,8 @@ def weighted_text(example, tokenizer) -> str:
 
 def test_the_completion_is_what_the_template_adds_to_the_prompt(tokenizer):
     (example,) = render([ONE], tokenizer, 512).examples
-    assert tokenizer.decode(example.tokens) == ONE_PROMPT + "four<|im_end|>\n"
-    assert weighted_text(example, tokenizer) == "four<|im_end|>\n"
+    assert tokenizer.decode(example.tokens) == ONE_PROMPT + "four<|im_end|>"
+    assert weighted_text(example, tokenizer) == "four<|im_end|>"
     prompt = tokenizer.encode(ONE_PROMPT, add_special_tokens=False)
     assert example.tokens[: len(prompt)].tolist() == prompt == prompt_tokens(ONE.messages[:2], tokenizer)
     # The first completion token is the target of the prompt's last token.
@@ -45,13 +45,13 @@ def test_the_completion_is_what_the_template_adds_to_the_prompt(tokenizer):
 
 def test_the_last_assistant_message_is_trained_on_and_what_follows_it_is_left_out(tokenizer):
     (example,) = render([TWO], tokenizer, 512).examples
-    assert weighted_text(example, tokenizer) == "d<|im_end|>\n"
+    assert weighted_text(example, tokenizer) == "d<|im_end|>"
     assert "unanswered" not in tokenizer.decode(example.tokens)
 
 
 def test_all_assistant_messages_can_be_trained_on(tokenizer):
     (example,) = render([TWO], tokenizer, 512, "all_assistant").examples
-    assert weighted_text(example, tokenizer) == "b<|im_end|>\nd<|im_end|>\n"
+    assert weighted_text(example, tokenizer) == "b<|im_end|>d<|im_end|>"
 
 
 def test_long_examples_are_cut_and_those_that_lose_their_completion_are_skipped(tokenizer):
@@ -69,21 +69,28 @@ def test_long_examples_are_cut_and_those_that_lose_their_completion_are_skipped(
 
 def test_a_conversation_without_an_answer_is_skipped_and_counted(tokenizer):
     rendered = render([chat(("user", "hello")), ONE], tokenizer, 512)
-    assert (rendered.skipped, len(rendered.examples)) == (1, 1)
+    assert (rendered.skipped, rendered.unanswered, len(rendered.examples)) == (0, 1, 1)
 
 
 def test_an_answer_to_nothing_is_skipped_and_counted(tokenizer):
     opening = chat(("assistant", "hello"), ("user", "hi"))
     rendered = render([opening, ONE], tokenizer, 512)
-    assert (rendered.skipped, len(rendered.examples)) == (1, 1)
+    assert (rendered.unanswered, len(rendered.examples)) == (1, 1)
+
+
+def test_an_assistant_that_begins_is_trained_on_with_all_where_the_template_prompts_for_it(tokenizer):
     both = chat(("assistant", "hello"), ("user", "hi"), ("assistant", "well"))
     (example,) = render([both], tokenizer, 512, "all_assistant").examples
-    assert weighted_text(example, tokenizer) == "well<|im_end|>\n"
+    assert weighted_text(example, tokenizer) == "hello<|im_end|>well<|im_end|>"
+    asking = Template(tokenizer, "{{ raise_exception('nobody asks') if not messages }}" + tokenizer.chat_template)
+    (rendered,) = as_renderer(asking, "all_assistant").encode([both])
+    assert rendered.signs == {"greeting"}
+    assert tokenizer.decode(rendered.encoded[0].tokens[rendered.encoded[0].completion]) == "well<|im_end|>"
 
 
 def test_an_empty_answer_still_ends_the_turn(tokenizer):
     (example,) = render([chat(("user", "x"), ("assistant", ""))], tokenizer, 512).examples
-    assert weighted_text(example, tokenizer) == "<|im_end|>\n"
+    assert weighted_text(example, tokenizer) == "<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_any_text_renders_to_itself_and_to_the_prompts_own_tokens(tokenizer, tex
     (example,) = render([conversation], tokenizer, 4096).examples
     prompt = prompt_tokens(conversation.messages[:1], tokenizer)
     assert example.tokens[: len(prompt)].tolist() == prompt
-    assert tokenizer.decode(example.tokens[len(prompt) :]) == f"{text}<|im_end|>\n"
+    assert tokenizer.decode(example.tokens[len(prompt) :]) == f"{text}<|im_end|>"
     assert example.weights[: len(prompt) - 1].sum() == 0
     assert example.weights[len(prompt) - 1 :].all()
 
@@ -106,6 +113,9 @@ class Template:
         self._tokenizer = tokenizer
         self._template = template
         self.is_fast = is_fast
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
 
     def __call__(self, text, **options):
         return self._tokenizer(text, **options)
@@ -120,15 +130,27 @@ def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer):
         render([ONE], counting, 512)
 
 
-def test_a_template_that_rewrites_earlier_answers_can_train_on_the_last_one_only(tokenizer):
+def test_a_template_that_rewrites_earlier_answers_trains_on_the_last_one(tokenizer):
     forgetful = Template(
         tokenizer,
         "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}[...]"
         "{% else %}{{ m.role[0] }}:{{ m.content }};{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}",
     )
     assert weighted_text(render([TWO], forgetful, 512).examples[0], tokenizer) == "d;"
-    with pytest.raises(RenderingError, match="set training.train_on to last_assistant"):
-        render([TWO], forgetful, 512, "all_assistant")
+
+
+def test_where_earlier_answers_are_rewritten_each_is_an_example_after_its_own_prompt(tokenizer):
+    forgetful = Template(
+        tokenizer,
+        "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}[...]"
+        "{% else %}{{ m.role[0] }}:{{ m.content }};{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}",
+    )
+    rendered = render([TWO, TWO], forgetful, 512, "all_assistant")
+    texts = [tokenizer.decode(example.tokens) for example in rendered.examples]
+    assert texts == ["u:a?;a:b;", "u:a?;[...]u:c?;a:d;"] * 2
+    assert [weighted_text(example, tokenizer) for example in rendered.examples] == ["b;", "d;"] * 2
+    assert rendered.conversation_of.tolist() == [0, 0, 1, 1]
+    assert rendered.read_once() == 2 * rendered.examples[1].token_count
 
 
 def test_a_template_that_raises_is_told_in_a_sentence(tokenizer):
@@ -171,45 +193,54 @@ TEMPLATES = {
 }
 
 
-def by_all_offsets(conversation, tokenizer, train_on):
-    """(tokens, completion mask) from the place of every token in the text; None where one reaches over an edge."""
-    messages = list(conversation.messages)
-    trained = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"]
-    if train_on == "last_assistant":
-        trained = trained[-1:]
-    text = tokenizer.apply_chat_template(messages[: trained[-1] + 1], tokenize=False)
-    encoded = tokenizer([text], add_special_tokens=False, return_offsets_mapping=True)
-    (offsets,) = encoded["offset_mapping"]
-    mask = [False] * len(offsets)
-    for i in trained:
-        start = len(tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True))
-        end = len(tokenizer.apply_chat_template(messages[: i + 1], tokenize=False))
-        if any(a < edge < b for a, b in offsets for edge in (start, end)):
-            return None
-        mask = [m or start <= a < b <= end for m, (a, b) in zip(mask, offsets, strict=True)]
-    return encoded["input_ids"][0], mask
-
-
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
-@pytest.mark.parametrize("train_on", ["last_assistant", "all_assistant"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("train_on", ["last_assistant", "last_turn", "all_assistant"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chats=st.lists(CHATS, min_size=1, max_size=4))
 @example(chats=[[("system", ""), ("assistant", "")]])  # a template without words of its own makes no token of it
-def test_many_conversations_at_once_are_what_the_place_of_every_token_says(tokenizer, template, train_on, chats):
+def test_every_answer_stands_behind_the_tokens_that_the_model_will_be_given(tokenizer, template, train_on, chats):
     with_template = Template(tokenizer, template or tokenizer.chat_template)
     conversations = [chat(*turns) for turns in chats]
-    for conversation, encoded in zip(conversations, encode(conversations, with_template, train_on), strict=True):
-        if not conversation.last_assistant():
-            assert encoded is None
-            continue
-        expected = by_all_offsets(conversation, with_template, train_on)
-        if expected is not None:
-            assert (encoded.tokens.tolist(), encoded.completion.tolist()) == expected
-        else:  # a token would join the two: they are encoded apart, and the text stays what it was
-            text = with_template.apply_chat_template(
-                list(conversation.messages[: conversation.last_assistant() + 1]), tokenize=False
+    for conversation, rendered in zip(
+        conversations, as_renderer(with_template, train_on).encode(conversations), strict=True
+    ):
+        roles = [message["role"] for message in conversation.messages]
+        answers = [i for i, role in enumerate(roles) if role == "assistant"]
+        if train_on != "all_assistant":
+            answers = [i for i in answers[-1:] if i] if train_on == "last_assistant" else last_turn(roles)
+        found = []
+        for encoded in rendered.encoded:
+            edges = np.flatnonzero(np.diff([0, *encoded.completion.astype(int), 0])).tolist()
+            for start, end in zip(edges[::2], edges[1::2], strict=True):
+                found.append((encoded.tokens[:start].tolist(), encoded.tokens[start:end].tolist()))
+        expected = []
+        for i in answers:
+            prompt, answered = (
+                with_template.apply_chat_template(
+                    [list(conversation.messages[: i + past])], tokenize=False, add_generation_prompt=not past
+                )[0]
+                for past in (0, 1)
             )
-            assert tokenizer.decode(encoded.tokens) == text
+            answer = answered[len(prompt) :]
+            answer = answer[: answer.rindex("<|im_end|>") + 10] if template is None else without_end(answer)
+            if answer:
+                expected.append((tokenizer.encode(prompt, add_special_tokens=False), answer))
+        if any(not start for start, _ in expected) or template == TEMPLATES["bare"]:
+            continue  # no edge shows where an answer ends and the next begins
+        assert [(start, tokenizer.decode(tokens)) for start, tokens in found] == expected
+
+
+def last_turn(roles):
+    """Return the answers behind the user's last message that has one."""
+    last = max((i for i, role in enumerate(roles) if role == "assistant"), default=0)
+    asked = max((i for i in range(last) if roles[i] == "user"), default=0)
+    return [i for i, role in enumerate(roles) if role == "assistant" and i > asked]
+
+
+def without_end(answer):
+    """Return an answer of a template that writes no special token: all of it, unless it ends in one by itself."""
+    ends = answer.rstrip().endswith(("<|im_end|>", "<|im_start|>", "<|endoftext|>"))
+    return answer.rstrip() if ends else answer
 
 
 def test_the_conversation_that_a_template_refuses_is_named_among_many(tokenizer):

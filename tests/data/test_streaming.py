@@ -11,9 +11,8 @@ import pytest
 from tinker_utils.batching import epoch_order
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data import streaming
-from tinker_utils.data.chat import read_conversations
-from tinker_utils.data.files import ChatIndex
-from tinker_utils.data.rendering import render
+from tinker_utils.data.files import ChatIndex, read_conversations
+from tinker_utils.data.rendering import as_renderer, render
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import RenderingError
@@ -66,7 +65,7 @@ def path(tmp_path):
 
 
 def streamed(path, tokenizer):
-    return RenderedFile(ChatIndex(path), tokenizer, LIMIT, "last_assistant")
+    return RenderedFile(ChatIndex(path), as_renderer(tokenizer), LIMIT)
 
 
 def plan_of(path, tokenizer):
@@ -79,24 +78,24 @@ def by_content(examples):
 
 def test_all_at_once_is_what_render_gives(path, tokenizer):
     whole = render(read_conversations(path), tokenizer, LIMIT)
-    assert whole.cut > whole.skipped - ROWS // 10 > 0  # the file has examples of every kind
+    assert whole.cut > whole.skipped > 0 and whole.unanswered == ROWS // 10  # the file has examples of every kind
     at_once = render_all(streamed(path, tokenizer))
     assert by_content(at_once.examples) == by_content(whole.examples)
-    assert (at_once.cut, at_once.skipped) == (whole.cut, whole.skipped)
+    assert (at_once.cut, at_once.skipped, at_once.unanswered) == (whole.cut, whole.skipped, whole.unanswered)
 
 
 def test_each_epoch_is_a_permutation_of_the_usable_examples(path, tokenizer):
     whole = render(read_conversations(path), tokenizer, LIMIT)
     plan = plan_of(path, tokenizer)
     answered = ROWS - ROWS // 10
-    assert (len(plan.examples), plan.steps_per_epoch) == (answered, -(-answered // 4))
+    assert (len(plan.conversations), plan.steps_per_epoch) == (answered, -(-answered // 4))
     for epoch in (1, 2, 3):
         steps = range((epoch - 1) * plan.steps_per_epoch + 1, epoch * plan.steps_per_epoch + 1)
         seen = [example for step in steps for example in plan.batch(step).data]
         assert sorted(by_content(seen)) == sorted(by_content(whole.examples))
         rows = [row for step in steps for row in plan.indices(step).tolist()]
         assert rows == epoch_order(answered, 7, epoch).tolist()
-        assert by_content(seen) == by_content(e for e in (plan.examples[row] for row in rows) if e)
+        assert by_content(seen) == by_content(each for row in rows for each in plan.conversations[row])
 
 
 def test_every_text_is_rendered_once_an_epoch(path, tokenizer):
@@ -122,29 +121,35 @@ def test_no_more_than_a_few_blocks_are_held(path, tokenizer, monkeypatch):
     plan = plan_of(path, tokenizer)
     for step in range(1, plan.total_steps + 1):
         plan.batch(step)
-        assert sum(map(len, tuple(plan.examples._held))) <= streaming._BLOCKS_HELD * (8 + 4)
+        assert sum(map(len, tuple(plan.conversations._held))) <= streaming._BLOCKS_HELD * (8 + 4)
 
 
 def test_what_is_known_of_a_part_is_an_estimate_of_the_whole(path, tokenizer):
     whole = render(read_conversations(path), tokenizer, LIMIT)
     plan = plan_of(path, tokenizer)
     plan.batch(1)
-    part = StreamedSet.of(plan.examples)
+    part = StreamedSet.of(plan.conversations, 0.0)
     assert not part.exact
     assert "about" in describe(part, "train", LIMIT)
     assert part.tokens == pytest.approx(whole.tokens, rel=0.5)
-    render_all(plan.examples)
-    full = StreamedSet.of(plan.examples)
+    render_all(plan.conversations)
+    full = StreamedSet.of(plan.conversations, 0.0)
     assert full.exact
     assert (full.tokens, full.completion_tokens) == (whole.tokens, whole.completion_tokens)
     assert (full.cut, full.skipped) == (whole.cut, whole.skipped)
-    usable = [example is not None for example in plan.examples]
+    usable = list(map(bool, plan.conversations))
     assert full.lengths()[usable].tolist() == whole.lengths().tolist()
     assert "about" not in describe(full, "train", LIMIT)
 
 
-def test_a_conversation_that_cannot_be_rendered_ahead_is_named(path, tokenizer):
-    tokenizer.chat_template = "{{ raise_exception('no') }}"
+def test_conversations_that_the_template_refuses_are_skipped_up_to_a_share(path, tokenizer):
+    tokenizer.chat_template = "{% if messages[0].content[:1] == '7' %}{{ raise_exception('no') }}{% endif %}" + (
+        tokenizer.chat_template
+    )
     plan = plan_of(path, tokenizer)
-    with pytest.raises(RenderingError, match=r"train.jsonl:\d+: the chat template refused"):
-        plan.batch(1)
+    refused = {row for row in range(ROWS) if str(row).startswith("7") and row % 10 != 3}
+    whole = render_all(plan.conversations, len(refused) / ROWS)
+    assert whole.unusable == len(refused) == 10
+    assert all("the chat template refused" in problem and "train.jsonl:" in problem for problem in whole.problems)
+    with pytest.raises(RenderingError, match=r"train.jsonl:8: the chat template refused .* 10 of 150 lines"):
+        StreamedSet.of(plan.conversations, 0.06)

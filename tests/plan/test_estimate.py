@@ -50,7 +50,7 @@ def test_it_counts_what_the_steps_come_to(changes, has_validation):
     settings = config(**changes)
     train = rendered(range(20, 63))
     valid = rendered(range(30, 41)) if has_validation else None
-    plan = BatchPlan(train.examples, settings.batch_size, settings.seed, settings.epochs)
+    plan = BatchPlan(train.by_conversation, settings.batch_size, settings.seed, settings.epochs)
     prices = prices_for(settings.service, settings.model)
     prepared = Plan(settings, None, train, valid, plan, prices, "")
     follows = forecast(settings, DataLengths.of(prepared.train, prepared.valid, settings.max_seq_length))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 import sys
@@ -31,12 +32,14 @@ HOSTED_KEY = "TINKER_API_KEY"
 _KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD)")
 
 SettingKind = Literal[
-    "integer", "number", "true or false", "text", "path", "list of module names", "service", "key variable"
-]
+    "integer", "number", "true or false", "text", "path", "names and values", "list of module names", "service",
+    "key variable",
+]  # fmt: skip
 
 _KIND_WORDS: dict[SettingKind, str] = {
     "integer": "an integer",
     "true or false": "true or false, without quotes",
+    "names and values": "names with values",
     "service": "tinker, local or a URL without a key in it",
     "key variable": "the name of an environment variable in capitals that ends in KEY, TOKEN, SECRET or PASSWORD",
 }
@@ -151,6 +154,18 @@ def _path(value: object) -> Path | None:
     return path if is_possible(path) else None
 
 
+def _mapping(value: object) -> dict[str, Any] | None:
+    """Return names with values that YAML and JSON can hold."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False)) if _is_mapping(value) else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) and name.isidentifier() for name in value)
+
+
 def _modules(value: object) -> tuple[str, ...] | None:
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
         return None
@@ -190,6 +205,7 @@ _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
     "true or false": lambda value: value if isinstance(value, bool) else None,
     "text": _text,
     "path": _path,
+    "names and values": _mapping,
     "list of module names": _modules,
     "service": _service,
     "key variable": _key_variable,
@@ -198,7 +214,8 @@ _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
 
 def setting(default: Any, key: str, kind: SettingKind, help: str, **limits: Any) -> Any:
     """Define a dataclass field with a rule; `limits` are the rule's other attributes."""
-    return dataclasses.field(default=default, metadata={"rule": Rule(key, kind, help, **limits)})
+    made: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
+    return dataclasses.field(**made, metadata={"rule": Rule(key, kind, help, **limits)})
 
 
 class Checked:

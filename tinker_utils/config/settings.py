@@ -28,7 +28,7 @@ from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError
 
 # Unlike the methods of `Path`, these never raise.
-exists, is_directory = os.path.exists, os.path.isdir
+exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,10 @@ class TrainingConfig(Checked):
         low=2, high=10**6, group="Training",
     )  # fmt: skip
     train_on: str = setting(
-        "last_assistant", "training.train_on", "text", "it selects the messages that are trained on.",
-        choices=("last_assistant", "all_assistant"),
+        "last_assistant", "training.train_on", "text",
+        "it selects the messages that are trained on, where a line does not say so itself; last_turn takes all answers "
+        "since the user last spoke.",
+        choices=("last_assistant", "last_turn", "all_assistant"),
     )  # fmt: skip
     seed: int = setting(
         0, "training.seed", "integer", "it fixes the order of the data and the initial weights.",
@@ -204,10 +206,31 @@ class TrainingConfig(Checked):
         "a run ends after this many seconds without an answer, and can be resumed; null waits forever.",
         low=0, open_low=True, optional=True, resumable=True,
     )  # fmt: skip
-    # The data themselves are compared by what they are, wherever they lie.
+    # The data themselves are compared by what they are, tokens and weights, wherever they and the template lie.
     data_dir: Path = setting(
         Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.", resumable=True
     )
+    template: str = setting(
+        "auto", "data.template", "text",
+        "auto is the tokenizer's own chat template; else a file that holds one, or renderer:NAME, a renderer of the "
+        "package tinker-cookbook.",
+        resumable=True,
+    )  # fmt: skip
+    template_arguments: Mapping[str, Any] = setting(
+        {}, "data.template_arguments", "names and values",
+        "they are variables of the chat template, such as enable_thinking: false.",
+        resumable=True,
+    )  # fmt: skip
+    escape_special: bool = setting(
+        False, "data.escape_special", "true or false",
+        "true trains a special token that stands in a message, such as `<|im_end|>`, as nothing but text.",
+        resumable=True,
+    )  # fmt: skip
+    max_skipped_share: float = setting(
+        0.01, "data.max_skipped_share", "number",
+        "it is the share of lines that may be unusable; they are skipped and counted, and above it no run begins.",
+        low=0, high=1, resumable=True,
+    )  # fmt: skip
     output_dir: Path = setting(
         Path("models/adapters/tinker"), "output.dir", "path", "the run is written there.", resumable=True
     )
@@ -237,7 +260,13 @@ class TrainingConfig(Checked):
         directory = self.resolve(Path(self.model))
         local_files = self.service == "local" and self.model != "tiny" and is_directory(directory)
         model = str(directory.resolve()) if local_files else self.model
-        return replace(self, model=model, data_dir=self.resolve(self.data_dir).absolute())
+        template = self.resolve(Path(self.template))
+        return replace(
+            self,
+            model=model,
+            template=str(template.absolute()) if is_file(template) else self.template,
+            data_dir=self.resolve(self.data_dir).absolute(),
+        )
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""

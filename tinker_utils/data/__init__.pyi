@@ -1,5 +1,10 @@
-from .chat import Conversation as Conversation, read_conversations as read_conversations
-from .files import TEST_FILE as TEST_FILE, TRAIN_FILE as TRAIN_FILE, VALID_FILE as VALID_FILE
+from .chat import Conversation as Conversation
+from .files import (
+    TEST_FILE as TEST_FILE,
+    TRAIN_FILE as TRAIN_FILE,
+    VALID_FILE as VALID_FILE,
+    read_conversations as read_conversations,
+)
 from .rendering import RenderedSet as RenderedSet, prompt_tokens as prompt_tokens, render as render
 from .report import (
     duplicate_table as duplicate_table,

@@ -1,104 +1,48 @@
-"""Chat JSONL → conversations; a line that cannot be used is a `DataError` that names file and line."""
+"""A conversation: the messages of one line, and which of them are trained on."""
 
 from __future__ import annotations
 
-import codecs
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
-
-from tinker_utils.basics.files import regular
-from tinker_utils.basics.redaction import quoted
-from tinker_utils.basics.strict_json import json_problem, parse_json
-from tinker_utils.config.paths import as_path
-from tinker_utils.errors import DataError
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 Message = Mapping[str, Any]
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The messages of one line, each with at least `role` and `content`, and where they stand."""
+    """What one line holds, and where it stands.
+
+    Attributes:
+        messages: each with at least `role` and `content`, as the chat template is given them.
+        source: the file and the line.
+        tools: descriptions of the tools that the model may call.
+        in_loss: by their index, whether messages are in the loss, where the line itself says so.
+        unused: keys of the line that nothing uses.
+    """
 
     messages: tuple[Message, ...]
     source: str
+    tools: tuple[Any, ...] = ()
+    in_loss: Mapping[int, bool] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     def last_assistant(self) -> int | None:
         """Return the index of the last assistant message, or None."""
         return max((i for i, message in enumerate(self.messages) if message["role"] == "assistant"), default=None)
 
+    def answers(self, train_on: str) -> list[int]:
+        """Return the indices of the messages that are trained on: those that `train_on` selects or the line names.
 
-def read_conversations(path: Path | str) -> list[Conversation]:
-    """Read all conversations of a chat JSONL file, in their order; blank lines are skipped.
-
-    Raises:
-        DataError: the file is missing or empty, or a line is not `{"messages": [{"role": …, "content": …}, …]}`.
-    """
-    conversations = list(iterate_conversations(as_path(path, "path")))
-    if not conversations:
-        raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
-    return conversations
-
-
-def iterate_conversations(path: Path) -> Iterator[Conversation]:
-    """Yield the conversations of a file one by one, for files that should not be held in memory; errors as above."""
-    with open_data_file(path) as file:
-        for number, raw in enumerate(file, start=1):
-            if raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
-                yield parse_conversation(raw, path, number)
-
-
-@contextmanager
-def open_data_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a data file to read it as bytes; raises DataError where it cannot be read."""
-    try:
-        with open(path, "rb", buffering=1 << 20, opener=regular) as file:
-            yield file
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); the directory must hold train.jsonl and valid.jsonl."
-        ) from error
-
-
-def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:
-    """Read the conversation that line `number` of a file, `raw`, holds; raises DataError where it holds none."""
-    source = f"{path}:{number}"
-    raw = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").removesuffix(b"\n")
-    try:
-        line = parse_json(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
-    except ValueError as error:
-        raise DataError(f"{source}: is not JSON ({json_problem(error)}); write one JSON object per line.") from error
-    messages = line.get("messages") if isinstance(line, dict) else None
-    if not isinstance(messages, list) or not messages:
-        received = f"the keys {quoted(sorted(line))}" if isinstance(line, dict) else type(line).__name__
-        raise DataError(
-            f'{source}: expected {{"messages": [at least one message]}}, received {received}; correct the line.'
-        )
-    for position, message in enumerate(messages, start=1):
-        if problem := _message_problem(message):
-            raise DataError(f"{source}: message {position} {problem}; correct the line.")
-    if b"\\ud" in raw or b"\\uD" in raw:  # only an escape can bring in what cannot be written as UTF-8
-        try:
-            json.dumps(messages, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{source}: holds half of a surrogate pair, which is not a character; correct the line."
-            ) from error
-    return Conversation(tuple(messages), source)
-
-
-def _message_problem(message: object) -> str | None:
-    if not isinstance(message, dict):
-        return f"is a {type(message).__name__}, not an object with role and content"
-    if message.get("role") not in ROLES:
-        return f"has the role {quoted(message.get('role'))}, not one of {', '.join(ROLES)}"
-    content = message.get("content")
-    if not isinstance(content, str):
-        return f"has a content of type {type(content).__name__}, not text"
-    return None
+        Args:
+            train_on: `last_assistant`; `last_turn`, all assistant messages behind the user's last one that has any; or
+                `all_assistant`. Only the latter selects one that answers nothing, at the very beginning.
+        """
+        roles = [message["role"] for message in self.messages]
+        assistant = [i for i, role in enumerate(roles) if role == "assistant"]
+        last = assistant[-1] if assistant else 0
+        first = 0 if train_on == "all_assistant" else max(last, 1)
+        if train_on == "last_turn":
+            first = 1 + max((i for i in range(last) if roles[i] == "user"), default=0)
+        return [i for i in assistant if self.in_loss.get(i, i >= first)]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.batching import Example
+from tinker_utils.data.compat import encode_marked, is_marked
 from tinker_utils.data.template import Span, Tokenizer
 
 
@@ -25,8 +26,12 @@ class Encoded(NamedTuple):
         return Example(self.tokens[:max_seq_length], weights) if weights.any() else None
 
 
-def tokens_and_mask(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> list[Encoded]:
-    """Return tokens of each text and which of them lie in a span; all texts go to the tokenizer in one call."""
+def tokens_and_mask(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenizer) -> list[Encoded | None]:
+    """Return tokens of each text and which of them lie in a span; all texts go to the tokenizer in one call.
+
+    None stands for a text of several spans that is not, before one of them, what the model is given there: tokens
+    would join what stands on the two sides of an earlier edge.
+    """
     if not texts:
         return []
     encoded = tokenizer(
@@ -45,7 +50,7 @@ def tokens_and_mask(texts: Sequence[tuple[str, list[Span]]], tokenizer: Tokenize
 
 def _masked(text: str, spans: list[Span], encoding: Any) -> Encoded | None:
     """Return a text's tokens and mask; None where a token crosses a span's edge, or none begins there."""
-    if encoding is None:
+    if encoding is None or is_marked(text):
         return None
     mask = np.zeros(len(encoding), dtype=np.bool_)
     for start, end in spans:
@@ -63,11 +68,20 @@ def _token_at(encoding: Any, edge: int) -> int | None:
     return token if token is not None and encoding.token_to_chars(token)[0] == edge else None
 
 
-def _encode_in_parts(text: str, spans: list[Span], tokenizer: Tokenizer) -> Encoded:
+def _encode_in_parts(text: str, spans: list[Span], tokenizer: Tokenizer) -> Encoded | None:
     """Encode prompts and completions one by one, as sampling will: where a token would join the two."""
     edges = [0, *(edge for span in spans for edge in span), len(text)]
-    parts = [text[a:b] for a, b in pairwise(edges)]
-    ids = tokenizer(parts, add_special_tokens=False)["input_ids"]
+    ids = encode_texts([text[a:b] for a, b in pairwise(edges)], tokenizer)
     tokens = np.concatenate([np.asarray(part, dtype=np.int32) for part in ids])
     mask = np.concatenate([np.full(len(part), i % 2 == 1) for i, part in enumerate(ids)])
+    later = encode_texts([text[:start] for start, _ in spans[1:]], tokenizer) if spans[1:] else []
+    if any(tokens[: len(prompt)].tolist() != list(prompt) for prompt in later):
+        return None
     return Encoded(tokens, mask)
+
+
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the tokens of each text, without any that the tokenizer would add by itself."""
+    if any(map(is_marked, texts)):
+        return [encode_marked(tokenizer, text) for text in texts]
+    return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"])

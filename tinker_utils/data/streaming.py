@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.batching import Batch, BatchPlan, Example, epoch_order
-from tinker_utils.data.files import ChatIndex
-from tinker_utils.data.rendering import RenderedSet, encode
-from tinker_utils.data.template import Tokenizer
-from tinker_utils.errors import DataError
+from tinker_utils.data.files import ChatIndex, too_many
+from tinker_utils.data.rendering import RenderedSet, Renderer
+from tinker_utils.errors import DataError, RenderingError
 
 # Rows rendered together, and the bytes that they may take: enough to keep the tokenizer's threads busy, little enough
 # for memory, of which the tokenizer takes a hundred times as much. Where somebody waits for a block, it is smaller.
@@ -28,45 +27,49 @@ _BLOCKS_HELD = 8
 Rows = NDArray[np.int32]
 
 
-class RenderedFile(Sequence[Example | None]):
-    """Row i is the i-th conversation with an answer to a prompt; None if `max_seq_length` leaves nothing of the answer.
+class RenderedFile(Sequence[tuple[Example, ...]]):
+    """Row i has the examples of the i-th conversation with an answer; none if `max_seq_length` leaves nothing of it.
 
     Args:
         chats: the file.
-        tokenizer: renders it.
+        renderer: renders it.
         max_seq_length: tokens that an example is cut to.
-        train_on: which answers count.
 
     Attributes:
-        tokens: of each row that was rendered once, its tokens, cut or not, at least 1; 0 of the others.
-        completion_tokens: those of them that are in the loss, once it is cut.
+        rendered: which rows were rendered once, bool, shape [rows].
+        tokens: tokens that the model reads of each of them, int64, shape [rows].
+        once: the same of its longest example.
+        completion_tokens: how many of these are in the loss.
+        cut: how many of its examples are longer than `max_seq_length`.
+        problems: why rows that were rendered cannot be used.
+        signs: how many rows that were rendered bear each of `Rendered.signs`.
 
     Raises (when a row is asked for):
-        RenderingError: as `rendering.render`.
         DataError: the file has been changed.
     """
 
-    def __init__(self, chats: ChatIndex, tokenizer: Tokenizer, max_seq_length: int, train_on: str) -> None:
+    def __init__(self, chats: ChatIndex, renderer: Renderer, max_seq_length: int) -> None:
         self.chats = chats
+        self.renderer = renderer
         self.max_seq_length = max_seq_length
-        self._tokenizer = tokenizer
-        self._train_on = train_on
-        self.tokens = np.zeros(len(chats), np.uint32)
-        self.completion_tokens = np.zeros(len(chats), np.uint32)
-        self._held: deque[dict[int, Example | None]] = deque(maxlen=_BLOCKS_HELD)
+        self.rendered = np.zeros(len(chats), np.bool_)
+        self.tokens, self.once, self.completion_tokens, self.cut = np.zeros((4, len(chats)), np.int64)
+        self.problems: dict[int, str] = {}
+        self.signs: dict[str, set[int]] = {}
+        self._held: deque[dict[int, tuple[Example, ...]]] = deque(maxlen=_BLOCKS_HELD)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._ahead: Future[None] | None = None
 
     def __len__(self) -> int:
         return len(self.chats)
 
-    def __getitem__(self, row: int) -> Example | None:  # type: ignore[override]  # nobody takes a slice
+    def __getitem__(self, row: int) -> tuple[Example, ...]:  # type: ignore[override]  # nobody takes a slice
         row = range(len(self))[row]
         if self._missing([row]):
             self._hold([row])
         return next(block[row] for block in tuple(self._held) if row in block)
 
-    def __iter__(self) -> Iterator[Example | None]:
+    def __iter__(self) -> Iterator[tuple[Example, ...]]:
         rows = list(range(len(self)))
         while rows:
             block = self._block(rows[:BLOCK], _BLOCK_BYTES)
@@ -95,15 +98,22 @@ class RenderedFile(Sequence[Example | None]):
     def _hold(self, rows: list[int]) -> None:
         self._held.append(dict(zip(rows, self._render(rows), strict=True)))
 
-    def _render(self, rows: list[int]) -> list[Example | None]:
-        examples: list[Example | None] = []
-        encoded = encode(self.chats.conversations(rows), self._tokenizer, self._train_on)
-        for row, each in zip(rows, encoded, strict=True):
-            example = each and each.example(self.max_seq_length)
-            self.tokens[row] = max(1, len(each.tokens)) if each else 1
-            self.completion_tokens[row] = example.completion_tokens if example else 0
-            examples.append(example)
-        return examples
+    def _render(self, rows: list[int]) -> list[tuple[Example, ...]]:
+        limit = self.max_seq_length
+        rendered = self.renderer.encode(self.chats.conversations(rows))
+        found = [each.examples(limit) for each in rendered]
+        for row, each, examples in zip(rows, rendered, found, strict=True):
+            lengths = [len(encoded.tokens) for encoded in each.encoded]
+            self.rendered[row] = True
+            read = [min(length, limit) - 1 for length in lengths]
+            self.tokens[row], self.once[row] = sum(read), max(read, default=0)
+            self.completion_tokens[row] = sum(example.completion_tokens for example in examples)
+            self.cut[row] = sum(length > limit for length in lengths)
+            if each.problem:
+                self.problems[row] = each.problem
+            for sign in each.signs:
+                self.signs.setdefault(sign, set()).add(row)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +124,9 @@ class StreamedSet:
     order, and are skipped in their batches.
 
     Attributes:
-        examples: each that holds an answer; None in place of one that has lost it.
+        examples: by conversation; none in place of one that has lost its answer.
         exact: whether all were rendered before, so that the counts are no estimates.
-        tokens, completion_tokens, cut, skipped: as in `RenderedSet`.
+        tokens, completion_tokens, cut, skipped, unanswered, unusable, problems: as in `RenderedSet`.
     """
 
     examples: RenderedFile
@@ -125,38 +135,53 @@ class StreamedSet:
     completion_tokens: int
     cut: int
     skipped: int
+    unanswered: int
+    unusable: int
+    problems: tuple[str, ...]
 
     @classmethod
-    def of(cls, examples: RenderedFile) -> StreamedSet:
+    def of(cls, examples: RenderedFile, max_skipped_share: float) -> StreamedSet:
         """Return counts by those that are rendered: a random sample, if they are the first in an epoch's order.
 
         Raises:
-            DataError: nothing can be learned from any of them.
+            DataError: nothing can be learned from any of them, or too many lines cannot be used.
         """
-        chats, limit, tokens = examples.chats, examples.max_seq_length, examples.tokens
-        known, usable = tokens > 0, examples.completion_tokens > 0
-        rows = int(known.sum())
+        chats, limit, known = examples.chats, examples.max_seq_length, examples.rendered
+        usable, rows = examples.completion_tokens > 0, int(known.sum())
+        by_rows = len(examples) / max(1, rows)
+        problems = tuple(examples.problems[row] for row in sorted(examples.problems)) + tuple(chats.problems)
+        refused = round(len(examples.problems) * by_rows)
+        unusable = chats.unusable + refused
+        if unusable > max_skipped_share * chats.lines:
+            raise RenderingError(too_many(problems[0], unusable, chats.lines, max_skipped_share))
         if not usable.any():
             raise DataError(
                 f"{chats.path}: none of {chats.unanswered + rows:,} conversations has a completion token within "
                 f"training.max_seq_length = {limit}; raise it, or add assistant messages."
             )
         by_bytes = float(chats.sizes.sum(dtype=np.int64) / chats.sizes[known].sum(dtype=np.int64))
-        by_rows = len(examples) / rows
         return cls(
             examples,
             exact=rows == len(examples),
-            tokens=round(int((np.minimum(tokens[usable], limit).astype(np.int64) - 1).sum()) * by_bytes),
-            completion_tokens=round(int(examples.completion_tokens.sum(dtype=np.int64)) * by_bytes),
-            cut=round(int((tokens > limit).sum()) * by_rows),
-            skipped=chats.unanswered + round(int((known & ~usable).sum()) * by_rows),
+            tokens=round(int(examples.tokens[usable].sum()) * by_bytes),
+            completion_tokens=round(int(examples.completion_tokens.sum()) * by_bytes),
+            cut=round(int(examples.cut.sum()) * by_rows),
+            skipped=round(int((known & ~usable & (examples.tokens > 0)).sum()) * by_rows),
+            unanswered=chats.unanswered
+            + round((int((known & (examples.tokens == 0)).sum()) - len(examples.problems)) * by_rows),
+            unusable=unusable,
+            problems=problems,
         )
+
+    def read_once(self) -> int:
+        """Return about how many tokens one pass has if each conversation is one example: its longest."""
+        file = self.examples
+        return round(self.tokens * float(file.once.sum() / max(1, file.tokens.sum())))
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the tokens that the model reads of each row, shape [rows], counted or estimated from its size."""
-        sizes, limit = self.examples.chats.sizes, self.examples.max_seq_length
-        lengths = np.minimum(self.examples.tokens, limit).astype(np.int64) - 1
-        known = lengths >= 0
+        sizes, limit, known = self.examples.chats.sizes, self.examples.max_seq_length, self.examples.rendered
+        lengths = self.examples.tokens
         per_byte = lengths[known].sum() / sizes[known].sum(dtype=np.int64)
         return np.where(known, lengths, np.minimum(sizes * per_byte, limit - 1).astype(np.int64))
 
@@ -169,7 +194,10 @@ def describe(data: RenderedSet | StreamedSet, name: str, max_seq_length: int) ->
     return (
         f"{name}: {len(data.examples):,} examples, {about}{data.tokens:,} tokens, {about}{data.completion_tokens:,} "
         f"of them completion tokens; cut at {max_seq_length:,} tokens: {about}{data.cut:,}; "
-        f"skipped, because no completion token is left: {about}{data.skipped:,}{end}"
+        f"skipped, because no completion token is left: {about}{data.skipped:,}"
+        + (f", because they have none: {about}{data.unanswered:,}" if data.unanswered else "")
+        + (f", because they cannot be used: {about}{data.unusable:,}" if data.unusable else "")
+        + end
     )
 
 
@@ -177,7 +205,7 @@ def describe(data: RenderedSet | StreamedSet, name: str, max_seq_length: int) ->
 class StreamedPlan(BatchPlan):
     """The batches of a streamed set: rendered ahead of their use."""
 
-    examples: RenderedFile
+    conversations: RenderedFile
 
     def batch(self, step: int) -> Batch:
         """Return the batch of step `step`, from 1; empty where none of its examples has an answer left."""
@@ -187,12 +215,13 @@ class StreamedPlan(BatchPlan):
     def read_ahead(self, step: int) -> None:
         """Have the batch of a step rendered, and begin with those that follow it in its epoch."""
         start = (step - 1) % self.steps_per_epoch * self.batch_size + self.batch_size
-        order = epoch_order(len(self.examples), self.seed, self.epoch_of(step))
-        self.examples.read_ahead(self.indices(step), order[start : start + 2 * BLOCK])
+        order = epoch_order(len(self.conversations), self.seed, self.epoch_of(step))
+        self.conversations.read_ahead(self.indices(step), order[start : start + 2 * BLOCK])
 
 
-def render_all(file: RenderedFile) -> RenderedSet:
-    """Render all examples of a file, in memory; raises DataError where there is none."""
-    examples = tuple(example for example in file if example is not None)
-    counts = StreamedSet.of(file)
-    return RenderedSet(examples, counts.cut, counts.skipped)
+def render_all(file: RenderedFile, max_skipped_share: float = 0.0) -> RenderedSet:
+    """Render all examples of a file, in memory; raises DataError as `StreamedSet.of`."""
+    conversations = tuple(file)
+    counts = StreamedSet.of(file, max_skipped_share)
+    names = ("cut", "skipped", "unanswered", "unusable", "problems")
+    return RenderedSet.of(conversations, **{name: getattr(counts, name) for name in names})

@@ -34,7 +34,8 @@ class DataLengths:
 
     `answer_at` says before which of them the first completion token is, shape [examples]; None where that is not known.
     `cut_at` is the max_seq_length that `cut` examples were cut to before they were counted; it is None where the
-    lengths are estimated from the files' sizes.
+    lengths are estimated from the files' sizes. `conversation_of` says which conversation each example is from, shape
+    [examples]; None where each is one of its own.
     """
 
     train: NDArray[np.int64]
@@ -42,14 +43,17 @@ class DataLengths:
     cut_at: int | None = None
     cut: int = 0
     answer_at: NDArray[np.int64] | None = None
+    conversation_of: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, train: RenderedSet | StreamedSet, valid: RenderedSet | None, max_seq_length: int) -> DataLengths:
         """Count in data that was rendered with `max_seq_length`."""
-        answers = None
+        answers = conversation_of = None
         if isinstance(train, RenderedSet):
             answers = np.array([np.argmax(example.weights > 0) for example in train.examples], dtype=np.int64)
-        return cls(train.lengths(), None if valid is None else valid.lengths(), max_seq_length, train.cut, answers)
+            conversation_of = train.conversation_of
+        held_out = None if valid is None else valid.lengths()
+        return cls(train.lengths(), held_out, max_seq_length, train.cut, answers, conversation_of)
 
     @classmethod
     def estimate(cls, directory: Path) -> DataLengths:
@@ -84,12 +88,16 @@ def forecast(
         prompts: tokens of each prompt that is sampled from; without them, those of the examples that begin with one.
     """
     limit = config.max_seq_length - 1  # the last token is only a target
-    usable = data.train if data.answer_at is None else data.train[data.answer_at < limit]
-    per_epoch = -(-len(usable) // config.batch_size)
+    kept = slice(None) if data.answer_at is None else data.answer_at < limit
+    usable = data.train[kept]
+    conversations = len(usable) if data.conversation_of is None else len(np.unique(data.conversation_of[kept]))
+    per_epoch = -(-conversations // config.batch_size)
     steps = per_epoch * config.epochs
     valid = np.zeros(0, np.int64) if data.valid is None else np.minimum(data.valid, limit)
     evaluations = 0 if data.valid is None else _evaluations(config, per_epoch)
-    tokens = int(np.minimum(usable, limit).sum()) * config.epochs
+    # What was cut to no more than this is not cut again: an entry may be several examples of one conversation.
+    is_cut = data.cut_at is not None and data.cut_at <= config.max_seq_length
+    tokens = int((usable if is_cut else np.minimum(usable, limit)).sum()) * config.epochs
     if prompts is None:
         prompts = valid[: config.samples_at_evaluation].tolist()
     cost = None if prices is None else prices.of_run(tokens, int(valid.sum()) * evaluations, evaluations, prompts)

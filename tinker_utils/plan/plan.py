@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +21,10 @@ from tinker_utils.batching import BatchPlan
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
-from tinker_utils.data.rendering import RenderedSet, prompts_of
+from tinker_utils.data.findings import findings_of, sentences
+from tinker_utils.data.renderers import renderer_for
+from tinker_utils.data.rendering import RenderedSet, Renderer, prompts_of, tokenizer_digest
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
-from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import DataError
 from tinker_utils.plan.cost import Prices, prices_for
@@ -37,11 +42,14 @@ class Plan:
 
     `valid` is None where there is no validation file, and so no evaluation; `sampled` are the conversations of the
     validation file whose prompts the model is to answer at each evaluation; `files` are the sizes and SHA-256 digests
-    of the data's files, by name; `resumed_at` is the step after which the run was last resumed.
+    of the data's files, by name; `data_digest` is over the tokens and weights that are trained on and evaluated, or,
+    where training data is rendered later, over its file and all that decides its rendering; `file_digest` is over the
+    files alone, which is what runs of version 0.2 stored; `findings` say what of the data is not trained on, or trains
+    what nobody meant; `resumed_at` is the step after which the run was last resumed.
     """
 
     config: TrainingConfig
-    tokenizer: Tokenizer
+    renderer: Renderer
     train: RenderedSet | StreamedSet
     valid: RenderedSet | None
     batches: BatchPlan
@@ -49,7 +57,19 @@ class Plan:
     data_digest: str
     sampled: tuple[Conversation, ...] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    file_digest: str = ""
+    findings: tuple[str, ...] = ()
     resumed_at: int = 0
+
+    @property
+    def tokenizer(self) -> Any:
+        """Return the model's tokenizer."""
+        return self.renderer.tokenizer
+
+    @cached_property
+    def rendering(self) -> dict[str, str]:
+        """Return what decides the tokens besides the data, by name, each short enough to be shown."""
+        return {**self.renderer.identity, "tokenizer": tokenizer_digest(self.tokenizer)}
 
     @property
     def total_steps(self) -> int:
@@ -69,7 +89,7 @@ class Plan:
     @cached_property
     def sample_prompts(self) -> list[list[int]]:
         """Return the prompts, as tokens, that the model is to answer at each evaluation."""
-        return prompts_of(self.sampled, self.tokenizer)
+        return prompts_of(self.sampled, self.renderer)
 
     def cost_usd(self, trained: int, evaluated: int) -> float | None:
         """Return dollars for so many tokens trained on and evaluated, samples included; None without a price."""
@@ -112,56 +132,98 @@ class Plan:
         return "\n".join(lines + [f"note: {warning}" for warning in expected.warnings])
 
 
-def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
+def prepare(
+    config: TrainingConfig,
+    tokenizer: Any = None,
+    *,
+    date: datetime.date | None = None,
+    as_before: bool = False,
+) -> Plan:
     """Read and render the data of `config.data_dir`, and count what a run on it takes.
 
+    Args:
+        config: the settings.
+        tokenizer: the model's, if it is loaded already.
+        date: the day that a chat template which writes today's date is told; today's by default.
+        as_before: whether to render as version 0.2 did, for a run that began with it.
+
     Raises:
-        DataError: a file is missing or has a line that cannot be used, or no example has a completion token.
+        ConfigError: the chat template or its arguments cannot be used.
+        DataError: a file is missing or has too many lines that cannot be used, or no example has a completion token.
         RenderingError: the chat template cannot be used for training.
         ServiceError: the tokenizer cannot be loaded.
     """
     directory = config.resolve(config.data_dir)
     train_file, valid_file = directory / TRAIN_FILE, directory / VALID_FILE
+    renderer = renderer_for(config, tokenizer or load_tokenizer(config), date, as_before)
     with ThreadPoolExecutor(1) as thread:
         digests = thread.map(_digest, (train_file, valid_file))
-        index = ChatIndex(train_file)
-        held_out = ChatIndex(valid_file) if valid_file.exists() else None
+        opened = [
+            RenderedFile(ChatIndex(file, renderer.answers, config.max_skipped_share), renderer, config.max_seq_length)
+            for file in (train_file, valid_file)
+            if file == train_file or file.exists()
+        ]
         train_digest, valid_digest = digests
-    tokenizer = tokenizer or load_tokenizer(config)
-    valid = None if held_out is None else render_all(_file(held_out, tokenizer, config))
-    if valid is None and config.early_stopping_patience:
+    if len(opened) == 1 and config.early_stopping_patience:
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
         )
-    sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
-    train, batches = _planned(_file(index, tokenizer, config), config)
+    held_out = opened[1:]
+    valid = next((render_all(file, config.max_skipped_share) for file in held_out), None)
+    sampled = [
+        c for file in held_out for c in file.chats.conversations(range(len(file))[: config.samples_at_evaluation])
+    ]
+    train, batches = _planned(opened[0], config)
     found = {train_file: train_digest, valid_file: valid_digest}
     files = {file.name: (file.stat().st_size, known.hex()) for file, known in found.items() if known}
     return Plan(
         config,
-        tokenizer,
+        renderer,
         train,
         valid,
         batches,
         prices=prices_for(config.service, config.model),
-        data_digest=hashlib.sha256(train_digest + valid_digest).hexdigest(),
-        sampled=sampled,
+        data_digest=_rendering_digest(train, valid, renderer, train_digest),
+        sampled=tuple(sampled),
         files=files,
+        file_digest=hashlib.sha256(train_digest + valid_digest).hexdigest(),
+        findings=tuple(chain.from_iterable(_findings(file, config) for file in opened)),
     )
 
 
 def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:
     """Return the training examples and their batches: of a large file as they are needed, of any other at once."""
     if file.chats.sizes.sum(dtype=np.int64) <= _RENDERED_AT_ONCE:
-        rendered = render_all(file)
-        return rendered, BatchPlan(rendered.examples, config.batch_size, config.seed, config.epochs)
+        rendered = render_all(file, config.max_skipped_share)
+        return rendered, BatchPlan(rendered.by_conversation, config.batch_size, config.seed, config.epochs)
     batches = StreamedPlan(file, config.batch_size, config.seed, config.epochs)
     batches.read_ahead(1)
-    return StreamedSet.of(file), batches
+    return StreamedSet.of(file, config.max_skipped_share), batches
 
 
-def _file(chats: ChatIndex, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
-    return RenderedFile(chats, tokenizer, config.max_seq_length, config.train_on)
+def _findings(file: RenderedFile, config: TrainingConfig) -> Iterator[str]:
+    if file.renderer.as_before:  # the run has begun, and nothing of this is news
+        return
+    chats = file.chats
+    yield from sentences(findings_of(file, config.seed), chats.path.name, without_home(config.model), len(chats))
+    if skipped := chats.unusable + len(file.problems):
+        first = (*(file.problems[row] for row in sorted(file.problems)), *chats.problems)[0]
+        yield f"{chats.path.name}: {skipped:,} of {chats.lines:,} lines are skipped, as they cannot be used: {first}"
+
+
+def _rendering_digest(
+    train: RenderedSet | StreamedSet, valid: RenderedSet | None, renderer: Renderer, train_digest: bytes
+) -> str:
+    """Return a digest of what is trained on and evaluated."""
+    digest = hashlib.sha256()
+    if isinstance(train, StreamedSet):
+        digest.update(train_digest + json.dumps([*renderer.identity.items()]).encode())
+        digest.update(tokenizer_digest(renderer.tokenizer).encode())
+    for rendered in (train, valid):
+        for example in rendered.examples if isinstance(rendered, RenderedSet) else ():
+            digest.update(len(example.tokens).to_bytes(4, "little"))
+            digest.update(example.tokens.astype("<i4").tobytes() + (example.weights > 0).tobytes())
+    return digest.hexdigest()
 
 
 def _digest(file: Path) -> bytes:

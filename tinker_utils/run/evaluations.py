@@ -1,4 +1,4 @@
-"""Evaluations example by example: what a pooled loss is made of, and what a later one is compared with.
+"""Evaluations conversation by conversation: what a pooled loss is made of, and what a later one is compared with.
 
 Only the best evaluation and patience's anchor are compared with, so only they are kept: as files in the run directory,
 so that a resumed run has the very same numbers. A file holds nothing but float64 values in the order of the validation
@@ -27,9 +27,9 @@ class Evaluation:
     """One look at the validation set.
 
     Attributes:
-        total: negative log-likelihood of all examples, in nats.
-        totals: that of each example, shape [m]; None where the service does not tell.
-        completion_tokens: completion tokens of each example, shape [m].
+        total: negative log-likelihood of all conversations, in nats.
+        totals: that of each conversation, shape [m]; None where the service does not tell.
+        completion_tokens: completion tokens of each conversation, shape [m].
     """
 
     total: float
@@ -38,7 +38,7 @@ class Evaluation:
 
     @cached_property
     def pooled(self) -> PooledLoss:
-        """Return the loss of all examples; with a standard error where each example's own is known."""
+        """Return the loss of all; with a standard error where each conversation's own is known."""
         if self.totals is None:
             return PooledLoss(self.total, sum(self.completion_tokens))
         return pool(self.totals, self.completion_tokens)
@@ -66,7 +66,7 @@ class PastEvaluations:
     def difference(self, step: int | None, evaluation: Evaluation) -> PooledLoss | None:
         """Return the paired difference between an evaluation and the one kept for `step`.
 
-        None where one of the two is not known example by example.
+        None where one of the two is not known conversation by conversation.
         """
         before = None if step is None else self._load(step)
         if before is None or evaluation.totals is None or len(before) != len(evaluation.totals):

@@ -169,6 +169,7 @@ class RunState(msgspec.Struct, kw_only=True):
     best_checkpoint: str | None = None
     spent: Spent | None = None
     data_digest: str = ""
+    rendering: dict[str, str] | None = None  # None in runs of version 0.2, whose digest is over the data's files
     provenance: Provenance | None = None
     resume_points: list[ResumePoint] = []  # the latest last
     periodic_checkpoints: list[Checkpoint] = []

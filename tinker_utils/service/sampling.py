@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.rendering import prompts_of
+from tinker_utils.data.rendering import as_renderer, prompts_of
 from tinker_utils.plan.cost import SAMPLED_TOKENS
 from tinker_utils.service.client import Service
 
@@ -33,12 +33,20 @@ def sample_answers(
     Greedy, so that the same weights write the same text. One without an assistant message is a prompt as a whole;
     one that begins with its only one has none, and is skipped.
 
+    Args:
+        service: an open connection.
+        tokenizer: the model's; or, where the settings name a template or arguments of their own, the plan's `renderer`.
+        conversations: whose prompts are answered.
+        checkpoint: a `tinker://` path; the base model answers if it is None.
+        max_tokens: the most that an answer has.
+
     Raises:
         ServiceError: the service refuses, or does not have the checkpoint.
     """
     asked = [conversation for conversation in conversations if conversation.last_assistant() != 0]
-    completions = service.sample(prompts_of(asked, tokenizer), checkpoint, max_tokens=max_tokens)
-    return as_samples(asked, completions, tokenizer)
+    renderer = as_renderer(tokenizer)
+    completions = service.sample(prompts_of(asked, renderer), checkpoint, max_tokens=max_tokens)
+    return as_samples(asked, completions, renderer.tokenizer)
 
 
 def as_samples(

@@ -207,8 +207,8 @@ async def _trained(
 def _test_batches(plan: Plan) -> list[Batch]:
     """Return the examples of test.jsonl beside the training data; raises DataError where there is none."""
     config = plan.config
-    chats = ChatIndex(config.data_dir / TEST_FILE)
-    rendered = render_all(RenderedFile(chats, plan.tokenizer, config.max_seq_length, config.train_on))
+    chats = ChatIndex(config.data_dir / TEST_FILE, plan.renderer.answers, config.max_skipped_share)
+    rendered = render_all(RenderedFile(chats, plan.renderer, config.max_seq_length), config.max_skipped_share)
     return list(in_batches(rendered.examples, _TESTED_TOGETHER))
 
 

@@ -12,8 +12,7 @@ from typing import Literal
 
 from tinker_utils.basics.table import Table
 from tinker_utils.config.settings import TrainingConfig
-from tinker_utils.data.chat import iterate_conversations
-from tinker_utils.data.files import TEST_FILE, TRAIN_FILE, VALID_FILE
+from tinker_utils.data.files import TEST_FILE, TRAIN_FILE, VALID_FILE, iterate_conversations
 from tinker_utils.data.report import conversation_key
 from tinker_utils.data.streaming import StreamedSet
 from tinker_utils.errors import (
@@ -26,10 +25,11 @@ from tinker_utils.errors import (
     TinkerUtilsError,
 )
 from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
-from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.plan.plan import Plan
 from tinker_utils.run.directory import RunDirectory
+from tinker_utils.run.state import RunState
 from tinker_utils.service.client import Service, ask_for_models
-from tinker_utils.training.resuming import changes_to_take_up, has_ended, resume_points
+from tinker_utils.training.resuming import changes_to_take_up, has_ended, prepared, resume_points
 
 # Characters of each file in which duplicates are looked for: less than a second's work, and most files as a whole.
 _LOOKED_THROUGH = 20_000_000
@@ -121,15 +121,23 @@ def preflight(
     checks: list[Check] = []
     plan = preparation
     try:
-        plan = plan or prepare(config)
+        plan = prepared(config, preparation, _state_of(run, config))
     except DataError as error:
         checks.append(Check.failed("data", error))
-    except (RenderingError, ServiceError) as error:
+    except (ConfigError, RenderingError, ServiceError) as error:
         checks.append(Check.failed("tokenizer", error))
     if plan is not None:
         checks += _of_plan(plan)
         checks += _of_run(run, plan)
     return PreflightReport((*checks, *check_start(config, run, plan, service)))
+
+
+def _state_of(run: RunDirectory, config: TrainingConfig) -> RunState | None:
+    """Return the state of the run that would go on; None where there is none, or none that can be read."""
+    try:
+        return run.read_state() if config.resume_from_checkpoint else None
+    except TinkerUtilsError:
+        return None  # what is wrong with it is said below
 
 
 def check_start(
@@ -142,7 +150,9 @@ def check_start(
     """Check what `fit` looks at once its data are prepared; with `same_data`, a run that goes on did so before."""
     checks: list[Check] = []
     if plan is not None:
-        checks += [] if same_data else _of_duplicates(config)
+        if not same_data:
+            checks += _of_duplicates(plan)
+            checks += warn_or_pass("contents", plan.findings, "All that the lines hold is used, and each answer ends.")
         checks += _of_lengths(plan)
     cautions = (*about_settings(config), *about_service(config))
     checks += warn_or_pass("settings", cautions, "The service supports all of them.")
@@ -182,9 +192,9 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
         yield Check.failed("directory", error)
 
 
-def _of_duplicates(config: TrainingConfig) -> list[Check]:
+def _of_duplicates(plan: Plan) -> list[Check]:
     """Look for conversations that stand twice, above all those that the model is trained and then tested on."""
-    directory = config.resolve(config.data_dir)
+    directory = plan.config.resolve(plan.config.data_dir)
     sentences: list[str] = []
     train, keys = _looked_through(directory / TRAIN_FILE)  # was read before, so it can be
     try:
@@ -209,7 +219,7 @@ def _looked_through(file: Path) -> tuple[str, list[int]]:
     """Return in words how much of a file was looked through, and a hash of what each conversation in it says."""
     keys: list[int] = []
     characters = 0
-    for conversation in iterate_conversations(file):
+    for conversation in iterate_conversations(file, skip_unusable=True):
         characters += sum(len(message["content"]) for message in conversation.messages)
         if characters > _LOOKED_THROUGH:
             return f"the first {len(keys):,} conversations in {file.name}", keys
@@ -221,11 +231,20 @@ def _of_lengths(plan: Plan) -> list[Check]:
     limit, train = plan.config.max_seq_length, plan.train
     estimated = isinstance(train, StreamedSet) and not train.exact
     sentences = list(about_lengths(train.cut, len(train.lengths()), limit, estimated))
+    about = "about " if estimated else ""
+    if (once := train.read_once()) < train.tokens:
+        sentences.append(
+            "The chat template writes earlier messages otherwise when others follow, so each answer is an example of "
+            f"its own: {about}{train.tokens:,} tokens are read in an epoch instead of {about}{once:,}."
+        )
     if train.skipped:
-        about = "about " if estimated else ""
         sentences.append(
             f"{about}{train.skipped:,} training examples are skipped: "
             f"they have no completion token within {limit:,} tokens."
+        )
+    if train.unanswered:
+        sentences.append(
+            f"{about}{train.unanswered:,} training examples are skipped: nothing in them is an answer to train on."
         )
     return warn_or_pass("lengths", sentences, f"No example is longer than {limit:,} tokens, and each has an answer.")
 

@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinker_utils.batching import Batch
 from tinker_utils.early_stopping import Decision
 from tinker_utils.loss import disagreement
@@ -125,7 +128,8 @@ class Recorder:
 
     def evaluated(self, step: int, batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Decision:
         """Write a val record, and say what the evaluation means."""
-        evaluation = _evaluation(batches, losses)
+        valid = self._plan.valid
+        evaluation = _evaluation(batches, losses, None if valid is None else valid.conversation_of)
         self.progress.eval_tokens += sum(batch.tokens for batch in batches)
         for loss in losses:
             self._cross_check(step, loss)
@@ -217,7 +221,14 @@ class Recorder:
         self.logger.publish(progress=standing, best_checkpoint=result.path if result else None, spent=spent)
 
 
-def _evaluation(batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Evaluation:
-    weights = tuple(example.completion_tokens for batch in batches for example in batch.data)
-    totals = tuple(total for loss in losses for total in loss.totals or ())
-    return Evaluation(sum(loss.total for loss in losses), totals if len(totals) == len(weights) else None, weights)
+def _evaluation(
+    batches: Sequence[Batch], losses: Sequence[BatchLoss], conversation_of: NDArray[np.int64] | None
+) -> Evaluation:
+    """Return an evaluation conversation by conversation, also where one is several examples."""
+    weights = np.array([example.completion_tokens for batch in batches for example in batch.data])
+    totals = np.array([total for loss in losses for total in loss.totals or ()])
+    groups = np.arange(len(weights)) if conversation_of is None else conversation_of
+    known = len(totals) == len(weights) > 0
+    by_conversation = tuple(np.bincount(groups, totals).tolist()) if known else None
+    tokens = tuple(np.bincount(groups, weights).astype(int).tolist())
+    return Evaluation(sum(loss.total for loss in losses), by_conversation, tokens)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+
 import msgspec
 from msgspec.structs import replace
 
+from tinker_utils.basics.redaction import quoted
 from tinker_utils.config.changes import SettingChange, setting_changes
 from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.data.template import DATE, NO_DATE
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import ConfigError, ResumeError
-from tinker_utils.plan.plan import Plan
+from tinker_utils.plan.plan import Plan, prepare
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import Progress, ResumePoint, Roles, RunState, StoppingState
 
@@ -71,9 +75,7 @@ def changes_to_take_up(run: RunDirectory, state: RunState, plan: Plan) -> list[S
         raise ResumeError(f"the run cannot be resumed: {error}") from error
     changes = setting_changes(before, plan.config)
     refused = [str(change) for change in changes if not change.harmless]
-    if (old := state.data_digest) != plan.data_digest:
-        new = plan.data_digest
-        refused.append(f"the data in {plan.config.data_dir} (SHA-256): {old[:12]} → {new[:12]}")
+    refused += _changes_of_data(state, plan)
     if refused:
         raise ResumeError(
             f"{run.path}: the run cannot be resumed, because its settings or data have changed: "
@@ -81,6 +83,39 @@ def changes_to_take_up(run: RunDirectory, state: RunState, plan: Plan) -> list[S
             "training.resume_from_checkpoint: false to start a new run."
         )
     return [change for change in changes if change.harmless]
+
+
+def prepared(config: TrainingConfig, preparation: Plan | None, state: RunState | None) -> Plan:
+    """Return a plan that renders as the run has done so far: with its date, or by the ways of version 0.2.
+
+    Raises:
+        TinkerUtilsError: as `prepare`.
+    """
+    as_before = state is not None and state.rendering is None
+    known = state.rendering.get(DATE, NO_DATE) if state and state.rendering else NO_DATE
+    fits = preparation and preparation.renderer.as_before == as_before
+    if preparation and fits and known in (NO_DATE, preparation.rendering.get(DATE)):
+        return preparation
+    try:
+        date = None if known == NO_DATE else datetime.date.fromisoformat(known)
+    except ValueError as error:
+        raise ResumeError(f"run.json: {DATE} is {quoted(known)}, not a date; start a new run.") from error
+    return prepare(config, preparation and preparation.tokenizer, date=date, as_before=as_before)
+
+
+def _changes_of_data(state: RunState, plan: Plan) -> list[str]:
+    """Return how the data that a run began with differ from those of now."""
+    before, now = state.rendering, plan.rendering
+    digest = plan.file_digest if before is None else plan.data_digest
+    if state.data_digest == digest:
+        return []
+    changes = [f"the {name}: {old} → {now.get(name)}" for name, old in (before or {}).items() if old != now.get(name)]
+    files = state.provenance.data if state.provenance else {}
+    for name, (_, new) in plan.files.items():
+        if name in files and files[name].sha256 != new:
+            changes.append(f"{name} (SHA-256): {files[name].sha256[:12]} → {new[:12]}")
+    old = state.data_digest
+    return changes or [f"the data in {plan.config.data_dir} (SHA-256): {old[:12]} → {digest[:12]}"]
 
 
 def stretched_schedule(state: RunState | None, plan: Plan) -> list[str]:

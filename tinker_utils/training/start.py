@@ -12,7 +12,7 @@ from tinker_utils.basics.redaction import one_sentence, without_home
 from tinker_utils.config.changes import setting_changes
 from tinker_utils.config.settings import TrainingConfig, dump_config
 from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
-from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.plan.plan import Plan
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.spending import Spending
@@ -24,6 +24,7 @@ from tinker_utils.training.recovery import Recovery
 from tinker_utils.training.resuming import (
     changes_to_take_up,
     has_ended,
+    prepared,
     resume_points,
     stretched_schedule,
     with_fresh_patience,
@@ -63,13 +64,13 @@ async def fit(
         run.clear_requests()
         if service is not None:
             await asyncio.to_thread(service.reopen)
-        plan = await asyncio.to_thread(prepare, config) if preparation is None else preparation
-        if changed := setting_changes(plan.config, config):
+        if preparation and (changed := setting_changes(preparation.config, config)):
             raise ConfigError(
                 f"preparation: was made with other settings ({'; '.join(map(str, changed))}); call "
                 "prepare(config) again."
             )
         before = run.read_state() if config.resume_from_checkpoint else None
+        plan = await asyncio.to_thread(prepared, config, preparation, before)
         changes = changes_to_take_up(run, before, plan) if before else []
         points = resume_points(before)
         if before and has_ended(before, points[0], plan):
@@ -139,7 +140,8 @@ def _first_state(plan: Plan, points: list[ResumePoint], before: RunState | None,
         progress=before.progress,
         best_checkpoint=before.best_checkpoint,
         spent=before.spent,
-        data_digest=plan.data_digest,
+        data_digest=plan.file_digest if plan.renderer.as_before else plan.data_digest,
+        rendering=None if plan.renderer.as_before else plan.rendering,
         provenance=made_with,
         resume_points=[point for point in reversed(points) if point.path],
         periodic_checkpoints=before.periodic_checkpoints,
