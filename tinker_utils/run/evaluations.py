@@ -39,9 +39,8 @@ class Evaluation:
     @cached_property
     def pooled(self) -> PooledLoss:
         """Return the loss of all examples; with a standard error where each example's own is known."""
-        if self.totals is None:
-            return PooledLoss(self.total, sum(self.completion_tokens))
-        return pool(self.totals, self.completion_tokens)
+        counts = self.completion_tokens
+        return PooledLoss(self.total, sum(counts)) if self.totals is None else pool(self.totals, counts)
 
 
 class PastEvaluations:
