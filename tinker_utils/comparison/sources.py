@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.comparison.foreign import (
-    decoded,
     flat_settings,
     is_cookbook_row,
     read_cookbook,
@@ -20,10 +20,10 @@ from tinker_utils.comparison.run import Run, curve, placed_on
 from tinker_utils.config.settings import MAX_CONFIG, exists, is_directory
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
-from tinker_utils.run.directory import MAX_STATE
+from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader, read_metrics
 from tinker_utils.run.series import MetricsLog
-from tinker_utils.run.state import Provenance, decode_state
+from tinker_utils.run.state import Provenance, RunState
 
 LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
 _ADVICE = f"give a run directory, a {_METRICS} or a {_TRAINER_STATE}"
@@ -73,11 +73,11 @@ def read_log(path: Path, name: str) -> Run:
 def _reader_of(path: Path) -> Callable[[Path, str], Run]:
     """Return what reads this log, decided by the first record that any of the programs writes."""
     text = read_text(path)
-    content = decoded(text)
+    content = json_or_none(text)
     if isinstance(content, dict) and "log_history" in content:
         return partial(read_trainer, content)
     for line in text.split("\n"):
-        record = decoded(line)
+        record = json_or_none(line)
         if isinstance(record, dict) and "type" in record:
             return _read_own
         if isinstance(record, dict) and is_cookbook_row(record):
@@ -98,7 +98,7 @@ def _read_own(path: Path, name: str) -> Run:
         unit=log.loss_unit,
         train=train,
         valid=placed_on(train, log.val_column("step"), log.val_column("val_loss")),
-        settings=_own_settings(path.with_name("config.yaml")) | _provenance(path.with_name("run.json")),
+        settings=_own_settings(path.with_name("config.yaml")) | _provenance(path.parent),
         epochs=int(epochs.max()) if len(epochs) else None,
         ending=None if end.get("status") is None else one_sentence(str(end["status"])),
         unused_lines=log.skipped_lines + log.other_unit_records,
@@ -119,14 +119,13 @@ def _own_settings(path: Path) -> dict[str, str]:
     return flat_settings(settings)
 
 
-def _provenance(path: Path) -> dict[str, str]:
+def _provenance(directory: Path) -> dict[str, str]:
     """Return what a run was made with, as far as its run.json tells: versions, code and data."""
-    if not path.is_file():
-        return {}
     try:
-        made_with = decode_state(read_text(path, MAX_STATE).encode(), path).provenance or Provenance()
+        state = RunDirectory(directory).read_state() or RunState()
     except RunDirectoryError as error:
         raise MetricsError(str(error)) from error
+    made_with = state.provenance or Provenance()
     known = {
         "python": made_with.python or None,
         **made_with.packages,

@@ -241,8 +241,8 @@ class TrainingConfig(Checked):
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""
-        values = {key: getattr(self.lora, name) for key, name in _LORA_FIELDS.items()}
-        values |= {key: getattr(self, name) for key, name in _TRAINING_FIELDS.items()}
+        lora = {key: getattr(self.lora, name) for key, name in _LORA_FIELDS.items()}
+        values = lora | {key: getattr(self, name) for key, name in _TRAINING_FIELDS.items()}
         return {key: plain(values[key]) for key in RULES}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -122,11 +121,12 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
     """
     directory = config.resolve(config.data_dir)
     train_file, valid_file = directory / TRAIN_FILE, directory / VALID_FILE
+    present = [file for file in (train_file, valid_file) if file.exists()]
     with ThreadPoolExecutor(1) as thread:
-        digests = thread.map(_digest, (train_file, valid_file))
+        digests = thread.map(sha256, present)
         index = ChatIndex(train_file)
-        held_out = ChatIndex(valid_file) if valid_file.exists() else None
-        train_digest, valid_digest = digests
+        held_out = ChatIndex(valid_file) if valid_file in present else None
+        found = dict(zip(present, digests, strict=True))
     tokenizer = tokenizer or load_tokenizer(config)
     valid = None if held_out is None else render_all(_file(held_out, tokenizer, config))
     if valid is None and config.early_stopping_patience:
@@ -135,8 +135,7 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
         )
     sampled = tuple(held_out.conversations(range(len(held_out))[: config.samples_at_evaluation])) if held_out else ()
     train, batches = _planned(_file(index, tokenizer, config), config)
-    found = {train_file: train_digest, valid_file: valid_digest}
-    files = {file.name: (file.stat().st_size, known.hex()) for file, known in found.items() if known}
+    files = {file.name: (file.stat().st_size, digest.hex()) for file, digest in found.items()}
     return Plan(
         config,
         tokenizer,
@@ -144,7 +143,7 @@ def prepare(config: TrainingConfig, tokenizer: Tokenizer | None = None) -> Plan:
         valid,
         batches,
         prices=prices_for(config.service, config.model),
-        data_digest=hashlib.sha256(train_digest + valid_digest).hexdigest(),
+        data_digest=hashlib.sha256(b"".join(found.values())).hexdigest(),
         sampled=sampled,
         files=files,
     )
@@ -162,11 +161,3 @@ def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | 
 
 def _file(chats: ChatIndex, tokenizer: Tokenizer, config: TrainingConfig) -> RenderedFile:
     return RenderedFile(chats, tokenizer, config.max_seq_length, config.train_on)
-
-
-def _digest(file: Path) -> bytes:
-    """Return SHA-256 of a file's content; empty where there is none."""
-    try:
-        return sha256(file)
-    except (OSError, ValueError):
-        return b""

@@ -37,8 +37,7 @@ _RUN_FILES = (
 _TRIES = 20
 _ADVICE = "repair the disk or make room on it, and start the run again: it resumes from its latest checkpoint."
 _WRITTEN_BY = "# Written by tinker_utils: the settings of this run.\n"
-MAX_STATE = 64 << 20
-"""Bytes of a run.json, at most."""
+_MAX_STATE = 64 << 20  # bytes of a run.json, at most
 
 # The directories in which this process trains, by the descriptors of their locks.
 _in_use_here: dict[int, Path] = {}
@@ -229,15 +228,13 @@ class RunDirectory:
         """
         if self._held is None:
             return
-        try:
-            same = os.path.samestat(os.fstat(self._held), self._lock.stat())
-        except OSError:
-            same = False
-        if not same:
-            raise RunDirectoryError(
-                f"{self.path}: was moved or removed during the run; put it back and start the run again: "
-                "it resumes from its latest checkpoint."
-            )
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._held), self._lock.stat()):
+                return
+        raise RunDirectoryError(
+            f"{self.path}: was moved or removed during the run; put it back and start the run again: "
+            "it resumes from its latest checkpoint."
+        )
 
     def _clear_temporaries(self) -> None:
         for directory in (self.path, self.evaluations):
@@ -251,7 +248,7 @@ class RunDirectory:
             RunDirectoryError: the file is there, but cannot be read as a run's state.
         """
         try:
-            content = read_bounded(self.state, MAX_STATE)
+            content = read_bounded(self.state, _MAX_STATE)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -364,14 +361,14 @@ def writing(path: Path, advice: str = _ADVICE) -> Iterator[None]:
         raise RunDirectoryError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, advice: str = _ADVICE) -> None:
     """Write a file through a temporary one beside it, synced to the disk before it takes the name.
 
     Raises:
-        RunDirectoryError: the disk refuses it; the file is then what it was.
+        RunDirectoryError: the disk refuses it, in a sentence that ends with `advice`; the file is then what it was.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with writing(path):
+    with writing(path, advice):
         descriptor, name = tempfile.mkstemp(".tmp", MARK, path.parent)
         temporary = Path(name)
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.run.directory import write_atomically
 
 _HISTORY = ("train", "val", "checkpoint", "early_stop", "end", "notice")
@@ -89,8 +89,5 @@ def _is_later(line: bytes, step: int) -> bool:
 
 def _record(line: bytes) -> dict[str, Any]:
     """Return the line's record; empty where it is none."""
-    try:
-        record = parse_json(line)
-    except ValueError:
-        return {}
+    record = json_or_none(line)
     return record if isinstance(record, dict) else {}
