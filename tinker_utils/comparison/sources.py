@@ -145,7 +145,6 @@ class LogReader:
     def __init__(self, given: Path) -> None:
         self._given = given
         self._own = MetricsReader(given if given.name in LOG_NAMES else given / _METRICS)
-        self._known = (0, 0)  # inode and size of a log that was found to be this project's
         self.log = self._own.log
         self.about = ""
 
@@ -163,21 +162,16 @@ class LogReader:
         What is missing or empty now, or cannot be read, leaves `log` as it was.
         """
         path = self.path
-        stat = path.stat() if exists(path) else None
-        if stat is None or not stat.st_size:  # not begun, or being written anew
+        if not exists(path) or not path.stat().st_size:  # not begun, or being written anew
             return
-        begun, (inode, size) = exists(path.with_name("run.json")), self._known
+        if self._own.path != path or self._own.log.is_empty:  # what it has skipped may have been rewritten since
+            self._own = MetricsReader(path)
+        self._own.poll()
         try:
-            grown = stat.st_ino == inode and stat.st_size >= size
-            if begun or grown or _reader_of(path) is _read_own:
-                self._own = self._own if self._own.path == path else MetricsReader(path)
-                self._own.poll()
-                if self._own.log.is_empty and not begun:
-                    read_metrics(path)  # which says why there is nothing to show
-                self.log, self.about, self._known = self._own.log, "", (stat.st_ino, stat.st_size)
+            if not self._own.log.is_empty or exists(path.with_name("run.json")):
+                self.log, self.about = self._own.log, ""
             else:
-                self._known = (0, 0)
-                run = read_log(path, self._given.name)
+                run = read_log(path, self._given.name)  # which says why, where there is nothing to show
                 self.log, self.about = _as_metrics_log(run), f"{run.describe()}."
         except MetricsError as error:
             self.about = str(error)
