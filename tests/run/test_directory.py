@@ -15,6 +15,7 @@ import pytest
 
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
+from tinker_utils.run.archive import archive
 from tinker_utils.run.directory import RunDirectory, write_atomically
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.state import RunState, Spent
@@ -136,11 +137,11 @@ def test_control_files(run):
 
 
 def test_starting_anew_loses_nothing(run):
-    assert run.archive() is None
+    assert archive(run) is None
     for content in ("first", "second"):
         run.write_state(RunState())
         run.metrics.write_text(content)
-        run.archive()
+        archive(run)
     assert not run.metrics.exists()
     previous = run.path / "previous"
     assert [(previous / n / "metrics.jsonl").read_text() for n in ("1", "2")] == ["first", "second"]
@@ -161,9 +162,9 @@ def test_a_move_aside_that_was_cut_off_is_brought_to_its_end(run):
     moving = run.path / "previous" / ".tinker_utils-moving"
     moving.mkdir(parents=True)
     run.state.rename(moving / "run.json")  # killed here
-    assert run.archive() == run.path / "previous" / "1"
+    assert archive(run) == run.path / "previous" / "1"
     assert sorted(file.name for file in (run.path / "previous" / "1").iterdir()) == ["metrics.jsonl", "run.json"]
-    assert run.archive() is None
+    assert archive(run) is None
 
 
 def test_what_a_killed_write_left_is_cleared_by_the_next_holder(run):
@@ -182,16 +183,16 @@ def test_what_no_run_wrote_is_not_moved_and_the_run_does_not_begin(run, names):
     with pytest.raises(
         RunDirectoryError, match=f"holds {', '.join(names)}, and no run.json says that a run wrote that"
     ):
-        run.archive()
+        archive(run)
     assert sorted(path.name for path in run.path.iterdir()) == sorted(names)
 
 
 def test_beside_other_files_a_run_begins_and_moves_its_own_only(run):
     (run.path / "notes.txt").write_text("mine")
-    assert run.archive() is None
+    assert archive(run) is None
     run.write_config("run: {}\n")
     run.write_state(RunState())
-    run.archive()
+    archive(run)
     assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "previous"]
 
 
@@ -199,7 +200,7 @@ def test_a_run_whose_state_was_lost_is_moved_and_what_it_spent_stays(run):
     run.write_config("run: {}\n")
     run.metrics.write_text("{}\n")
     run.spending.write_text('{"step": 1, "tokens": 5, "eval_tokens": 0}\n')
-    previous = run.archive()
+    previous = archive(run)
     assert sorted(path.name for path in previous.iterdir()) == ["config.yaml", "metrics.jsonl"]
     assert run.spending.exists()
 

@@ -5,25 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tinker_utils.basics.files import MARK, NotOwnError, check_own, check_own_directory, own, read_bounded
+from tinker_utils.basics.files import MARK, NotOwnError, check_own, check_own_directory, own, read_bounded, replace
 from tinker_utils.config.paths import as_path
 from tinker_utils.config.settings import MAX_CONFIG, exists, find_upwards
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
 from tinker_utils.run.state import RunState, decode_state, encode_state
 
-_PREVIOUS = "previous"
-# Where a run's files are gathered before they get their number.
-_MOVING = f"{MARK}moving"
+PREVIOUS = "previous"
 
-# What `archive` moves aside when a run is started anew.
+# What is moved aside, to a folder in `PREVIOUS`, when a run is started anew.
 # run.json goes first: without it there is no run to be continued from half of its files.
-_RUN_FILES = (
+RUN_FILES = (
     "run.json",
     "config.yaml",
     "metrics.jsonl",
@@ -91,7 +88,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         # Checkpoints of the embedded service, when the run started that service itself. They stay where they are when
         # a run is moved aside: a service may be at work on them.
-        owner = self.path.parents[1] if self.path.parent.name == _PREVIOUS else self.path
+        owner = self.path.parents[1] if self.path.parent.name == PREVIOUS else self.path
         self.local_store = owner / "checkpoints"
         self._stop = self.path / "STOP"
         self._pause = self.path / "PAUSE"
@@ -167,7 +164,7 @@ class RunDirectory:
             return self._check_own()
 
     def _check_own(self) -> list[str]:
-        files = (self.path / name for name in (*_RUN_FILES, _PREVIOUS))
+        files = (self.path / name for name in (*RUN_FILES, PREVIOUS))
         for path in (*files, self._lock, self._stop, self._pause, self.local_store):
             check_own(path)
         return check_own_directory(self.path)
@@ -266,42 +263,7 @@ class RunDirectory:
         self.check_held()
         write_atomically(self.state, encode_state(state))
 
-    def archive(self) -> Path | None:
-        """Move a previous run's files into `previous/N`, so that a new one starts clean and nothing is lost.
-
-        A move that was cut off is brought to its end first, so that a run's files stay together.
-
-        Raises:
-            RunDirectoryError: what is there was written by no run; or the disk refuses it.
-        """
-        files, previous = self.to_archive(), self.path / _PREVIOUS
-        gathered = previous / _MOVING
-        if not files and not gathered.exists():
-            return None
-        with writing(self.path):
-            gathered.mkdir(parents=True, exist_ok=True)
-            for file in files:
-                file.rename(gathered / file.name)
-            number = 1 + max((int(p.name) for p in previous.iterdir() if p.name.isdecimal()), default=0)
-            return gathered.rename(previous / str(number))
-
-    def to_archive(self) -> list[Path]:
-        """Return the files of a previous run; where its run.json is lost, what it spent stays, to be counted on.
-
-        Raises:
-            RunDirectoryError: there are files of these names that no run wrote.
-        """
-        files = [self.path / name for name in _RUN_FILES if (self.path / name).exists()]
-        if self.read_state() or (self.path / _PREVIOUS / _MOVING / self.state.name).exists():
-            return files
-        if files and not self._was_begun():
-            raise RunDirectoryError(
-                f"{self.path}: holds {', '.join(file.name for file in files)}, and no run.json says that a run wrote "
-                "that; move it away, or choose another output directory."
-            )
-        return [file for file in files if file != self.spending]
-
-    def _was_begun(self) -> bool:
+    def was_begun(self) -> bool:
         """Return whether a run has left its mark, though it has no run.json: that was lost, or not yet written."""
         with contextlib.suppress(OSError):
             return read_bounded(self.config, MAX_CONFIG).startswith(_WRITTEN_BY.encode())
@@ -369,32 +331,9 @@ def write_atomically(path: Path, content: str | bytes, advice: str = _ADVICE) ->
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     with writing(path, advice):
-        descriptor, name = tempfile.mkstemp(".tmp", MARK, path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync(path.parent)
+        replace(path, data)
 
 
 def _touch(path: Path) -> None:
     with writing(path):
         os.close(own(path, os.O_WRONLY | os.O_CREAT))
-
-
-def sync(path: Path) -> None:
-    """Bring a file or the names in a directory to the disk, so that they outlast a power cut."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no directory, and has nothing to bring to the disk there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
