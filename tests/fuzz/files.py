@@ -191,7 +191,7 @@ def directory(place: Path, content: bytes) -> None:
     for read in (_followed, table.read_run, read_metrics, RunDirectory.check_own):
         with only_sentences(), contextlib.suppress(OSError) if read is _followed else contextlib.nullcontext():
             read(run if read is RunDirectory.check_own else root)
-    with only_sentences(), run.claimed():
+    with only_sentences(), run.lock():
         run.clear_requests()
         archive(run)
         run.write_config("run: {}\n")

@@ -111,11 +111,15 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for this process; the system lets go of it when the process ends, however it ends.
+        """Make the directory where it is missing, and hold it for this process, however that ends.
+
+        One that was made here is removed again if nothing was written in it: a run that cannot begin leaves no trace.
 
         Raises:
-            RunDirectoryError: another process holds it, which the message names; or the file system has no locks.
+            RunDirectoryError: it cannot be made; or another process holds it, which the message names; or the file
+                system has no locks.
         """
+        made = not self.path.exists()
         descriptor = self._locked()
         try:
             with writing(self.path):
@@ -124,6 +128,10 @@ class RunDirectory:
             self._held = descriptor
             yield
         finally:
+            with contextlib.suppress(OSError):
+                if made and list(self.path.iterdir()) == [self._lock]:
+                    self._lock.unlink()
+                    self.path.rmdir()
             self._held = None
             self._release(descriptor)
 
@@ -186,25 +194,6 @@ class RunDirectory:
                 "train here at the same time; choose an output directory on another disk, or mount this one with "
                 "locks."
             ) from error
-
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Make the directory where it is missing, and hold it.
-
-        One that was made here is removed again if nothing was written in it: a run that cannot begin leaves no trace.
-
-        Raises:
-            RunDirectoryError: it cannot be made, or another process holds it.
-        """
-        made = not self.path.exists()
-        with self.lock():
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    if made and list(self.path.iterdir()) == [self._lock]:
-                        self._lock.unlink()
-                        self.path.rmdir()
 
     def check_free(self) -> None:
         """Raise the RunDirectoryError that `lock` would raise because another process trains here; write nothing."""

@@ -84,9 +84,8 @@ class PastEvaluations:
         return self._directory / f"step-{step:06d}{_SUFFIX}"
 
     def _load(self, step: int) -> NDArray[np.float64] | None:
-        """Return the file's values; None where it is missing or torn, as after a run of an older version."""
+        """Return the file's values, fewer where it is torn; None where it is missing, as after an older version."""
         try:
-            content = self._file(step).read_bytes()
+            return np.fromfile(self._file(step), dtype=_DTYPE)
         except OSError:
             return None
-        return None if len(content) % _DTYPE.itemsize else np.frombuffer(content, dtype=_DTYPE)

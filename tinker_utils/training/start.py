@@ -60,7 +60,7 @@ async def fit(
     """
     config = config.resolved()
     run = RunDirectory(output_dir or config.output_dir)
-    with run.claimed():
+    with run.lock():
         run.clear_requests()
         if service is not None:
             await asyncio.to_thread(service.reopen)
