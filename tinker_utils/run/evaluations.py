@@ -74,11 +74,10 @@ class PastEvaluations:
 
     def keep_only(self, steps: Collection[int | None]) -> None:
         """Remove the files of all other steps than these, those of an attempt that was cut off among them."""
-        needed = {self._file(step).name for step in steps if step is not None}
+        needed = {self._file(step) for step in steps if step is not None}
         with writing(self._directory):
-            for file in self._directory.glob(f"step-*{_SUFFIX}"):
-                if file.name not in needed:
-                    file.unlink(missing_ok=True)
+            for file in set(self._directory.glob(f"step-*{_SUFFIX}")) - needed:
+                file.unlink(missing_ok=True)
 
     def _file(self, step: int) -> Path:
         return self._directory / f"step-{step:06d}{_SUFFIX}"

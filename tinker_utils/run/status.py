@@ -16,7 +16,7 @@ import numpy as np
 
 from tinker_utils.basics.files import regular
 from tinker_utils.basics.redaction import one_sentence, without_home
-from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader
@@ -275,13 +275,5 @@ def _latest_samples(path: Path) -> list[Record]:
             lines = file.read(_SAMPLES_TAIL).splitlines()
     except OSError:
         return []
-    samples: list[Record] = []
-    for line in reversed(lines):
-        try:
-            sample = parse_json(line)
-        except ValueError:
-            continue
-        if not isinstance(sample, dict) or (samples and sample.get("step") != samples[0].get("step")):
-            break
-        samples.append(sample)
-    return samples[::-1][:_LATEST_SAMPLES]
+    samples = [sample for sample in map(json_or_none, lines) if isinstance(sample, dict)]
+    return [sample for sample in samples if sample.get("step") == samples[-1].get("step")][:_LATEST_SAMPLES]

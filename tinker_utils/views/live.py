@@ -34,8 +34,7 @@ from IPython.display import display, update_display
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.comparison.sources import LOG_NAMES, LogReader
-from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import exists, find_upwards, is_directory
+from tinker_utils.config.paths import as_path, exists, find_upwards, is_directory
 from tinker_utils.run.directory import RunDirectory, run_path
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
