@@ -58,6 +58,10 @@ class TrainSeries:
         """Return column `name` as a float64 array of shape [records]; NaN where there is no value."""
         return np.array(self._columns[name][0], dtype=np.float64)
 
+    def last(self, name: str, records: int) -> FloatArray:
+        """Return the end of a column, of at most `records` records, without a copy of the whole."""
+        return np.array(self._columns[name][0][-records:], dtype=np.float64)
+
 
 @dataclass(eq=False)
 class MetricsLog:

@@ -225,7 +225,7 @@ class RunFollower:
 
         Pauses do not count, and neither do gaps in which the clock was set back, or far ahead.
         """
-        moments, done = (self.log.train[name][-_RECENT:] for name in ("timestamp", "step"))
+        moments, done = (self.log.train.last(name, _RECENT) for name in ("timestamp", "step"))
         known = (np.abs(moments) < _MAX_COUNT) & (np.abs(done) < _MAX_COUNT)
         gaps, steps = np.diff(moments[known]), np.diff(done[known])
         usable = (steps > 0) & (gaps >= 0)

@@ -93,8 +93,7 @@ def _check_parameters(notebook: Path, given: Sequence[str]) -> None:
     """
     import papermill  # type: ignore[import-untyped]
 
-    with warnings.catch_warnings(), contextlib.redirect_stderr(None):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(None):
         known = papermill.inspect_notebook(str(notebook))
     if not known:
         raise ConfigError(
