@@ -149,10 +149,10 @@ class MetricsLog:
         finite = np.isfinite(losses)
         points = [(value, int(at)) for value, at in zip(losses[finite].tolist(), steps[finite].tolist(), strict=True)]
         loss, step = min(points) if points else (None, None)
-        said = as_float(self.early_stop.get("best_val_loss")) if self.early_stop else None
-        if self.early_stop is None or said is None or not math.isfinite(said):
+        stop = self.early_stop or {}
+        said, said_step = as_float(stop.get("best_val_loss")), as_float(stop.get("best_step"))
+        if said is None or not math.isfinite(said):
             return loss, step
-        said_step = as_float(self.early_stop.get("best_step"))
         if said_step is not None and math.isfinite(said_step):
             return said, int(said_step)
         # An older record does not say the step; its loss may have been rounded for people.
