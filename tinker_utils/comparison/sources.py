@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tinker_utils.basics.redaction import one_sentence
@@ -62,7 +60,7 @@ def read_log(path: Path, name: str) -> Run:
     Raises:
         MetricsError: it cannot be read, none of the programs writes such a file, or it holds no loss.
     """
-    run = _reader_of(path)(path, name)
+    run = _read_any(path, name)
     if not len(run.train) and not len(run.valid):
         raise MetricsError(
             f"{path}: has no loss at any step ({run.made_by} logs losses as {_LOSSES[run.made_by]}); "
@@ -71,18 +69,18 @@ def read_log(path: Path, name: str) -> Run:
     return run
 
 
-def _reader_of(path: Path) -> Callable[[Path, str], Run]:
-    """Return what reads this log, decided by the first record that any of the programs writes."""
+def _read_any(path: Path, name: str) -> Run:
+    """Read a log as the first record tells that any of the programs writes."""
     text = read_text(path)
     content = json_or_none(text)
     if isinstance(content, dict) and "log_history" in content:
-        return partial(read_trainer, content)
+        return read_trainer(content, path, name)
     for line in text.split("\n"):
         record = json_or_none(line)
         if isinstance(record, dict) and "type" in record:
-            return _read_own
+            return _read_own(path, name)
         if isinstance(record, dict) and is_cookbook_row(record):
-            return partial(read_cookbook, text)
+            return read_cookbook(text, path, name)
     if content is None and path.name == _TRAINER_STATE:
         raise MetricsError(f"{path}: is not whole, as while a Trainer writes it; give another one if it stays so.")
     raise MetricsError(f"{path}: has no record that tinker_utils, tinker-cookbook or a Trainer writes; {_ADVICE}.")
