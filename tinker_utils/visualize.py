@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinker_utils.basics.redaction import one_sentence
-from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
+from tinker_utils.errors import MetricsError, TinkerUtilsError
+from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.metrics import read_metrics
 from tinker_utils.run.series import MetricsLog
 
@@ -43,13 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tinker_utils.style import curves
 
         log = read_metrics(options.metrics_path)
-        curves.save_png(curves.figure(log, title=options.metrics_path.absolute().parent.name), output, options.dpi)
-    except (ConfigError, MetricsError) as error:
-        return _fail(str(error))
-    except (OSError, RunDirectoryError) as error:
-        # What came of a run directory would advise to start the run again.
-        reason = error if isinstance(error, OSError) else error.__cause__
-        return _fail(f"{output}: cannot be written ({getattr(reason, 'strerror', reason)}); choose another --output.")
+        drawing = curves.figure(log, title=options.metrics_path.absolute().parent.name)
+        write_atomically(output, curves.png(drawing, options.dpi), "choose another --output.")
+    except (TinkerUtilsError, OSError) as error:
+        print(one_sentence(str(error)), file=sys.stderr)
+        return 2
     _report_unused(options.metrics_path, log)
     print(json.dumps(summary(log)) if options.json else f"{curves.describe(log)}\nDrawn to {output}")
     return 0
@@ -113,11 +112,6 @@ def _report_unused(path: Path, log: MetricsLog) -> None:
             f"{log.loss_unit} like those in the picture.",
             file=sys.stderr,
         )
-
-
-def _fail(sentence: str) -> int:
-    print(one_sentence(sentence), file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -371,7 +371,7 @@ def test_it_can_be_read_and_heard_in_every_theme_and_runs_no_text_of_a_model(lab
 
 
 def test_form_and_view_fit_any_window_are_legible_in_every_theme_and_need_no_mouse(lab, run):
-    with run.claimed(), MetricsWriter(run.metrics) as writer:
+    with run.lock(), MetricsWriter(run.metrics) as writer:
         writer.write({"type": "train", "step": 1, "train_loss": 2.0, "train_loss_total": 9.0})
         run.write_state(state_of(status="running", plan={"total_steps": 9, "epochs": 3}))
         config = f"load_config_from_yaml({str(ROOT / 'configs' / 'training.yaml')!r}, 'local')"

@@ -30,6 +30,7 @@ from tinker_utils.local.server.model_source import PACKAGED_DIRECTORY
 from tinker_utils.local.server.rest import describe_checkpoint
 from tinker_utils.local.store.checkpoint import CheckpointInfo
 from tinker_utils.local.store.store import Store
+from tinker_utils.run.archive import archive
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.metrics import MetricsReader, read_metrics
@@ -190,9 +191,9 @@ def directory(place: Path, content: bytes) -> None:
     for read in (_followed, table.read_run, read_metrics, RunDirectory.check_own):
         with only_sentences(), contextlib.suppress(OSError) if read is _followed else contextlib.nullcontext():
             read(run if read is RunDirectory.check_own else root)
-    with only_sentences(), run.claimed():
+    with only_sentences(), run.lock():
         run.clear_requests()
-        run.archive()
+        archive(run)
         run.write_config("run: {}\n")
         with RunLogger(run, RunState()) as logger:
             logger.record("train", 1, train_loss=1.0)

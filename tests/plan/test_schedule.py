@@ -34,14 +34,3 @@ def test_cosine_is_at_half_the_peak_half_way():
 def test_no_step_is_spent_at_rate_zero_without_a_warm_up():
     assert learning_rate(1, 1, 2e-4, 0, "linear") == pytest.approx(1e-4)
     assert learning_rate(1, 5, 2e-4, 0, "constant") == 2e-4
-
-
-@pytest.mark.parametrize("step", [0, 11])
-def test_a_step_outside_the_run_is_refused(step):
-    with pytest.raises(ValueError, match="outside"):
-        learning_rate(step, 10, 1.0, 0, "constant")
-
-
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="step"):
-        learning_rate(1, 10, 1.0, 0, "step")

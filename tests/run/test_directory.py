@@ -135,17 +135,6 @@ def test_control_files(run):
     assert not run.stop_requested()
 
 
-def test_starting_anew_loses_nothing(run):
-    assert run.archive() is None
-    for content in ("first", "second"):
-        run.write_state(RunState())
-        run.metrics.write_text(content)
-        run.archive()
-    assert not run.metrics.exists()
-    previous = run.path / "previous"
-    assert [(previous / n / "metrics.jsonl").read_text() for n in ("1", "2")] == ["first", "second"]
-
-
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
     target = tmp_path / "file.json"
     write_atomically(target, json.dumps(1))
@@ -155,53 +144,12 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_move_aside_that_was_cut_off_is_brought_to_its_end(run):
-    run.write_state(RunState(status="completed"))
-    run.metrics.write_text("first")
-    moving = run.path / "previous" / ".tinker_utils-moving"
-    moving.mkdir(parents=True)
-    run.state.rename(moving / "run.json")  # killed here
-    assert run.archive() == run.path / "previous" / "1"
-    assert sorted(file.name for file in (run.path / "previous" / "1").iterdir()) == ["metrics.jsonl", "run.json"]
-    assert run.archive() is None
-
-
 def test_what_a_killed_write_left_is_cleared_by_the_next_holder(run):
     mine = [".adapter.x1", ".notes.2026.11", ".python-3.11.7", ".run.json.123.456"]
     for name in (*mine, ".tinker_utils-x1_y2z3.tmp"):
         (run.path / name).write_text("{")
     with run.lock():
         assert sorted(file.name for file in run.path.iterdir()) == sorted([*mine, ".lock"])
-
-
-@pytest.mark.parametrize("names", [["config.yaml", "adapter"], ["metrics.jsonl"], ["samples.jsonl"], ["evaluations"]])
-def test_what_no_run_wrote_is_not_moved_and_the_run_does_not_begin(run, names):
-    for name in names:
-        path = run.path / name
-        path.write_text("mine") if path.suffix else path.mkdir()
-    with pytest.raises(
-        RunDirectoryError, match=f"holds {', '.join(names)}, and no run.json says that a run wrote that"
-    ):
-        run.archive()
-    assert sorted(path.name for path in run.path.iterdir()) == sorted(names)
-
-
-def test_beside_other_files_a_run_begins_and_moves_its_own_only(run):
-    (run.path / "notes.txt").write_text("mine")
-    assert run.archive() is None
-    run.write_config("run: {}\n")
-    run.write_state(RunState())
-    run.archive()
-    assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "previous"]
-
-
-def test_a_run_whose_state_was_lost_is_moved_and_what_it_spent_stays(run):
-    run.write_config("run: {}\n")
-    run.metrics.write_text("{}\n")
-    run.spending.write_text('{"step": 1, "tokens": 5, "eval_tokens": 0}\n')
-    previous = run.archive()
-    assert sorted(path.name for path in previous.iterdir()) == ["config.yaml", "metrics.jsonl"]
-    assert run.spending.exists()
 
 
 def test_a_helper_that_was_forked_does_not_hold_the_lock(run):

@@ -143,7 +143,7 @@ def test_what_is_likely_to_do_harm_is_said(config, name, value, caution):
 def test_while_a_run_trains_here_it_says_that_it_is_about_the_next_one(config, plan, tmp_path):
     form = config_form(config, plan)
     run = RunDirectory(tmp_path / "run")
-    with run.claimed():
+    with run.lock():
         control(form, "epochs").value = 4
         assert "A run is training: what is changed here is for the next one." in said(form)
         assert "steps 1,000" in said(form)

@@ -114,6 +114,38 @@ def sha256(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Write a file through a temporary one beside it, synced to the disk before it takes the name.
+
+    Raises:
+        OSError: the disk refuses it; the file is then what it was.
+    """
+    descriptor, name = tempfile.mkstemp(".tmp", MARK, path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file or the names in a directory to the disk, so that they outlast a power cut."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no directory, and has nothing to bring to the disk there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_own(path: Path) -> None:
     """Check that what is there, if anything, is a file or a directory to write to.
 

@@ -17,12 +17,14 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: it is not JSON, not UTF-8, holds a number of thousands of digits, or is nested over 100 levels deep.
     """
+    data = text.encode() if isinstance(text, str) else text
     try:
         try:
-            value = msgspec.json.decode(text)
+            value = msgspec.json.decode(data)
         except ValueError:  # faster, but of what Python's own decoder takes it refuses NaN, and numbers out of range
             value = json.loads(text)
-        too_deep = _openings(text) > _MAX_DEPTH and _depth(value) > _MAX_DEPTH
+        # No text is nested more deeply than it has brackets.
+        too_deep = data.count(b"[") + data.count(b"{") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH
     except RecursionError:
         too_deep = True
     if too_deep:
@@ -30,16 +32,17 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def json_or_none(text: str | bytes) -> Any:
+    """Return what a JSON text says; None where it is none."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
+
+
 def json_problem(error: ValueError) -> str:
     """Return why a text is not JSON, in a few words."""
     return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-def _openings(text: str | bytes) -> int:
-    """Return how many brackets are opened, or stand in texts: no text is nested more deeply."""
-    if isinstance(text, str):
-        return text.count("[") + text.count("{")
-    return text.count(b"[") + text.count(b"{")
 
 
 def _depth(value: Any) -> int:

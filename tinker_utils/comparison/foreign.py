@@ -20,12 +20,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tinker_utils.basics.files import read_bounded
-from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.comparison.run import Run, curve, placed_on
 from tinker_utils.config.changes import as_text
 from tinker_utils.errors import MetricsError
@@ -76,14 +75,6 @@ def read_text(path: Path, max_bytes: int = _MAX_LOG) -> str:
         raise MetricsError(f"{path}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
 
 
-def decoded(text: str) -> Any:
-    """Return what a JSON text says; None where it is none."""
-    try:
-        return parse_json(text)
-    except ValueError:
-        return None
-
-
 def is_cookbook_row(record: Record) -> bool:
     """Return whether one of the cookbook's trainers writes such a row."""
     known = {"train_mean_nll", "dpo_loss", "progress/done_frac"} & record.keys()
@@ -105,7 +96,7 @@ def _chosen(names: Iterable[str], usual: str) -> tuple[str, ...]:
 
 def read_cookbook(text: str, path: Path, name: str) -> Run:
     """Read the content of the cookbook's metrics.jsonl, and config.json beside it."""
-    lines = [decoded(line) for line in text.split("\n") if line.strip()]
+    lines = [json_or_none(line) for line in text.split("\n") if line.strip()]
     by_step: dict[float, Record] = {}
     # Rows without a step are summaries; what a later row for a step says counts, as the step was run again.
     for row in lines:
@@ -211,7 +202,7 @@ def _renamed(path: Path, names: Mapping[str, str]) -> dict[str, str]:
     """Return settings of another program by this project's names; what has none here is left out."""
     if not path.is_file():
         return {}
-    settings = decoded(read_text(path))
+    settings = json_or_none(read_text(path))
     if not isinstance(settings, dict):
         raise MetricsError(f"{path}: expected a JSON object with a run's settings; restore the file, or remove it.")
     theirs = flat_settings(settings)

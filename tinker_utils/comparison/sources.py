@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.comparison.foreign import (
-    decoded,
     flat_settings,
     is_cookbook_row,
     read_cookbook,
@@ -17,13 +15,14 @@ from tinker_utils.comparison.foreign import (
     read_trainer,
 )
 from tinker_utils.comparison.run import Run, curve, placed_on
-from tinker_utils.config.settings import MAX_CONFIG, exists, is_directory
+from tinker_utils.config.paths import exists, is_directory
+from tinker_utils.config.settings import MAX_CONFIG
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
-from tinker_utils.run.directory import MAX_STATE
+from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader, read_metrics
 from tinker_utils.run.series import MetricsLog
-from tinker_utils.run.state import Provenance, decode_state
+from tinker_utils.run.state import Provenance, RunState
 
 LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
 _ADVICE = f"give a run directory, a {_METRICS} or a {_TRAINER_STATE}"
@@ -61,7 +60,7 @@ def read_log(path: Path, name: str) -> Run:
     Raises:
         MetricsError: it cannot be read, none of the programs writes such a file, or it holds no loss.
     """
-    run = _reader_of(path)(path, name)
+    run = _read_any(path, name)
     if not len(run.train) and not len(run.valid):
         raise MetricsError(
             f"{path}: has no loss at any step ({run.made_by} logs losses as {_LOSSES[run.made_by]}); "
@@ -70,18 +69,18 @@ def read_log(path: Path, name: str) -> Run:
     return run
 
 
-def _reader_of(path: Path) -> Callable[[Path, str], Run]:
-    """Return what reads this log, decided by the first record that any of the programs writes."""
+def _read_any(path: Path, name: str) -> Run:
+    """Read a log as the first record tells that any of the programs writes."""
     text = read_text(path)
-    content = decoded(text)
+    content = json_or_none(text)
     if isinstance(content, dict) and "log_history" in content:
-        return partial(read_trainer, content)
+        return read_trainer(content, path, name)
     for line in text.split("\n"):
-        record = decoded(line)
+        record = json_or_none(line)
         if isinstance(record, dict) and "type" in record:
-            return _read_own
+            return _read_own(path, name)
         if isinstance(record, dict) and is_cookbook_row(record):
-            return partial(read_cookbook, text)
+            return read_cookbook(text, path, name)
     if content is None and path.name == _TRAINER_STATE:
         raise MetricsError(f"{path}: is not whole, as while a Trainer writes it; give another one if it stays so.")
     raise MetricsError(f"{path}: has no record that tinker_utils, tinker-cookbook or a Trainer writes; {_ADVICE}.")
@@ -98,7 +97,7 @@ def _read_own(path: Path, name: str) -> Run:
         unit=log.loss_unit,
         train=train,
         valid=placed_on(train, log.val_column("step"), log.val_column("val_loss")),
-        settings=_own_settings(path.with_name("config.yaml")) | _provenance(path.with_name("run.json")),
+        settings=_own_settings(path.with_name("config.yaml")) | _provenance(path.parent),
         epochs=int(epochs.max()) if len(epochs) else None,
         ending=None if end.get("status") is None else one_sentence(str(end["status"])),
         unused_lines=log.skipped_lines + log.other_unit_records,
@@ -119,14 +118,13 @@ def _own_settings(path: Path) -> dict[str, str]:
     return flat_settings(settings)
 
 
-def _provenance(path: Path) -> dict[str, str]:
+def _provenance(directory: Path) -> dict[str, str]:
     """Return what a run was made with, as far as its run.json tells: versions, code and data."""
-    if not path.is_file():
-        return {}
     try:
-        made_with = decode_state(read_text(path, MAX_STATE).encode(), path).provenance or Provenance()
+        state = RunDirectory(directory).read_state() or RunState()
     except RunDirectoryError as error:
         raise MetricsError(str(error)) from error
+    made_with = state.provenance or Provenance()
     known = {
         "python": made_with.python or None,
         **made_with.packages,
@@ -146,7 +144,6 @@ class LogReader:
     def __init__(self, given: Path) -> None:
         self._given = given
         self._own = MetricsReader(given if given.name in LOG_NAMES else given / _METRICS)
-        self._known = (0, 0)  # inode and size of a log that was found to be this project's
         self.log = self._own.log
         self.about = ""
 
@@ -164,21 +161,16 @@ class LogReader:
         What is missing or empty now, or cannot be read, leaves `log` as it was.
         """
         path = self.path
-        stat = path.stat() if exists(path) else None
-        if stat is None or not stat.st_size:  # not begun, or being written anew
+        if not exists(path) or not path.stat().st_size:  # not begun, or being written anew
             return
-        begun, (inode, size) = exists(path.with_name("run.json")), self._known
+        if self._own.path != path or self._own.log.is_empty:  # what it has skipped may have been rewritten since
+            self._own = MetricsReader(path)
+        self._own.poll()
         try:
-            grown = stat.st_ino == inode and stat.st_size >= size
-            if begun or grown or _reader_of(path) is _read_own:
-                self._own = self._own if self._own.path == path else MetricsReader(path)
-                self._own.poll()
-                if self._own.log.is_empty and not begun:
-                    read_metrics(path)  # which says why there is nothing to show
-                self.log, self.about, self._known = self._own.log, "", (stat.st_ino, stat.st_size)
+            if not self._own.log.is_empty or exists(path.with_name("run.json")):
+                self.log, self.about = self._own.log, ""
             else:
-                self._known = (0, 0)
-                run = read_log(path, self._given.name)
+                run = read_log(path, self._given.name)  # which says why, where there is nothing to show
                 self.log, self.about = _as_metrics_log(run), f"{run.describe()}."
         except MetricsError as error:
             self.about = str(error)

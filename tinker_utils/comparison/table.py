@@ -8,8 +8,7 @@ from pathlib import Path
 from tinker_utils.basics.table import Table
 from tinker_utils.comparison.run import AXES, Axis, Curve, Run
 from tinker_utils.comparison.sources import LOG_NAMES, find_log, read_log
-from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import find_upwards
+from tinker_utils.config.paths import as_path, find_upwards
 from tinker_utils.errors import MetricsError
 from tinker_utils.loss import perplexity
 from tinker_utils.run.figures import dollars, number
@@ -53,10 +52,7 @@ def read_runs(paths: Iterable[Path | str] | Mapping[str, Path | str]) -> list[Ru
 
 
 def _found(path: Path | str) -> Path:
-    try:
-        return find_upwards(as_path(path, "runs")).resolve()
-    except RuntimeError as error:  # a loop of links
-        raise MetricsError(f"{path}: there is no such run; give a run directory or a metrics file.") from error
+    return find_upwards(as_path(path, "runs")).resolve()
 
 
 def _place(path: Path) -> Path:
@@ -83,12 +79,7 @@ def compare(runs: Sequence[Run]) -> Table:
 
     A setting is shown if two runs are known to have different values. Losses in different units stand in one row under
     the name of their unit, and must not be compared with each other.
-
-    Raises:
-        MetricsError: there is no run.
     """
-    if not runs:
-        raise MetricsError("runs: there is nothing to compare; read at least one run.")
     settings = [(key, *(run.settings.get(key, UNKNOWN) for run in runs)) for key in _differing(runs)]
     results = [(name, *(value(run) or UNKNOWN for run in runs)) for name, value in _RESULTS.items()]
     return Table(

@@ -1,4 +1,4 @@
-"""Takes paths as people give them: text or a Path, with `~` for the home directory."""
+"""Takes paths as people give them: text or a Path, with `~` for the home directory, from here or from above."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from tinker_utils.basics.redaction import quoted
 from tinker_utils.errors import ConfigError
 
 _MAX_PATH = 4096
+# Unlike the methods of `Path`, these never raise.
+exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 
 
 def as_path(value: object, name: str) -> Path:
@@ -30,6 +32,12 @@ def as_path(value: object, name: str) -> Path:
     if not is_possible(path):
         raise ConfigError(f"{name}: no file system has a path like {quoted(str(path))}; choose another one.")
     return path
+
+
+def find_upwards(path: Path) -> Path:
+    """Find a relative path in the current directory or one above it; the path itself is returned if it is nowhere."""
+    here = Path.cwd()
+    return next((above / path for above in (here, *here.parents) if exists(above / path)), path)
 
 
 def is_possible(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.redaction import quoted, without_home
-from tinker_utils.config.paths import as_path
+from tinker_utils.config.paths import as_path, exists, find_upwards, is_directory, is_file
 from tinker_utils.config.rules import (
     ATTENTION_MODULES,
     MLP_MODULES,
@@ -26,9 +25,6 @@ from tinker_utils.config.rules import (
 )
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError
-
-# Unlike the methods of `Path`, these never raise.
-exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 
 
 @dataclass(frozen=True)
@@ -270,8 +266,8 @@ class TrainingConfig(Checked):
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""
-        values = {key: getattr(self.lora, name) for key, name in _LORA_FIELDS.items()}
-        values |= {key: getattr(self, name) for key, name in _TRAINING_FIELDS.items()}
+        lora = {key: getattr(self.lora, name) for key, name in _LORA_FIELDS.items()}
+        values = lora | {key: getattr(self, name) for key, name in _TRAINING_FIELDS.items()}
         return {key: plain(values[key]) for key in RULES}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
@@ -355,12 +351,6 @@ def dump_config(config: TrainingConfig, section: str = "run") -> str:
         target = settings.setdefault(group, {}) if group else settings
         target[leaf] = without_home(value) if isinstance(value, str) else value
     return yaml.safe_dump({section: settings}, sort_keys=False, allow_unicode=True)
-
-
-def find_upwards(path: Path) -> Path:
-    """Find a relative path in the current directory or one above it; the path itself is returned if it is nowhere."""
-    here = Path.cwd()
-    return next((above / path for above in (here, *here.parents) if exists(above / path)), path)
 
 
 def _section(path: Path, section: str) -> Mapping[str, Any]:

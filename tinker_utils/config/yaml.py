@@ -69,10 +69,10 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=StrictLoader)
     except ConfigError:
         raise
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, OverflowError, AttributeError
+    ) as error:  # fmt: skip
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be read"
+        problem = getattr(error, "problem", None) or type(error).__name__
         raise ConfigError(f"{line}this is not valid YAML ({problem}); correct the file.") from error
-    except (RecursionError, ValueError, LookupError, TypeError, OverflowError, AttributeError) as error:
-        raise ConfigError(f"this is not valid YAML ({type(error).__name__}); correct the file.") from error

@@ -131,12 +131,7 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup: int, schedul
 
     The warm-up rises by peak / warmup a step and reaches the peak at its last step. The decay would reach 0 one step
     after the last, so no step is spent at a rate of 0, neither the first nor the last.
-
-    Raises:
-        ValueError: the step is outside the run, or the schedule is unknown.
     """
-    if not 1 <= step <= total_steps:
-        raise ValueError(f"step {step} is outside the run's 1 to {total_steps}")
     if step < warmup:
         return peak * step / warmup
     done = (step - warmup) / (total_steps - warmup + 1)
@@ -144,9 +139,7 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup: int, schedul
         return peak
     if schedule == "linear":
         return peak * (1 - done)
-    if schedule == "cosine":
-        return peak * (1 + math.cos(math.pi * done)) / 2
-    raise ValueError(f"the schedule must be constant, linear or cosine, got {schedule!r}")
+    return peak * (1 + math.cos(math.pi * done)) / 2
 
 
 def _evaluations(config: TrainingConfig, steps_per_epoch: int) -> int:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,27 +154,26 @@ def prepare(
     """
     directory = config.resolve(config.data_dir)
     train_file, valid_file = directory / TRAIN_FILE, directory / VALID_FILE
+    present = [file for file in (train_file, valid_file) if file.exists()]
     renderer = renderer_for(config, tokenizer or load_tokenizer(config), date, as_before)
     with ThreadPoolExecutor(1) as thread:
-        digests = thread.map(_digest, (train_file, valid_file))
+        digests = thread.map(sha256, present)
         opened = [
             RenderedFile(ChatIndex(file, renderer.answers, config.max_skipped_share), renderer, config.max_seq_length)
-            for file in (train_file, valid_file)
-            if file == train_file or file.exists()
+            for file in (train_file, *present[1:])
         ]
-        train_digest, valid_digest = digests
+        found = dict(zip(present, digests, strict=True))
     if len(opened) == 1 and config.early_stopping_patience:
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
         )
-    held_out = opened[1:]
-    valid = next((render_all(file, config.max_skipped_share) for file in held_out), None)
-    sampled = [
-        c for file in held_out for c in file.chats.conversations(range(len(file))[: config.samples_at_evaluation])
-    ]
+    valid, asked = None, config.samples_at_evaluation
+    sampled: list[Conversation] = []
+    for file in opened[1:]:
+        valid = render_all(file, config.max_skipped_share)
+        sampled = file.chats.conversations(range(len(file))[:asked])
     train, batches = _planned(opened[0], config)
-    found = {train_file: train_digest, valid_file: valid_digest}
-    files = {file.name: (file.stat().st_size, known.hex()) for file, known in found.items() if known}
+    files = {file.name: (file.stat().st_size, digest.hex()) for file, digest in found.items()}
     return Plan(
         config,
         renderer,
@@ -183,10 +181,10 @@ def prepare(
         valid,
         batches,
         prices=prices_for(config.service, config.model),
-        data_digest=_rendering_digest(train, valid, renderer, train_digest),
+        data_digest=_rendering_digest(train, valid, renderer, found[train_file]),
         sampled=tuple(sampled),
         files=files,
-        file_digest=hashlib.sha256(train_digest + valid_digest).hexdigest(),
+        file_digest=hashlib.sha256(b"".join(found.values())).hexdigest(),
         findings=tuple(chain.from_iterable(_findings(file, config) for file in opened)),
     )
 
@@ -224,11 +222,3 @@ def _rendering_digest(
             digest.update(len(example.tokens).to_bytes(4, "little"))
             digest.update(example.tokens.astype("<i4").tobytes() + (example.weights > 0).tobytes())
     return digest.hexdigest()
-
-
-def _digest(file: Path) -> bytes:
-    """Return SHA-256 of a file's content; empty where there is none."""
-    try:
-        return sha256(file)
-    except (OSError, ValueError):
-        return b""

@@ -5,25 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tinker_utils.basics.files import MARK, NotOwnError, check_own, check_own_directory, own, read_bounded
-from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import MAX_CONFIG, exists, find_upwards
+from tinker_utils.basics.files import MARK, NotOwnError, check_own, check_own_directory, own, read_bounded, replace
+from tinker_utils.config.paths import as_path, exists, find_upwards
+from tinker_utils.config.settings import MAX_CONFIG
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
 from tinker_utils.run.state import RunState, decode_state, encode_state
 
-_PREVIOUS = "previous"
-# Where a run's files are gathered before they get their number.
-_MOVING = f"{MARK}moving"
+PREVIOUS = "previous"
 
-# What `archive` moves aside when a run is started anew.
+# What is moved aside, to a folder in `PREVIOUS`, when a run is started anew.
 # run.json goes first: without it there is no run to be continued from half of its files.
-_RUN_FILES = (
+RUN_FILES = (
     "run.json",
     "config.yaml",
     "metrics.jsonl",
@@ -37,8 +34,7 @@ _RUN_FILES = (
 _TRIES = 20
 _ADVICE = "repair the disk or make room on it, and start the run again: it resumes from its latest checkpoint."
 _WRITTEN_BY = "# Written by tinker_utils: the settings of this run.\n"
-MAX_STATE = 64 << 20
-"""Bytes of a run.json, at most."""
+_MAX_STATE = 64 << 20  # bytes of a run.json, at most
 
 # The directories in which this process trains, by the descriptors of their locks.
 _in_use_here: dict[int, Path] = {}
@@ -92,7 +88,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         # Checkpoints of the embedded service, when the run started that service itself. They stay where they are when
         # a run is moved aside: a service may be at work on them.
-        owner = self.path.parents[1] if self.path.parent.name == _PREVIOUS else self.path
+        owner = self.path.parents[1] if self.path.parent.name == PREVIOUS else self.path
         self.local_store = owner / "checkpoints"
         self._stop = self.path / "STOP"
         self._pause = self.path / "PAUSE"
@@ -115,11 +111,15 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for this process; the system lets go of it when the process ends, however it ends.
+        """Make the directory where it is missing, and hold it for this process, however that ends.
+
+        One that was made here is removed again if nothing was written in it: a run that cannot begin leaves no trace.
 
         Raises:
-            RunDirectoryError: another process holds it, which the message names; or the file system has no locks.
+            RunDirectoryError: it cannot be made; or another process holds it, which the message names; or the file
+                system has no locks.
         """
+        made = not self.path.exists()
         descriptor = self._locked()
         try:
             with writing(self.path):
@@ -128,6 +128,10 @@ class RunDirectory:
             self._held = descriptor
             yield
         finally:
+            with contextlib.suppress(OSError):
+                if made and list(self.path.iterdir()) == [self._lock]:
+                    self._lock.unlink()
+                    self.path.rmdir()
             self._held = None
             self._release(descriptor)
 
@@ -168,7 +172,7 @@ class RunDirectory:
             return self._check_own()
 
     def _check_own(self) -> list[str]:
-        files = (self.path / name for name in (*_RUN_FILES, _PREVIOUS))
+        files = (self.path / name for name in (*RUN_FILES, PREVIOUS))
         for path in (*files, self._lock, self._stop, self._pause, self.local_store):
             check_own(path)
         return check_own_directory(self.path)
@@ -191,25 +195,6 @@ class RunDirectory:
                 "locks."
             ) from error
 
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Make the directory where it is missing, and hold it.
-
-        One that was made here is removed again if nothing was written in it: a run that cannot begin leaves no trace.
-
-        Raises:
-            RunDirectoryError: it cannot be made, or another process holds it.
-        """
-        made = not self.path.exists()
-        with self.lock():
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    if made and list(self.path.iterdir()) == [self._lock]:
-                        self._lock.unlink()
-                        self.path.rmdir()
-
     def check_free(self) -> None:
         """Raise the RunDirectoryError that `lock` would raise because another process trains here; write nothing."""
         with contextlib.suppress(OSError):
@@ -229,15 +214,13 @@ class RunDirectory:
         """
         if self._held is None:
             return
-        try:
-            same = os.path.samestat(os.fstat(self._held), self._lock.stat())
-        except OSError:
-            same = False
-        if not same:
-            raise RunDirectoryError(
-                f"{self.path}: was moved or removed during the run; put it back and start the run again: "
-                "it resumes from its latest checkpoint."
-            )
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._held), self._lock.stat()):
+                return
+        raise RunDirectoryError(
+            f"{self.path}: was moved or removed during the run; put it back and start the run again: "
+            "it resumes from its latest checkpoint."
+        )
 
     def _clear_temporaries(self) -> None:
         for directory in (self.path, self.evaluations):
@@ -251,7 +234,7 @@ class RunDirectory:
             RunDirectoryError: the file is there, but cannot be read as a run's state.
         """
         try:
-            content = read_bounded(self.state, MAX_STATE)
+            content = read_bounded(self.state, _MAX_STATE)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -269,42 +252,7 @@ class RunDirectory:
         self.check_held()
         write_atomically(self.state, encode_state(state))
 
-    def archive(self) -> Path | None:
-        """Move a previous run's files into `previous/N`, so that a new one starts clean and nothing is lost.
-
-        A move that was cut off is brought to its end first, so that a run's files stay together.
-
-        Raises:
-            RunDirectoryError: what is there was written by no run; or the disk refuses it.
-        """
-        files, previous = self.to_archive(), self.path / _PREVIOUS
-        gathered = previous / _MOVING
-        if not files and not gathered.exists():
-            return None
-        with writing(self.path):
-            gathered.mkdir(parents=True, exist_ok=True)
-            for file in files:
-                file.rename(gathered / file.name)
-            number = 1 + max((int(p.name) for p in previous.iterdir() if p.name.isdecimal()), default=0)
-            return gathered.rename(previous / str(number))
-
-    def to_archive(self) -> list[Path]:
-        """Return the files of a previous run; where its run.json is lost, what it spent stays, to be counted on.
-
-        Raises:
-            RunDirectoryError: there are files of these names that no run wrote.
-        """
-        files = [self.path / name for name in _RUN_FILES if (self.path / name).exists()]
-        if self.read_state() or (self.path / _PREVIOUS / _MOVING / self.state.name).exists():
-            return files
-        if files and not self._was_begun():
-            raise RunDirectoryError(
-                f"{self.path}: holds {', '.join(file.name for file in files)}, and no run.json says that a run wrote "
-                "that; move it away, or choose another output directory."
-            )
-        return [file for file in files if file != self.spending]
-
-    def _was_begun(self) -> bool:
+    def was_begun(self) -> bool:
         """Return whether a run has left its mark, though it has no run.json: that was lost, or not yet written."""
         with contextlib.suppress(OSError):
             return read_bounded(self.config, MAX_CONFIG).startswith(_WRITTEN_BY.encode())
@@ -364,40 +312,17 @@ def writing(path: Path, advice: str = _ADVICE) -> Iterator[None]:
         raise RunDirectoryError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, advice: str = _ADVICE) -> None:
     """Write a file through a temporary one beside it, synced to the disk before it takes the name.
 
     Raises:
-        RunDirectoryError: the disk refuses it; the file is then what it was.
+        RunDirectoryError: the disk refuses it, in a sentence that ends with `advice`; the file is then what it was.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with writing(path):
-        descriptor, name = tempfile.mkstemp(".tmp", MARK, path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync(path.parent)
+    with writing(path, advice):
+        replace(path, data)
 
 
 def _touch(path: Path) -> None:
     with writing(path):
         os.close(own(path, os.O_WRONLY | os.O_CREAT))
-
-
-def sync(path: Path) -> None:
-    """Bring a file or the names in a directory to the disk, so that they outlast a power cut."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no directory, and has nothing to bring to the disk there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -39,9 +39,8 @@ class Evaluation:
     @cached_property
     def pooled(self) -> PooledLoss:
         """Return the loss of all; with a standard error where each conversation's own is known."""
-        if self.totals is None:
-            return PooledLoss(self.total, sum(self.completion_tokens))
-        return pool(self.totals, self.completion_tokens)
+        counts = self.completion_tokens
+        return PooledLoss(self.total, sum(counts)) if self.totals is None else pool(self.totals, counts)
 
 
 class PastEvaluations:
@@ -75,19 +74,17 @@ class PastEvaluations:
 
     def keep_only(self, steps: Collection[int | None]) -> None:
         """Remove the files of all other steps than these, those of an attempt that was cut off among them."""
-        needed = {self._file(step).name for step in steps if step is not None}
+        needed = {self._file(step) for step in steps if step is not None}
         with writing(self._directory):
-            for file in self._directory.glob(f"step-*{_SUFFIX}"):
-                if file.name not in needed:
-                    file.unlink(missing_ok=True)
+            for file in set(self._directory.glob(f"step-*{_SUFFIX}")) - needed:
+                file.unlink(missing_ok=True)
 
     def _file(self, step: int) -> Path:
         return self._directory / f"step-{step:06d}{_SUFFIX}"
 
     def _load(self, step: int) -> NDArray[np.float64] | None:
-        """Return the file's values; None where it is missing or torn, as after a run of an older version."""
+        """Return the file's values, fewer where it is torn; None where it is missing, as after an older version."""
         try:
-            content = self._file(step).read_bytes()
+            return np.fromfile(self._file(step), dtype=_DTYPE)
         except OSError:
             return None
-        return None if len(content) % _DTYPE.itemsize else np.frombuffer(content, dtype=_DTYPE)

@@ -151,10 +151,9 @@ class RunLogger(Closing):
 
     def close(self) -> None:
         """Close the files."""
-        with contextlib.suppress(OSError):
-            self._metrics.close()
-        with contextlib.suppress(OSError):
-            self._log.close()
+        for file in (self._metrics, self._log):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def log_line(record: Record) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.run.directory import write_atomically
 
 _HISTORY = ("train", "val", "checkpoint", "early_stop", "end", "notice")
@@ -75,10 +75,8 @@ def _keep(file: Path, lines: list[bytes], wanted: Callable[[bytes], bool], kept:
 def _after(lines: list[bytes], checkpoint: str) -> int | None:
     """Return how many lines lead up to the latest record of a checkpoint, itself among them; None if there is none."""
     name = json.dumps(checkpoint).encode()
-    for index in reversed(range(len(lines))):
-        if name in lines[index] and _record(lines[index]).get("type") == "checkpoint":
-            return index + 1
-    return None
+    found = (i + 1 for i, line in enumerate(lines) if name in line and _record(line).get("type") == "checkpoint")
+    return max(found, default=None)
 
 
 def _is_later(line: bytes, step: int) -> bool:
@@ -89,8 +87,5 @@ def _is_later(line: bytes, step: int) -> bool:
 
 def _record(line: bytes) -> dict[str, Any]:
     """Return the line's record; empty where it is none."""
-    try:
-        record = parse_json(line)
-    except ValueError:
-        return {}
+    record = json_or_none(line)
     return record if isinstance(record, dict) else {}

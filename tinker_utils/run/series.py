@@ -105,11 +105,8 @@ class MetricsLog:
     @property
     def loss_unit(self) -> LossUnit:
         """Return `nats/token`, unless every train record is sum-reduced, or another program wrote them."""
-        if self.unit:
-            return self.unit
-        if len(self._series["nats/token"]) or not len(self._series["nats/batch"]):
-            return "nats/token"
-        return "nats/batch"
+        summed = len(self._series["nats/batch"]) and not len(self._series["nats/token"])
+        return self.unit or ("nats/batch" if summed else "nats/token")
 
     @property
     def train(self) -> TrainSeries:
@@ -120,11 +117,6 @@ class MetricsLog:
     def is_empty(self) -> bool:
         """Return whether nothing was read that a run leaves: no train or val record in `loss_unit`, and no end."""
         return not len(self.train) and not self.val and not self.events_of("end")
-
-    @property
-    def version(self) -> tuple[LossUnit, int]:
-        """Return a value that changes when `val`, `early_stop` and `best()` may have changed."""
-        return self.loss_unit, len(self._losses)
 
     @property
     def val(self) -> list[Record]:
@@ -157,10 +149,10 @@ class MetricsLog:
         finite = np.isfinite(losses)
         points = [(value, int(at)) for value, at in zip(losses[finite].tolist(), steps[finite].tolist(), strict=True)]
         loss, step = min(points) if points else (None, None)
-        said = as_float(self.early_stop.get("best_val_loss")) if self.early_stop else None
-        if self.early_stop is None or said is None or not math.isfinite(said):
+        stop = self.early_stop or {}
+        said, said_step = as_float(stop.get("best_val_loss")), as_float(stop.get("best_step"))
+        if said is None or not math.isfinite(said):
             return loss, step
-        said_step = as_float(self.early_stop.get("best_step"))
         if said_step is not None and math.isfinite(said_step):
             return said, int(said_step)
         # An older record does not say the step; its loss may have been rounded for people.

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from tinker_utils.basics.closing import Closing
-from tinker_utils.basics.files import AppendedFile
-from tinker_utils.run.directory import sync, writing
+from tinker_utils.basics.files import AppendedFile, sync
+from tinker_utils.run.directory import writing
 from tinker_utils.run.rollback import repair_last_line
 from tinker_utils.run.state import Spent
 

@@ -20,7 +20,6 @@ FORMAT = 2
 Status = Literal["completed", "early_stopped", "stopped", "failed"]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Number = Annotated[float, msgspec.Meta(gt=-1e300, lt=1e300)]  # neither NaN nor infinite
-_ADVICE = "restore it, or start a new run in another directory."
 
 
 class Activity(msgspec.Struct):
@@ -256,9 +255,9 @@ def decode_state(content: bytes, path: Path) -> RunState:
             )
         return msgspec.convert(_upgraded(raw), RunState)
     except (ValueError, msgspec.ValidationError) as error:
-        if isinstance(error, RunDirectoryError):
-            raise
-        raise RunDirectoryError(f"{path}: cannot be read as a run's state ({error}); {_ADVICE}") from error
+        raise RunDirectoryError(
+            f"{path}: cannot be read as a run's state ({error}); restore it, or start a new run in another directory."
+        ) from error
 
 
 def encode_state(state: RunState) -> bytes:

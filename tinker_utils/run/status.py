@@ -16,7 +16,7 @@ import numpy as np
 
 from tinker_utils.basics.files import regular
 from tinker_utils.basics.redaction import one_sentence, without_home
-from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader
@@ -101,12 +101,8 @@ class RunFollower:
     ) -> None:
         self.run = run
         self.samples: list[Record] = []
-        # What the evaluations tell is taken anew when there are others: a view looks twice a second.
-        self.evaluations = 0  # in the log's loss unit
-        self._noted: tuple[object, ...] = ()
-        self._best: tuple[float | None, int | None] = (None, None)
-        self._last_val: Record = {}
         self._reader = reader or MetricsReader(run.metrics)
+        self._vals, self._best = self.log.val, self.log.best()
         self._state: RunState | None = None
         self._gone = False
         self._seen: dict[Path, tuple[int, int, int]] = {}
@@ -139,7 +135,7 @@ class RunFollower:
                 self.samples = _latest_samples(self.run.samples)
             if self._changed(self._reader.path):
                 self._reader.poll()
-                self._note_evaluations()
+                self._vals, self._best = self.log.val, self.log.best()
         except OSError as error:
             self._problem = str(error)
             self._seen.clear()  # until it is read, it is tried again
@@ -156,13 +152,6 @@ class RunFollower:
         """Return whether run.json says that the run goes on."""
         return self._state is not None and self._state.status == "running"
 
-    def _note_evaluations(self) -> None:
-        version = (self.log, *self.log.version)  # the log is another one when the file was replaced
-        if version != self._noted:
-            vals = self.log.val
-            self._noted, self.evaluations, self._best = version, len(vals), self.log.best()
-            self._last_val = vals[-1] if vals else {}
-
     def status(self) -> RunStatus:
         """Return how the run stands."""
         state = self._state or RunState()
@@ -171,7 +160,7 @@ class RunFollower:
         step = _whole(train.get("step")) or progress.step or None
         total = plan.total_steps
         # Without run.json they come from another program or an older version, and nothing says that more will come.
-        ended = state.status != "running" if self._state else self._has_metrics or self.is_foreign
+        ended = state.status != "running" if self._state else not self.log.is_empty or self.is_foreign
         return RunStatus(
             name=self.run.path.resolve().name,
             place=without_home(str(self.run.path.absolute())),
@@ -186,7 +175,7 @@ class RunFollower:
             epoch=_whole(train.get("epoch")) or (progress.epoch if state.progress else None),
             epochs=plan.epochs,
             seconds_left=None if ended or self._gone else self._seconds_left(step, total),
-            figures=_figures(train, self._last_val, progress),
+            figures=_figures(train, self._vals[-1] if self._vals else {}, progress),
             expected_tokens=plan.expected_tokens,
             expected_cost_usd=plan.expected_cost_usd,
             best_val_loss=self._best[0],
@@ -195,10 +184,6 @@ class RunFollower:
             patience=plan.patience,
             warnings=tuple(str(n.get("message")) for n in self.log.events_of("notice") if n.get("kind") == "warning"),
         )
-
-    @property
-    def _has_metrics(self) -> bool:
-        return len(self.log.train) > 0 or self.evaluations > 0
 
     def _changed(self, path: Path) -> bool:
         try:
@@ -215,7 +200,7 @@ class RunFollower:
 
     def _sentence(self) -> str:
         if self._state is None:
-            return self._reader.about or (_ONLY_METRICS if self._has_metrics else _NOT_BEGUN)
+            return self._reader.about or (_NOT_BEGUN if self.log.is_empty else _ONLY_METRICS)
         if self._state.status != "running":
             return _sentence(ENDINGS[self._state.status], self._state.reason)
         if self._gone:
@@ -290,13 +275,5 @@ def _latest_samples(path: Path) -> list[Record]:
             lines = file.read(_SAMPLES_TAIL).splitlines()
     except OSError:
         return []
-    samples: list[Record] = []
-    for line in reversed(lines):
-        try:
-            sample = parse_json(line)
-        except ValueError:
-            continue
-        if not isinstance(sample, dict) or (samples and sample.get("step") != samples[0].get("step")):
-            break
-        samples.append(sample)
-    return samples[::-1][:_LATEST_SAMPLES]
+    samples = [sample for sample in map(json_or_none, lines) if isinstance(sample, dict)]
+    return [sample for sample in samples if sample.get("step") == samples[-1].get("step")][:_LATEST_SAMPLES]

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from tinker_utils.basics.files import MARK, check_own
+from tinker_utils.basics.files import MARK, check_own, sync
 from tinker_utils.basics.redaction import first_line
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.config.address import is_loopback
 from tinker_utils.errors import RunDirectoryError, ServiceError
-from tinker_utils.run.directory import sync
 
 _WEIGHTS = "adapter_model.safetensors"
 # What an adapter is made of, and the most bytes of each: generous, as the disk is bounded, too.

@@ -30,7 +30,6 @@ Scale = Literal["linear", "log"]
 DEFAULT_SMOOTHING = 0.7
 _BINS = 450  # a panel is about 900 pixels wide
 MARKED_POINTS = 60  # a line of more points is drawn without markers
-_AVERAGED = 1000  # records that have a weight in the last average, at any smoothing that the view offers
 _NAMED_EPOCHS = 8
 # matplotlib fails on axes that end near the largest float (1.8e308): it adds margins, squares and takes powers of ten
 # beyond them. No loss that means anything is larger than this, so what is has no place in the picture, like NaN.
@@ -113,7 +112,7 @@ def describe(log: MetricsLog, smoothing: float = DEFAULT_SMOOTHING) -> str:
     """Describe the curves that `figure` draws with this smoothing, for those who cannot see them."""
     parts = []
     if len(log.train):
-        average = ema(_drawable(log.train.last("train_loss", _AVERAGED)), smoothing)[-1]
+        average = ema(_drawable(log.train["train_loss"]), smoothing)[-1]
         parts.append(f"up to step {int(log.train['step'].max()):,} in epoch {int(log.train['epoch'].max())}")
         parts.append(f"smoothed train loss {average:.4g} {UNIT_WORDS[log.loss_unit]}")
     losses = log.val_column("val_loss")

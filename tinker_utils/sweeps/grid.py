@@ -93,8 +93,7 @@ def _check_parameters(notebook: Path, given: Sequence[str]) -> None:
     """
     import papermill  # type: ignore[import-untyped]
 
-    with warnings.catch_warnings(), contextlib.redirect_stderr(None):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(None):
         known = papermill.inspect_notebook(str(notebook))
     if not known:
         raise ConfigError(
@@ -117,7 +116,6 @@ def _run(
     notebook: Path, combination: dict[str, Any], directory: Path, parameters: dict[str, Any], shared: dict[str, Any]
 ) -> Rerun:
     import papermill
-    from papermill.exceptions import PapermillExecutionError  # type: ignore[import-untyped]
 
     run, executed = RunDirectory(directory), directory / notebook.name
     own = {"output_dir": str(directory), "overrides": shared | combination}
@@ -134,10 +132,9 @@ def _run(
             cwd=str(notebook.parent),
             progress_bar=False,
         )
-    except PapermillExecutionError as error:
-        return Rerun(combination, directory, "failed", one_sentence(f"{error.ename}: {error.evalue}"))
-    except Exception as error:  # a kernel that died, for one: the other combinations are to run all the same
-        return Rerun(combination, directory, "failed", one_sentence(f"{type(error).__name__}: {error}"))
+    except Exception as error:  # of the notebook, whose traceback papermill makes its text, or of its kernel
+        name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+        return Rerun(combination, directory, "failed", one_sentence(f"{name}: {text}"))
     finally:
         _forget_home(executed)
     return Rerun(combination, directory, "done")

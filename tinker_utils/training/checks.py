@@ -26,6 +26,7 @@ from tinker_utils.errors import (
 )
 from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
 from tinker_utils.plan.plan import Plan
+from tinker_utils.run.archive import to_archive
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import RunState
 from tinker_utils.service.client import Service, ask_for_models
@@ -176,7 +177,7 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
         run.check_free()
         state = run.read_state()
         if state is None:
-            run.to_archive()
+            to_archive(run)
             yield Check("directory", "ok", "A new run starts in this directory.")
         elif not plan.config.resume_from_checkpoint:
             yield Check(

@@ -13,6 +13,7 @@ from tinker_utils.config.changes import setting_changes
 from tinker_utils.config.settings import TrainingConfig, dump_config
 from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.plan.plan import Plan
+from tinker_utils.run.archive import archive
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.spending import Spending
@@ -60,7 +61,7 @@ async def fit(
     """
     config = config.resolved()
     run = RunDirectory(output_dir or config.output_dir)
-    with run.claimed():
+    with run.lock():
         run.clear_requests()
         if service is not None:
             await asyncio.to_thread(service.reopen)
@@ -79,7 +80,7 @@ async def fit(
         report = PreflightReport(tuple(checks))
         report.raise_for_failures()
         if before is None:
-            run.archive()
+            archive(run)
         run.write_config(dump_config(config))
         points[0] = with_fresh_patience(points[0], before, plan)
         # Git may take its time, and must not hold up the event loop, on which a live view draws.

@@ -162,8 +162,11 @@ def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | None:
 
 def _input(rule: Rule, value: Any) -> Any:
     """Return a control that takes whatever is written, as the rule judges it; an optional number that is null is 0."""
-    how = {"description": rule.key.rpartition(".")[2], "style": {"description_width": "196px"}}
-    how["layout"] = {"width": "304px", "flex": "0 0 auto"}
+    how = {
+        "description": rule.key.rpartition(".")[2],
+        "style": {"description_width": "196px"},
+        "layout": {"width": "304px", "flex": "0 0 auto"},
+    }
     if rule.choices:
         return widgets.Dropdown(options=rule.choices, value=value, **how)
     if rule.kind == "true or false":

@@ -34,8 +34,7 @@ from IPython.display import display, update_display
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.comparison.sources import LOG_NAMES, LogReader
-from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import exists, find_upwards, is_directory
+from tinker_utils.config.paths import as_path, exists, find_upwards, is_directory
 from tinker_utils.run.directory import RunDirectory, run_path
 from tinker_utils.run.series import MetricsLog
 from tinker_utils.run.status import RunFollower, RunStatus
@@ -229,7 +228,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if not perplexity:
             settings = settings | {"quantity": "loss"}
         over = final or run.over
-        content = _Content(settings, over, log, self._follower.evaluations, len(log.train))
+        content = _Content(settings, over, log, len(log.val), len(log.train))
         self._known = look = _Look(
             run, perplexity, status_html(run, log.loss_unit), samples_html(self._follower.samples)
         )

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import msgspec
 
-from tinker_utils.basics.files import check_own, check_own_directory, sha256
+from tinker_utils.basics.files import check_own, check_own_directory, sha256, sync
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.errors import ServiceError
@@ -37,7 +37,6 @@ from tinker_utils.local.protocol.paths import CHECKPOINT_KINDS, Reference
 from tinker_utils.local.store.checkpoint import CheckpointInfo, StoredCheckpoint, damaged, expiry
 from tinker_utils.local.store.clock import Clock
 from tinker_utils.run import lock
-from tinker_utils.run.directory import sync
 
 _INFO = "checkpoint.json"
 _RUNS = "runs"
