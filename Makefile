@@ -16,11 +16,12 @@ TEST_OPTIONS ?= -n 3 --dist loadfile --no-loadscope-reorder
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
 BENCHMARKS ?= engine loop sampling start data metrics view spending queue_cycles
 BENCH_INSTALLED := .venv-bench/.installed
+PEERS := build/templates
 # The number of threads decides in which order PyTorch adds up; two make results repeatable on any machine that has them.
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: docs study kernels torture help install train test fuzz check format lab bench bench-gpu lock clean
+.PHONY: docs templates study kernels torture help install train test fuzz check format lab bench bench-gpu lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
@@ -33,6 +34,7 @@ help:
 	@echo "make kernels use the training notebook with ipykernel $(KERNELS)"
 	@echo "make check   ruff and mypy"
 	@echo "make docs    write the tables of settings and figures into docs/"
+	@echo "make templates  compare what is trained with TRL's and the cookbook's, into docs/templates.md"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make torture kill runs $(TORTURE_KILLS) times (TORTURE_KILLS, TORTURE_SEED), and compare what they make"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
@@ -111,6 +113,14 @@ bench-gpu: $(INSTALLED) $(BENCH_INSTALLED)
 $(BENCH_INSTALLED): benchmarks/requirements-trl.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# Both packages are unpacked beside the environment, without dependencies of their own.
+templates: $(INSTALLED) $(PEERS)/.installed
+	PYTHONPATH=$(CURDIR)/$(PEERS) $(BIN)/python benchmarks/templates.py
+
+$(PEERS)/.installed: benchmarks/requirements-templates.txt | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PEERS) --requirement $<
 	@touch $@
 
 lock:
