@@ -183,7 +183,7 @@ class TemplateRenderer(Renderer):
             signs.add("opened")
             return prompt + rest
         header = self.template.header.removesuffix(opened)
-        begins_anew = bool(header) and header != self.template.header and rest.startswith(header)
+        begins_anew = bool(header) and rest.startswith(header)
         opening, closing = self.template.reasoning_edges or ("", "")
         tag = re.fullmatch(r"\s*<(\w+)>\s*", opened)
         if not begins_anew and (tag or (closing and opening.rstrip().endswith(opened.rstrip()))):
