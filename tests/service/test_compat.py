@@ -11,6 +11,8 @@ import pytest
 import tinker
 from support.faulty_service import Fault, FaultyService, refused
 
+from tinker_utils.data.tokenizers import hub_tokenizer
+from tinker_utils.errors import ServiceError
 from tinker_utils.service import compat
 from tinker_utils.service.client import connect
 
@@ -79,3 +81,41 @@ def test_the_errors_that_it_hands_out_of_private_modules_have_their_names():
 
     assert RetryableException.__name__ == "RetryableException", BROKEN
     assert tinker.RequestFailedError.__name__ == "RequestFailedError", BROKEN
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "Qwen/Qwen3-8B",
+        "Qwen/Qwen3-8B:peft:262144",
+        "Qwen/Qwen3.5-4B/base:peft:65536",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "moonshotai/Kimi-K2-Thinking",
+        "moonshotai/Kimi-K2.5:peft:131072",
+        "moonshotai/Kimi-K2.5-Text-Only",
+        "moonshotai/Kimi-K2.6",
+        "moonshotai/Kimi-K3",
+        "thinkingmachines/Inkling",
+        "TML/something",
+    ],
+)
+def test_tokenizers_are_those_that_the_sdk_takes(model, monkeypatch):
+    """Only where a tokenizer is fetched from is looked at: the hub is out of a test's reach."""
+    from tinker.lib.public_interfaces import sampling_client
+    from transformers import AutoTokenizer
+
+    fetched = []
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name, **options: fetched.append((name, options)))
+    sampling_client._load_tokenizer_from_model_info.cache_clear()
+    try:
+        sampling_client._load_tokenizer_from_model_info(model)
+    except RuntimeError:
+        with pytest.raises(ServiceError, match="a tokenizer of its own"):
+            hub_tokenizer(model)
+        return
+    finally:
+        sampling_client._load_tokenizer_from_model_info.cache_clear()
+    ((name, options),) = fetched
+    assert hub_tokenizer(model) == (name, {key: options[key] for key in options if key != "fast"}), BROKEN + (
+        "The rules for tokenizers are in tinker_utils/data/tokenizers.py."
+    )

@@ -147,7 +147,8 @@ class ChatIndex:
     Attributes:
         path: the file.
         sizes: bytes of each conversation's line, uint32, shape [conversations].
-        unanswered: how many more conversations the file has: those from which nothing can be learned.
+        unanswered: how many more conversations the file has: those from which nothing can be learned; `reasons` names
+            the first 1,000.
         unusable: how many lines cannot be used at all; `problems` says why, of the first 1,000.
 
     Raises:
@@ -163,6 +164,7 @@ class ChatIndex:
         self.path = path
         self.unanswered = self.unusable = 0
         self.problems: list[str] = []
+        self.reasons: list[str] = []
         self._answers = answers
         self._reading = threading.Lock()  # a place is sought and read by one thread at a time
         places = bytearray()
@@ -233,6 +235,8 @@ class ChatIndex:
                 if self._answers(parse_conversation(raw, self.path, first + i)):
                     continue
                 self.unanswered += 1
+                if len(self.reasons) < _MAX_PROBLEMS:
+                    self.reasons.append(f"{self.path}:{first + i}: nothing in it is an answer to train on.")
             except DataError as error:
                 self.unusable += 1
                 if len(self.problems) < _MAX_PROBLEMS:

@@ -255,6 +255,7 @@ class RenderedSet:
         skipped: conversations that lose all their completion tokens to the length limit.
         unanswered: conversations that have none.
         unusable: conversations and lines that cannot be used; `problems` says why.
+        reasons: of lines that are not trained on, why: unusable ones, and others.
         conversation_of: of each example, which conversation it is from, int64, shape [examples].
     """
 
@@ -264,6 +265,7 @@ class RenderedSet:
     unanswered: int = 0
     unusable: int = 0
     problems: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     conversation_of: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         completion_tokens: how many of these are in the loss.
         cut: how many of its examples are longer than `max_seq_length`.
         problems: why rows that were rendered cannot be used.
+        lost: where rows are whose whole answer is cut off.
         signs: how many rows that were rendered bear each of `Rendered.signs`.
 
     Raises (when a row is asked for):
@@ -55,6 +56,7 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         self.rendered = np.zeros(len(chats), np.bool_)
         self.tokens, self.once, self.completion_tokens, self.cut = np.zeros((4, len(chats)), np.int64)
         self.problems: dict[int, str] = {}
+        self.lost: dict[int, str] = {}
         self.signs: dict[str, set[int]] = {}
         self._held: deque[dict[int, tuple[Example, ...]]] = deque(maxlen=_BLOCKS_HELD)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="render")
@@ -100,9 +102,10 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
 
     def _render(self, rows: list[int]) -> list[tuple[Example, ...]]:
         limit = self.max_seq_length
-        rendered = self.renderer.encode(self.chats.conversations(rows))
+        conversations = self.chats.conversations(rows)
+        rendered = self.renderer.encode(conversations)
         found = [each.examples(limit) for each in rendered]
-        for row, each, examples in zip(rows, rendered, found, strict=True):
+        for row, conversation, each, examples in zip(rows, conversations, rendered, found, strict=True):
             lengths = [len(encoded.tokens) for encoded in each.encoded]
             self.rendered[row] = True
             read = [min(length, limit) - 1 for length in lengths]
@@ -111,6 +114,8 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
             self.cut[row] = sum(length > limit for length in lengths)
             if each.problem:
                 self.problems[row] = each.problem
+            elif lengths and not examples:
+                self.lost[row] = conversation.source
             for sign in each.signs:
                 self.signs.setdefault(sign, set()).add(row)
         return found
@@ -126,7 +131,7 @@ class StreamedSet:
     Attributes:
         examples: by conversation; none in place of one that has lost its answer.
         exact: whether all were rendered before, so that the counts are no estimates.
-        tokens, completion_tokens, cut, skipped, unanswered, unusable, problems: as in `RenderedSet`.
+        tokens, completion_tokens, cut, skipped, unanswered, unusable, problems, reasons: as in `RenderedSet`.
     """
 
     examples: RenderedFile
@@ -138,6 +143,7 @@ class StreamedSet:
     unanswered: int
     unusable: int
     problems: tuple[str, ...]
+    reasons: tuple[str, ...]
 
     @classmethod
     def of(cls, examples: RenderedFile, max_skipped_share: float) -> StreamedSet:
@@ -150,6 +156,7 @@ class StreamedSet:
         usable, rows = examples.completion_tokens > 0, int(known.sum())
         by_rows = len(examples) / max(1, rows)
         problems = tuple(examples.problems[row] for row in sorted(examples.problems)) + tuple(chats.problems)
+        behind = f"its answer begins behind {limit:,} tokens, where it is cut; raise training.max_seq_length."
         refused = round(len(examples.problems) * by_rows)
         unusable = chats.unusable + refused
         if unusable > max_skipped_share * chats.lines:
@@ -171,6 +178,7 @@ class StreamedSet:
             + round((int((known & (examples.tokens == 0)).sum()) - len(examples.problems)) * by_rows),
             unusable=unusable,
             problems=problems,
+            reasons=(*problems, *(f"{source}: {behind}" for source in examples.lost.values()), *chats.reasons),
         )
 
     def read_once(self) -> int:
@@ -223,5 +231,5 @@ def render_all(file: RenderedFile, max_skipped_share: float = 0.0) -> RenderedSe
     """Render all examples of a file, in memory; raises DataError as `StreamedSet.of`."""
     conversations = tuple(file)
     counts = StreamedSet.of(file, max_skipped_share)
-    names = ("cut", "skipped", "unanswered", "unusable", "problems")
+    names = ("cut", "skipped", "unanswered", "unusable", "problems", "reasons")
     return RenderedSet.of(conversations, **{name: getattr(counts, name) for name in names})

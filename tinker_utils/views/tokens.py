@@ -7,12 +7,21 @@ by an underline, so that they are told apart without colour; colours come from t
 from __future__ import annotations
 
 import html
-from itertools import groupby
+from collections.abc import Callable
+from itertools import chain, groupby, islice
+from pathlib import Path
 from typing import Any
 
-from tinker_utils.basics.redaction import printable_lines
+import numpy as np
+
+from tinker_utils.basics.redaction import printable_lines, quoted
 from tinker_utils.basics.table import NO_MATHEMATICS, Table
 from tinker_utils.batching import Example
+from tinker_utils.errors import ConfigError
+from tinker_utils.plan.plan import Plan
+
+# Examples that are looked through for one to show: all but those of large files.
+_LOOKED_THROUGH = 20_000
 
 # Signs that would be invisible or act on a terminal are shown as what Unicode draws for them.
 _CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
@@ -49,8 +58,40 @@ class MaskView:
     def __init__(self, example: Example, tokenizer: Any, title: str = "One example") -> None:
         self.stretches = stretches(example, tokenizer)
         self.title = title
-        self.tokens = len(example.tokens)
+        self.tokens = example.token_count  # as everywhere: what the model reads
         self.completion_tokens = example.completion_tokens
+
+    @classmethod
+    def of(cls, plan: Plan, which: str = "first", place: int = 0) -> MaskView | Table:
+        """Return one training example of a plan, or why lines are skipped.
+
+        Args:
+            plan: what `prepare` gave.
+            which: `first`, in the order of the file; `longest`; `cut`, those that fill `max_seq_length`; `answers`,
+                those with most answers in the loss first; or `skipped`, a table of lines that are not trained on.
+            place: which of them, from 0.
+
+        Raises:
+            ConfigError: there is no such kind, or none at this place.
+        """
+        if which == "skipped":
+            return Table(("skipped", "why"), tuple(_parted(reason) for reason in plan.train.reasons), "Skipped lines")
+        limit = plan.config.max_seq_length
+        orders: dict[str, Callable[[Example], float] | None] = {
+            "first": None,
+            "longest": lambda example: -example.token_count,
+            "cut": lambda example: -example.completion_tokens,
+            "answers": lambda example: -int(np.count_nonzero(np.diff(example.weights) > 0)),
+        }
+        if which not in orders:
+            raise ConfigError(f"which: expected {', '.join(orders)} or skipped, received {quoted(which)}; choose one.")
+        found = islice(chain.from_iterable(plan.batches.conversations), _LOOKED_THROUGH)
+        examples = [example for example in found if which != "cut" or len(example.tokens) == limit]
+        if (order := orders[which]) is not None:
+            examples.sort(key=order)
+        if not 0 <= place < len(examples):
+            raise ConfigError(f"place: there are {len(examples):,} such examples, received {place}; count from 0.")
+        return cls(examples[place], plan.tokenizer, f"Training example, {which}, {place}")
 
     def __repr__(self) -> str:
         """Return the text with each stretch that the loss is taken over between `⟦` and `⟧`."""
@@ -91,6 +132,12 @@ def alignment_table(example: Example, tokenizer: Any, start: int = 0, stop: int 
         for position in positions
     ]
     return Table(("position", "input", "target", "weight"), tuple(rows), "Inputs, targets and weights, by position")
+
+
+def _parted(reason: str) -> tuple[str, str]:
+    """Return where a reason's line stands, and the rest of its sentence."""
+    where, _, why = reason.partition(": ")
+    return Path(where).name, why
 
 
 def _quoted(tokenizer: Any, token: int) -> str:
