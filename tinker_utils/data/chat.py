@@ -39,6 +39,8 @@ class Conversation:
             train_on: `last_assistant`; `last_turn`, all assistant messages behind the user's last one that has any; or
                 `all_assistant`. Only the latter selects one that answers nothing, at the very beginning.
         """
+        if train_on == "last_assistant" and not self.in_loss and self.messages[-1]["role"] == "assistant":
+            return [len(self.messages) - 1] if len(self.messages) > 1 else []  # as most are, and many are asked for
         roles = [message["role"] for message in self.messages]
         assistant = [i for i, role in enumerate(roles) if role == "assistant"]
         last = assistant[-1] if assistant else 0

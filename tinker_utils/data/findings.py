@@ -55,10 +55,11 @@ class Findings:
         if typed := self._typed(messages):
             found.append("typed")
             self.first.setdefault("token", typed)
-        calls = {i: len(message.get("tool_calls", ())) for i, message in enumerate(messages)}
-        self.tool_calls += sum(calls.values())
-        self.tool_calls_in_loss += sum(calls[i] for i in answers)
-        found += [f"lost:{part}" for part in self._lost_parts(conversation, answers, "altered" in signs)]
+        if conversation.tools or "altered" in signs or any(len(message) > 2 for message in messages):
+            calls = [len(message.get("tool_calls", ())) for message in messages]
+            self.tool_calls += sum(calls)
+            self.tool_calls_in_loss += sum(calls[i] for i in answers)
+            found += [f"lost:{part}" for part in self._lost_parts(conversation, answers, "altered" in signs)]
         for kind in found:
             self.counts[kind] += 1
             self.first.setdefault(kind, conversation.source)
@@ -67,8 +68,9 @@ class Findings:
         """Return the first special token that somebody has typed."""
         for message in messages:
             content = message["content"]
-            if any(beginning in content for beginning in self._beginnings) and (typed := self._special.search(content)):
-                return typed[0]
+            for beginning in self._beginnings:
+                if beginning in content and (typed := self._special.search(content)):
+                    return typed[0]
         return None
 
     def _lost_parts(self, conversation: Conversation, answers: list[int], altered: bool) -> list[str]:
@@ -93,17 +95,15 @@ class Findings:
         return self._lost[shape]
 
 
-def findings_of(file: RenderedFile, seed: int) -> Findings:
-    """Look at all conversations of a file that was rendered as a whole, and at a seeded sample of any other."""
-    rows = np.arange(len(file))
-    if not file.rendered.all():
-        rows = np.sort(epoch_order(len(file), seed, 1)[:SAMPLE])
+def look_at_sample(file: RenderedFile, seed: int) -> Findings:
+    """Look at a seeded sample of a file that is rendered while it is trained on."""
+    rows = np.sort(epoch_order(len(file), seed, 1)[:SAMPLE]).tolist()
     findings = Findings(file.renderer)
     signs: dict[int, set[str]] = defaultdict(set)
     for sign, bearing in file.signs.items():
         for row in bearing:
             signs[row].add(sign)
-    for row, conversation in zip(rows.tolist(), file.chats.conversations(rows.tolist()), strict=True):
+    for row, conversation in zip(rows, file.chats.conversations(rows), strict=True):
         findings.look_at(conversation, frozenset(signs[row]))
     return findings
 
@@ -142,8 +142,8 @@ def sentences(findings: Findings, name: str, model: str, of: int) -> Iterator[st
 
 
 def _is_empty(message: Message) -> bool:
-    others = (message.get("tool_calls"), message.get("reasoning_content"), message.get("reasoning"))
-    return not message["content"].strip() and not any(others)
+    others = ("tool_calls", "reasoning_content", "reasoning")
+    return not message["content"].strip() and not any(message.get(key) for key in others)
 
 
 def _without(

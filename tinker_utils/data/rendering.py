@@ -157,9 +157,10 @@ class TemplateRenderer(Renderer):
         text = apart[-1][0]
         together = all(text.startswith(answered) for answered, _ in apart)
         texts = [(text, [span for _, spans in apart for span in spans])] if together else apart
-        seen = messages[: turns[-1][0] + 1]
-        if any(all(message["content"].strip() not in written for written, _ in texts) for message in seen):
-            signs.add("altered")
+        written = text if together else "\0".join(text for text, _ in apart)
+        for message in messages[: turns[-1][0] + 1]:
+            if message["content"].strip() not in written:
+                signs.add("altered")
         return _Draft(texts, apart, signs=frozenset(signs))
 
     def _continued(self, messages: Sequence[Message], answered: str, prompt: str, signs: set[str]) -> str:

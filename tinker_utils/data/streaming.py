@@ -6,7 +6,7 @@ Of a large file, tokens and lengths are estimated from the examples that were re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.batching import Batch, BatchPlan, Example, epoch_order
+from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import ChatIndex, too_many
 from tinker_utils.data.rendering import RenderedSet, Renderer
 from tinker_utils.errors import DataError, RenderingError
@@ -43,7 +44,8 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         cut: how many of its examples are longer than `max_seq_length`.
         problems: why rows that were rendered cannot be used.
         lost: where rows are whose whole answer is cut off.
-        signs: how many rows that were rendered bear each of `Rendered.signs`.
+        signs: rows that were rendered, by each of `Rendered.signs` that they bear.
+        watch: is called with each conversation that is rendered, and its signs, where it is set.
 
     Raises (when a row is asked for):
         DataError: the file has been changed.
@@ -58,6 +60,7 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         self.problems: dict[int, str] = {}
         self.lost: dict[int, str] = {}
         self.signs: dict[str, set[int]] = {}
+        self.watch: Callable[[Conversation, frozenset[str]], None] | None = None
         self._held: deque[dict[int, tuple[Example, ...]]] = deque(maxlen=_BLOCKS_HELD)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._ahead: Future[None] | None = None
@@ -116,6 +119,8 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
                 self.problems[row] = each.problem
             elif lengths and not examples:
                 self.lost[row] = conversation.source
+            if self.watch:
+                self.watch(conversation, each.signs)
             for sign in each.signs:
                 self.signs.setdefault(sign, set()).add(row)
         return found

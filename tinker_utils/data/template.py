@@ -123,7 +123,7 @@ class ChatTemplate:
         return text
 
     def _of_same_tools(self, chats: Sequence[Chat], prompt: bool) -> Sequence[str | RenderingError]:
-        messages, tools = [list(map(self._given, chat)) for chat, _ in chats], chats[0][1] or None
+        messages, tools = [self._given(chat) for chat, _ in chats], chats[0][1] or None
         try:
             return self._apply(messages, tools, prompt)
         except Exception as error:  # a template is a program of its own, and raises what it likes
@@ -190,7 +190,8 @@ class ChatTemplate:
     def ended(self, answer: str, calls_tools: bool) -> tuple[str, bool]:
         """Return an answer's text up to the end-of-turn token, with it, and whether there is one."""
         place = answer.rfind(self.turn_end) if self.turn_end else -1
-        if place >= 0 and not self._has_words(answer[place:]):
+        behind = answer[place + len(self.turn_end) :]
+        if place >= 0 and (behind.isspace() or not self._has_words(behind)):
             return answer[: place + len(self.turn_end)], True
         stripped = answer.rstrip()
         if self.special and stripped.endswith(self.special):
@@ -207,12 +208,18 @@ class ChatTemplate:
         """Return a pattern that matches any special token."""
         return "|".join(map(re.escape, sorted(self.special, key=len, reverse=True)))
 
-    def _given(self, message: Message) -> Message:
-        """Return a message as this template takes it: its content, and the arguments of its tool calls."""
-        if message.get("tool_calls") and self._arguments_as != "given":
-            calls = [_with_arguments(call, self._arguments_as == "object") for call in message["tool_calls"]]
-            message = {**message, "tool_calls": calls}
-        return {**message, "content": _parts(message["content"])} if self._takes_parts else message
+    def _given(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages as this template takes them: their contents, and the arguments of their tool calls."""
+        given = list(messages)
+        if not (self._takes_parts or any("tool_calls" in message for message in given)):
+            return given
+        for i, message in enumerate(given):
+            if "tool_calls" in message and self._arguments_as != "given":
+                calls = [_with_arguments(call, self._arguments_as == "object") for call in message["tool_calls"]]
+                given[i] = {**message, "tool_calls": calls}
+            if self._takes_parts:
+                given[i] = {**given[i], "content": _parts(message["content"])}
+        return given
 
     @cached_property
     def _takes_parts(self) -> bool:

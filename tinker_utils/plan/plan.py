@@ -20,7 +20,7 @@ from tinker_utils.batching import BatchPlan
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
-from tinker_utils.data.findings import findings_of, sentences
+from tinker_utils.data.findings import Findings, look_at_sample, sentences
 from tinker_utils.data.renderers import renderer_for
 from tinker_utils.data.rendering import RenderedSet, Renderer, prompts_of, tokenizer_digest
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
@@ -167,6 +167,7 @@ def prepare(
         raise DataError(
             f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
         )
+    findings = [_watched(file) if _is_small(file) or file is not opened[0] else None for file in opened]
     valid, asked = None, config.samples_at_evaluation
     sampled: list[Conversation] = []
     for file in opened[1:]:
@@ -185,13 +186,13 @@ def prepare(
         sampled=tuple(sampled),
         files=files,
         file_digest=hashlib.sha256(b"".join(found.values())).hexdigest(),
-        findings=tuple(chain.from_iterable(_findings(file, config) for file in opened)),
+        findings=tuple(chain.from_iterable(_told(*each, config) for each in zip(opened, findings, strict=True))),
     )
 
 
 def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:
     """Return the training examples and their batches: of a large file as they are needed, of any other at once."""
-    if file.chats.sizes.sum(dtype=np.int64) <= _RENDERED_AT_ONCE:
+    if _is_small(file):
         rendered = render_all(file, config.max_skipped_share)
         return rendered, BatchPlan(rendered.by_conversation, config.batch_size, config.seed, config.epochs)
     batches = StreamedPlan(file, config.batch_size, config.seed, config.epochs)
@@ -199,11 +200,24 @@ def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | 
     return StreamedSet.of(file, config.max_skipped_share), batches
 
 
-def _findings(file: RenderedFile, config: TrainingConfig) -> Iterator[str]:
+def _is_small(file: RenderedFile) -> bool:
+    return int(file.chats.sizes.sum(dtype=np.int64)) <= _RENDERED_AT_ONCE
+
+
+def _watched(file: RenderedFile) -> Findings:
+    """Return what will have been found in a file once all of it is rendered."""
+    findings = Findings(file.renderer)
+    file.watch = findings.look_at
+    return findings
+
+
+def _told(file: RenderedFile, findings: Findings | None, config: TrainingConfig) -> Iterator[str]:
+    """Yield what was found in a file; without findings, in a sample of it."""
+    file.watch = None
     if file.renderer.as_before:  # the run has begun, and nothing of this is news
         return
-    chats = file.chats
-    yield from sentences(findings_of(file, config.seed), chats.path.name, without_home(config.model), len(chats))
+    chats, findings = file.chats, findings or look_at_sample(file, config.seed)
+    yield from sentences(findings, chats.path.name, without_home(config.model), len(chats))
     if skipped := chats.unusable + len(file.problems):
         first = (*(file.problems[row] for row in sorted(file.problems)), *chats.problems)[0]
         yield f"{chats.path.name}: {skipped:,} of {chats.lines:,} lines are skipped, as they cannot be used: {first}"
