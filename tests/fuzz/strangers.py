@@ -198,7 +198,9 @@ def _judge(stranger: _Stranger) -> None:
     """Whatever was answered, it is a refusal."""
     allowed = _REFUSED | (_OF_A_DOWNLOAD if b"download" in unquote_to_bytes(stranger.document) else set())
     answered = re.findall(rb"HTTP/1\.[01] (\d+)", stranger.heard)
-    if not set(answered) <= allowed or b"Traceback" in stranger.heard or (stranger.heard and not answered):
+    unknown = sum(status in (b"404", b"405") for status in answered)
+    looked_up = unknown > stranger.heard.count(b"is not served here.") and b"HEAD" not in stranger.document
+    if not set(answered) <= allowed or looked_up or (stranger.heard and not answered):
         raise StrangerError(stranger.document, f"a stranger was answered {stranger.heard[:500]!r}")
     if stranger.document in _ANSWERED and not answered:
         raise StrangerError(stranger.document, "a whole request was not answered")
