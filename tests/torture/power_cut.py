@@ -26,6 +26,8 @@ def begin(directory: Path) -> None:
 
 def restore(directory: Path) -> None:
     """Replace a directory by what the disk has of it after the cut."""
+    if not directory.exists():
+        return
     found = directory.with_name(f"{directory.name}.found")
     found.mkdir(mode=0o700)
     _fill(found, _kept(directory), directory, directory.stat().st_ino)
