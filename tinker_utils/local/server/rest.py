@@ -70,9 +70,10 @@ class Rest:
         return _reply({"supported_models": [{"model_name": name, **facts} for name in self._handlers.served.names]})
 
     async def weights_info(self, request: Request) -> Response:
-        """Return what a checkpoint was trained from."""
+        """Return what a checkpoint was trained from, if its adapter is what was saved."""
         message = requests.decode(requests.WeightsInfoRequest, await read_body(request))
         checkpoint = await run_in_threadpool(self._store.read, Reference.from_path(message.tinker_path))
+        await run_in_threadpool(checkpoint.file, ADAPTER_FILE)
         spec = checkpoint.info.lora
         switches = {key: getattr(spec, key) for key in ("train_attn", "train_mlp", "train_unembed")}
         return _reply({"base_model": spec.base_model, "is_lora": True, "lora_rank": spec.rank, **switches})
