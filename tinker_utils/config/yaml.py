@@ -10,7 +10,6 @@ import yaml
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.errors import ConfigError
 
-
 _MAX_DEPTH = 50  # many times what any settings have; each level costs the scanner time for all those around it
 
 
@@ -40,7 +39,7 @@ class StrictLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent) and any(node.end_mark is None for node in self.anchors.values()):
             raise ConfigError("an alias stands within what has an anchor itself; write its values out.")
         if self._depth > _MAX_DEPTH:
-            line = self.peek_event().start_mark.line + 1
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
             raise ConfigError(f"line {line}: values are nested more than {_MAX_DEPTH} deep; correct the file.")
         self._depth += 1
         node = super().compose_node(parent, index)

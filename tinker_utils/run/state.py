@@ -181,6 +181,10 @@ class RunState(msgspec.Struct, kw_only=True):
         return self.status in ("completed", "early_stopped")
 
 
+# Looked at here, once: msgspec learns a type when it first decodes it, and crashes where two threads do that at once.
+msgspec.json.Decoder(RunState)
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """The result that `fit` returns.
