@@ -63,6 +63,12 @@ def test_yaml_is_refused_in_a_sentence(text):
     assert time.process_time() - began < 20  # billions of values would take hours
 
 
+def test_yaml_that_is_as_deep_as_allowed_is_read():
+    assert parse_yaml("[" * 51 + "]" * 51) is not None
+    with pytest.raises(ConfigError, match="line 2: values are nested more than 50 deep"):
+        parse_yaml("\n" + "[" * 52 + "]" * 52)
+
+
 def test_aliases_of_modest_size_are_fine():
     assert parse_yaml("a: &a [x, y]\nb: *a\n") == {"a": ["x", "y"], "b": ["x", "y"]}
 
@@ -189,6 +195,7 @@ POINT = {"path": "tinker://x/weights/y", "progress": {}, "early_stopping": {}, "
         {"format": 3},
         {"format": "1"},
         {"format": 2, "resume_points": 5},
+        {"format": 1, "resume_points": 5.0},
         {"format": 2, "resume_points": [POINT | {"path": ["x"]}]},
         {"format": 2, "resume_points": [POINT | {"checkpoints": []}]},
         {"format": 1, "resume_points": [POINT | {"early_stopping": {"anchor": "x"}}]},

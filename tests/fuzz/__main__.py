@@ -32,30 +32,35 @@ _MEMORY = Path("/dev/shm")
 BUILD = Path("build") / "fuzz"
 # Thousandths of the cases: what has more to parse has more of them.
 SHARES = {
-    "config": 140, "directory": 60, "overrides": 60, "chat": 120, "metrics": 120, "state": 120, "samples": 60,
-    "trainer": 60, "cookbook": 60, "checkpoint": 60, "wire": 140,
+    "config": 120, "directory": 60, "overrides": 60, "chat": 110, "metrics": 110, "state": 120, "samples": 60,
+    "trainer": 60, "cookbook": 60, "checkpoint": 60, "wire": 120, "strangers": 60,
 }  # fmt: skip
 _MAX_LENGTH = 4096  # bytes of a case
+_UNGUIDED = ("strangers",)  # what is reached runs in a process of its own
 
 
 class Campaign:
-    """Counts the cases of one target, and notes each kind of find once."""
+    """Counts the cases of one target, and notes each kind of find once; `settle` is called after the last."""
 
-    def __init__(self, name: str, case: Callable[[bytes], None], cases: int) -> None:
-        self.name, self._case, self._wanted = name, case, cases
+    def __init__(self, name: str, case: Callable[[bytes], None], settle: Callable[[], None], cases: int) -> None:
+        self.name, self._case, self._settle, self._wanted = name, case, settle, cases
         self.done = 0
         self.finds: set[str] = set()
         self._began = time.monotonic()
 
     def attempt(self, document: bytes) -> None:
         """Run one case; whatever it raises is a find."""
-        try:
-            self._case(document)
-        except Exception as error:
-            self._note(document, error)
+        self._try(lambda: self._case(document), document)
         self.done += 1
         if self.done == self._wanted:
+            self._try(self._settle, document)
             self.report()
+
+    def _try(self, action: Callable[[], None], document: bytes) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._note(getattr(error, "document", document), error)
 
     def _note(self, document: bytes, error: Exception) -> None:
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -79,12 +84,13 @@ class Campaign:
 
 def fuzz(name: str, cases: int, seed: int) -> None:
     """Run one target; ends the process."""
-    atheris: Any = importlib.import_module("atheris") if importlib.util.find_spec("atheris") else None
+    guided = name not in _UNGUIDED and importlib.util.find_spec("atheris")
+    atheris: Any = importlib.import_module("atheris") if guided else None
     with atheris.instrument_imports(include=["tinker_utils"]) if atheris else contextlib.nullcontext():
-        case, documents = _target(name)
+        case, settle, documents = _target(name)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")  # of what is drawn with absurd values
-    campaign = Campaign(name, case, cases)
+    campaign = Campaign(name, case, settle, cases)
     if atheris is None:
         rng = Random(seed)
         while True:
@@ -107,17 +113,41 @@ def fuzz(name: str, cases: int, seed: int) -> None:
     atheris.Fuzz()
 
 
-def _target(name: str) -> tuple[Callable[[bytes], None], list[bytes]]:
-    """Return what runs a case, and the valid documents."""
-    directory = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=_MEMORY if _MEMORY.is_dir() else None))
+def _target(name: str) -> tuple[Callable[[bytes], None], Callable[[], None], list[bytes]]:
+    """Return what runs a case, what is done after the last, and the valid documents."""
+    directory = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+    if name == "strangers":
+        from fuzz import strangers
+
+        server = strangers.Strangers(directory)
+        return server.case, server.settle, strangers.corpus()
     if name == "wire":
         from fuzz import wire
 
-        return wire.Wire(directory).case, wire.corpus()
+        return wire.Wire(directory).case, lambda: None, wire.corpus()
     from fuzz import files
 
     target = files.TARGETS[name]
-    return lambda document: target(directory, document), files.corpus(name)
+    return lambda document: target(directory, document), lambda: None, files.corpus(name)
+
+
+def _run_all(options: argparse.Namespace, folder: str) -> list[int]:
+    """Run the targets, each with its temporary files in a folder; returns how each ended."""
+    waiting = sorted(SHARES, key=lambda name: -SHARES[name])
+    running: list[subprocess.Popen[bytes]] = []
+    codes: list[int] = []
+    environment = {**os.environ, "TMPDIR": folder}
+    while waiting or running:
+        while waiting and len(running) < options.jobs:
+            name = waiting.pop(0)
+            cases = options.cases * SHARES[name] // 1000 + 1
+            command = [sys.executable, "-m", "fuzz", "--target", name, "--cases", str(cases), "--seed"]
+            command += [str(options.seed)]
+            running.append(subprocess.Popen(command, stderr=subprocess.STDOUT, env=environment))
+        time.sleep(0.2)
+        codes += [process.returncode for process in running if process.poll() is not None]
+        running = [process for process in running if process.returncode is None]
+    return codes
 
 
 def main() -> int:
@@ -130,18 +160,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.target:
         fuzz(options.target, options.cases, options.seed)
-    waiting = sorted(SHARES, key=lambda name: -SHARES[name])
-    running: list[subprocess.Popen[bytes]] = []
-    codes: list[int] = []
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            name = waiting.pop(0)
-            cases = options.cases * SHARES[name] // 1000 + 1
-            command = [sys.executable, "-m", "fuzz", "--target", name, "--cases", str(cases), "--seed"]
-            running.append(subprocess.Popen([*command, str(options.seed)], stderr=subprocess.STDOUT))
-        time.sleep(0.2)
-        codes += [process.returncode for process in running if process.poll() is not None]
-        running = [process for process in running if process.returncode is None]
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+        codes = _run_all(options, folder)
     guided = "guided by coverage" if importlib.util.find_spec("atheris") else "without atheris, not guided by coverage"
     print(f"all: {options.cases:,} cases, {guided}; {sum(code != 0 for code in codes)} of {len(codes)} targets failed")
     return int(any(codes))

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from fuzz import files, wire
+from fuzz import files, strangers, wire
 from fuzz.mutation import mutated
 
 CASES = 300
@@ -52,3 +52,25 @@ def test_the_server_refuses_what_is_wrong_and_goes_on_serving(server: wire.Wire)
         server.case(mutated(documents, rng)[:4096])
 
     send()
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory):
+    port = strangers.Strangers(tmp_path_factory.mktemp("strangers"))
+    yield port
+    port.close()
+
+
+def test_who_has_no_key_is_refused_and_leaves_nothing(port: strangers.Strangers) -> None:
+    documents = strangers.corpus()
+    for document in documents:
+        port.case(document)
+    port.settle()
+
+    @quick
+    @given(st.randoms(use_true_random=False))
+    def send(rng: Random) -> None:
+        port.case(mutated(documents, rng)[:4096])
+
+    send()
+    port.settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import pytest
 
@@ -28,6 +29,22 @@ def test_a_disk_that_is_full_while_a_run_goes_back_leaves_one_sentence_and_the_r
                 logger.roll_back(None, 0)
         logger.abandon("failed", "the disk is full")
     assert run.read_state().status == "failed"
+
+
+def test_the_last_record_is_on_the_disk_before_run_json_says_that_the_run_has_ended(run, monkeypatch):
+    run.create()
+    synced = []
+
+    def fsync(descriptor):
+        if os.path.samestat(os.fstat(descriptor), run.metrics.stat()):
+            synced.append((run.read_state().status, run.metrics.read_bytes()))
+
+    with RunLogger(run, RunState()) as logger:
+        logger.publish()
+        monkeypatch.setattr(os, "fsync", fsync)
+        logger.end("completed", "all epochs are done", 1)
+    assert synced == [("running", run.metrics.read_bytes())]
+    assert run.read_state().status == "completed"
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "train.log"])

@@ -347,6 +347,8 @@ class TestSamples:
     def test_lines_that_are_torn_or_foreign(self, run):
         assert self.samples_of(run, self.line(1, "a") + '{"step": 1, "comp') == ["a"]
         assert self.samples_of(run, "[]\n") == []
+        # One line, which is no sample, and which a run that goes back leaves where it is.
+        assert self.samples_of(run, "x\r" + self.line(1, "a")) == []
 
     def test_of_a_long_file(self, run):
         text = self.line(1, "x" * 300_000) + self.line(2, "a")

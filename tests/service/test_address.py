@@ -155,6 +155,14 @@ def test_a_key_that_no_request_can_carry_is_refused_at_once(config, local_servic
         assert "Canary" not in str(refused.value)
 
 
+def test_what_the_command_prints_is_looked_at_too(config, monkeypatch):
+    """It is run at each request, and nothing is sent with such a key."""
+    monkeypatch.setenv("TINKER_CREDENTIAL_CMD", r"printf 'tml-Canary\n0123'")
+    with pytest.raises(ServiceError, match="what TINKER_CREDENTIAL_CMD prints is no key") as refused:
+        ask_for_models(dataclasses.replace(config, service="tinker"))
+    assert "Canary" not in str(refused.value)
+
+
 def test_a_key_of_another_form_does_not_have_the_sdk_look_for_one(config, noting, monkeypatch):
     monkeypatch.setenv("TINKER_CREDENTIAL_CMD", f"echo {HOSTED}")
     monkeypatch.setenv("TINKER_UTILS_SERVICE_KEY", "sk-Canary-0123456789")

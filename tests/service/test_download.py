@@ -9,7 +9,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
@@ -19,7 +22,9 @@ from support.relay import Relay
 
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.export.adapter import export_adapter
+from tinker_utils.run.lock import open_lock, take
 from tinker_utils.run.state import model_of
+from tinker_utils.service import download
 from tinker_utils.service.client import connect
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -37,6 +42,7 @@ class Storage(ThreadingHTTPServer):
 
     def reset(self):
         self.files, self.sends, self.headers, self.before_the_end = {}, {}, {}, lambda: None
+        self.drips = False
         self.asked.clear()
 
 
@@ -52,6 +58,12 @@ class Sender(BaseHTTPRequestHandler):
                 self.send_header(header, value)
         self.end_headers()
         sent = storage.sends.get(name, whole)
+        while storage.drips and sent:
+            self.wfile.write(sent[:1])
+            sent = sent[1:]
+            self.connection.settimeout(0.1)
+            with contextlib.suppress(TimeoutError):
+                self.connection.recv(1)
         self.wfile.write(sent[: len(sent) // 2])
         self.wfile.flush()
         if name == WEIGHTS:
@@ -276,6 +288,46 @@ def test_other_files_are_left_where_they_are(export, storage):
 def test_an_adapter_without_its_weights_is_none(export):
     export.relay.addresses[WEIGHTS] = None
     with pytest.raises(ServiceError, match=f"gives no {WEIGHTS}, but {CONFIG}, which is no PEFT adapter"):
+        export()
+    assert content(export.target) == EARLIER
+
+
+KILLED = """
+import os, sys
+from tinker_utils.service import download
+def killed(path, pieces):
+    path.write_bytes(b"half of it")
+    os.kill(os.getpid(), 9)
+download._write = killed
+urls = {name: "https://example.org" for name in download._MAX_BYTES}
+download.fetch_adapter(urls, "https://x", download.Path(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_export_left_is_cleared_and_nothing_else(export, storage):
+    beside = export.target.parent
+    assert subprocess.run([sys.executable, "-c", KILLED, str(export.target)]).returncode == -9
+    (left,) = beside.glob(".tinker_utils-*")
+    keeping, going_on, foreign = (beside / f".tinker_utils-{name}" for name in ("keeping", "going", "foreign"))
+    for place in (keeping, going_on, foreign):
+        shutil.copytree(left, place)
+    shutil.copytree(export.target, keeping / "old")  # it was killed between the two renames
+    (foreign / "notes").touch()
+    lock = open_lock(going_on / "lock")
+    assert take(lock)
+    export()
+    os.close(lock)
+    assert not left.exists()
+    assert all(place.exists() for place in (keeping, going_on, foreign))
+    for place in (keeping, going_on, foreign):
+        shutil.rmtree(place)
+
+
+def test_one_that_drips_does_not_last_for_days(export, storage, monkeypatch):
+    monkeypatch.setattr(download, "_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(download, "_SLOWEST_BYTES_PER_S", 1 << 60)
+    storage.drips = True
+    with pytest.raises(ServiceError, match=f"downloading {CONFIG}: it arrives at less than .* kB/s after [1-9]"):
         export()
     assert content(export.target) == EARLIER
 

@@ -23,6 +23,7 @@ _SYSTEMATIC = (
         "A disk that is full, read-only or gone from every {}. change of a file on",
         (Fault.DISK_FULL, Fault.READ_ONLY, Fault.VANISHED),
     ),
+    ("cut", "The power cut at every {}. change of a file", (Fault.POWER_CUT,)),
 )
 
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=200, help="kills drawn at random")
     parser.add_argument("--every", type=int, default=0, metavar="N", help="kill at every N-th change of a file, too")
     parser.add_argument("--refuse", type=int, default=0, metavar="N", help="fail at every N-th change of a file, too")
+    parser.add_argument("--cut", type=int, default=0, metavar="N", help="cut the power at every N-th change, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, default=_REPORT)
     return parser

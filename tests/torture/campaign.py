@@ -59,15 +59,17 @@ class Tormentor:
     def every_change(self, stride: int, faults: Sequence[Fault]) -> list[Trial]:
         """A trial for each n, or each `stride`-th: the trainer, and the server, killed at their n-th change of a file.
 
-        `faults` are what happens there, one after the other.
+        `faults` are what happens there, one after the other. The power is cut where the trainer is: the service is
+        elsewhere, and what it has computed is paid for.
         """
-        name = next(iter(scenarios(self._data)))
+        cut = Fault.POWER_CUT in faults
+        name = "separate" if cut else next(iter(scenarios(self._data)))
         _, costs = self._reference(name)
         plans = [
             (number, name, Kill(victim, call=call, module=module, fault=fault))
             for number, (victim, module, fault, call) in enumerate(
                 (victim, module, fault, call)
-                for victim, module in (("trainer", TRAINER), ("server", SERVER))
+                for victim, module in (("trainer", TRAINER), ("server", SERVER))[: 1 if cut else 2]
                 for fault in faults
                 for call in range(1 + self._seed % stride, costs.calls[module] + 1, stride)
             )
@@ -91,8 +93,8 @@ class Tormentor:
     def _random_trial(self, number: int, name: str) -> Trial:
         expected, costs = self._reference(name)
         chance = random.Random(f"{self._seed}:{number}")
-        kills = random_kills(chance, costs, chance.randint(2, _KILLS_A_RUN))
         stage = self._stage(name, str(number))
+        kills = random_kills(chance, costs, chance.randint(2, _KILLS_A_RUN), cuts=stage.separate)
         if chance.random() < _WRONG_CLOCKS:
             # With a clock that is wrong, too, all checkpoints can be gone at once, and a run rightly refuses to go on.
             stage.clock = MachineClock(self._folder / f"clock {number}", random_jumps(chance, costs.readings))

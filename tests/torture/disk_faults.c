@@ -2,9 +2,11 @@
  *
  * Loaded by LD_PRELOAD, armed by disk_faults_arm in the process that is to suffer. The calls of libc are what Python and
  * Rust's standard library change files by, so that tensors are reached as well as text. The count and the call that was
- * hit lie in a mapped file, which outlives the process.
+ * hit lie in a mapped file, which outlives the process. For a power cut it notes, beside the directory, what a disk that
+ * keeps nothing but what was synced has of it: a file's content under its inode, a directory's list under its own.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +20,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum mode { COUNT, KILL_BEFORE, KILL_AMIDST, DISK_FULL, READ_ONLY, VANISHED };
+enum mode { COUNT, KILL_BEFORE, KILL_AMIDST, DISK_FULL, READ_ONLY, VANISHED, POWER_CUT };
 enum kind { CHANGES, GROWS };
 
 struct control {
@@ -74,17 +76,23 @@ static void die(void)
         pause();
 }
 
+/* Whether a file lies below the directory, and its path. */
+static int below(int folder, const char *name, char *path, size_t size)
+{
+    if (control == NULL || inside)
+        return 0;
+    inside = 1;
+    resolve(folder, name, path, size);
+    inside = 0;
+    return strncmp(path, root, root_length) == 0 && (path[root_length] == '/' || path[root_length] == 0);
+}
+
 /* What is to become of a call: 0 do it, -1 do half of it, otherwise fail with this error. */
 static int verdict(const char *call, enum kind kind, int folder, const char *name)
 {
     char path[4200], gone[4200];
     long number;
-    if (control == NULL || inside)
-        return 0;
-    inside = 1;
-    resolve(folder, name, path, sizeof path);
-    inside = 0;
-    if (strncmp(path, root, root_length) != 0 || (path[root_length] != '/' && path[root_length] != 0))
+    if (!below(folder, name, path, sizeof path))
         return 0;
     number = __atomic_add_fetch(&control->count, 1, __ATOMIC_SEQ_CST);
     if (mode == COUNT || fatal == 0 || number < fatal || (mode == DISK_FULL && kind != GROWS))
@@ -97,7 +105,7 @@ static int verdict(const char *call, enum kind kind, int folder, const char *nam
             rename(root, gone);
             inside = 0;
         }
-        if (mode == KILL_BEFORE)
+        if (mode == KILL_BEFORE || mode == POWER_CUT)
             die();
         if (mode == KILL_AMIDST || (mode == DISK_FULL && strstr(call, "write") != NULL))
             return -1;
@@ -173,10 +181,62 @@ ssize_t writev(int file, const struct iovec *parts, int count)
     PERFORM(ssize_t, REAL(writev)(file, parts, fate == -1 && count > 1 ? count / 2 : count));
 }
 
+static void list(const char *folder, FILE *out)
+{
+    struct dirent *entry;
+    struct stat status;
+    DIR *entries = opendir(folder);
+    while (entries != NULL && (entry = readdir(entries)) != NULL)
+        if (fstatat(dirfd(entries), entry->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0)
+            fprintf(out, "%lu %s\n", (unsigned long)status.st_ino, entry->d_name);
+    if (entries != NULL)
+        closedir(entries);
+}
+
+static void copy(const char *path, FILE *out)
+{
+    char block[65536];
+    size_t size;
+    FILE *in = fopen(path, "rb");
+    while (in != NULL && (size = fread(block, 1, sizeof block, in)) > 0)
+        fwrite(block, 1, size, out);
+    if (in != NULL)
+        fclose(in);
+}
+
+/* Note what the disk has now of a file, or of a directory: whole, or as before if the process dies amidst it. */
+static void keep(int file)
+{
+    char path[4200], kept[4300], half[4400];
+    struct stat status;
+    FILE *out;
+    if (mode != POWER_CUT || !below(file, NULL, path, sizeof path) || fstat(file, &status) != 0)
+        return;
+    inside = 1;
+    snprintf(kept, sizeof kept, "%.4000s.disk/%lu", root, (unsigned long)status.st_ino);
+    snprintf(half, sizeof half, "%s.%d", kept, gettid());
+    out = fopen(half, "wb");
+    if (out == NULL)
+        abort();
+    if (S_ISDIR(status.st_mode))
+        list(path, out);
+    else
+        copy(path, out);
+    fclose(out);
+    if (rename(half, kept) != 0)
+        abort();
+    inside = 0;
+}
+
 int fsync(int file)
 {
     CONSULT("fsync", CHANGES, file, NULL)
-    PERFORM(int, REAL(fsync)(file));
+    int done = REAL(fsync)(file);
+    if (fate == -1 && mode == KILL_AMIDST)
+        die();
+    if (done == 0)
+        keep(file);
+    return done;
 }
 
 int ftruncate64(int file, off64_t size)

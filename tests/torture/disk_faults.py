@@ -25,6 +25,8 @@ class Fault(enum.IntEnum):
     DISK_FULL = 3
     READ_ONLY = 4
     VANISHED = 5
+    POWER_CUT = 6
+    """Before the call, and nothing is left but what was synced; see power_cut.py."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torture import power_cut
 from torture.disk_faults import DiskFault, Fault
 from torture.stage import Process, Stage, ticks, until
 from torture.subjects import SERVER, TRAINER
@@ -48,6 +49,8 @@ class Kill:
         call = self.hit.partition(" ")[0] or "none"
         if self.refuses:
             return f"disk {self.fault.name.lower().replace('_', ' ')} at {call}"
+        if self.fault is Fault.POWER_CUT:
+            return f"power cut before {call}"
         return f"{'amidst' if self.fault is Fault.KILL_AMIDST else 'before'} {call}"
 
 
@@ -60,13 +63,19 @@ class Costs:
     readings: int
 
 
-def random_kill(chance: random.Random, costs: Costs) -> Kill:
-    """A kill drawn from a seeded generator: half of them at a moment, half at a change of a file."""
+def random_kill(chance: random.Random, costs: Costs, cuts: bool = False) -> Kill:
+    """A kill drawn from a seeded generator: half of them at a moment, half at a change of a file.
+
+    With `cuts`, the power of the trainer's machine is cut in the place of some.
+    """
     victim = chance.choices(VICTIMS, (4, 3, 3))[0]
     if chance.random() < 0.5:
         return Kill(victim, seconds=chance.uniform(0, costs.seconds))
     module = {"trainer": TRAINER, "server": SERVER}.get(victim) or chance.choice((TRAINER, SERVER))
-    fault = chance.choice((Fault.KILL_BEFORE, Fault.KILL_AMIDST))
+    faults = [Fault.KILL_BEFORE, Fault.KILL_AMIDST]
+    if cuts and victim == "trainer":
+        faults.append(Fault.POWER_CUT)
+    fault = chance.choice(faults)
     return Kill(victim, call=chance.randint(1, costs.calls[module]), module=module, fault=fault)
 
 
@@ -81,6 +90,8 @@ class Executioner:
         self._fault = DiskFault(directory, control, kill.module, kill.call, kill.fault) if kill.call else None
         self.environment = self._fault.environment if self._fault else {}
         self.done = kill
+        if kill.fault is Fault.POWER_CUT:
+            power_cut.begin(directory)
 
     def __call__(self, trainer: Process) -> None:
         """Wait for the moment, and kill."""
@@ -90,10 +101,12 @@ class Executioner:
             self._by_clock(trainer)
 
     def mend(self) -> None:
-        """After the attempt: give the disk back what it lost."""
+        """After the attempt: give the disk back what it lost, or take from it what it never had."""
         if self._kill.fault is Fault.VANISHED and self.done.happened:
             directory = self._fault.directory if self._fault else self._stage.store
             directory.with_name(f"{directory.name}.gone").rename(directory)
+        if self._kill.fault is Fault.POWER_CUT and self.done.happened:
+            power_cut.restore(self._stage.run.path.resolve())
 
     def _by_clock(self, trainer: Process) -> None:
         for _ in ticks((self._kill.seconds or 0.0) - (time.monotonic() - self._began)):

@@ -1,4 +1,4 @@
-"""Killed at chosen moments, with disks that refuse and clocks that jump: what comes out is the undisturbed run."""
+"""Killed at chosen moments, with power cuts, faulty disks and wrong clocks: what comes out is the undisturbed run."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ REFUSALS = [
     for fault, call in zip((Fault.DISK_FULL, Fault.READ_ONLY, Fault.VANISHED), calls, strict=True)
 ]
 
+CUTS = [Kill("trainer", call=call, module=TRAINER, fault=Fault.POWER_CUT) for call in (120, 75, 69, 90)]
+
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
@@ -71,7 +73,7 @@ def expected(python, data, tmp_path_factory):
     def made(name):
         if name not in known:
             folder = tmp_path_factory.mktemp("undisturbed")
-            stage = Stage(python, scenarios(data)[name][0], folder / "stage")
+            stage = Stage(python, scenarios(data)[name][0], folder / "stage", scenarios(data)[name][1])
             known[name], _ = undisturbed(stage, folder / "control")
         return known[name]
 
@@ -79,10 +81,12 @@ def expected(python, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("scenario", "kills"), [("embedded", KILLS), ("early stopping", LATER_KILLS), ("embedded", REFUSALS)]
+    ("scenario", "kills"),
+    [("embedded", KILLS), ("early stopping", LATER_KILLS), ("embedded", REFUSALS), ("separate", CUTS)],
 )
 def test_whatever_is_done_to_it_the_run_is_the_same(python, data, expected, tmp_path, scenario, kills):
-    stage = Stage(python, scenarios(data)[scenario][0], tmp_path / "stage")
+    config, separate = scenarios(data)[scenario]
+    stage = Stage(python, config, tmp_path / "stage", separate)
     trial = tortured(scenario, stage, expected(scenario), kills)
     assert trial.problems == []
     assert [as_planned(kill) for kill in trial.kills] == kills

@@ -101,9 +101,9 @@ def tortured(
     return trial
 
 
-def random_kills(chance: random.Random, costs: Costs, count: int) -> Iterator[Kill]:
+def random_kills(chance: random.Random, costs: Costs, count: int, cuts: bool = False) -> Iterator[Kill]:
     """So many kills, drawn when they are due."""
-    return (random_kill(chance, costs) for _ in range(count))
+    return (random_kill(chance, costs, cuts) for _ in range(count))
 
 
 def _look_at(trial: Trial, stage: Stage, attempt: Attempt, kill: Kill | None) -> None:

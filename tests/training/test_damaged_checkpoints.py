@@ -168,6 +168,20 @@ async def test_in_mid_run_too(config, local_service, service, run, whole, direct
     assert adapter_bytes(run, service) == whole.adapter
 
 
+@pytest.mark.parametrize("damage", [truncated, removed, garbled])
+async def test_a_damaged_best_is_told_at_the_end_of_the_run(config, service, run, directory_of, damage):
+    def hurt(record):
+        if record["type"] == "checkpoint" and record["step"] == 2:
+            damage(directory_of(record["path"]) / ADAPTER, None)
+
+    # No learning rate to speak of: the first evaluation stays the best, or all are as good.
+    still = dataclasses.replace(config, epochs=1, learning_rate=1e-30, early_stopping_patience=0)
+    result = await fit(still, run.path, service=service, on_record=hurt)
+    assert (result.status, result.best_step) == ("completed", 2)
+    (told,) = (message for message in warnings(run) if "damaged" in message)
+    assert told.startswith(f"the best checkpoint: The checkpoint is damaged: its file {ADAPTER}")
+
+
 @pytest.mark.parametrize("damage", [truncated, garbled])
 def test_an_export_names_the_damaged_file_and_leaves_an_earlier_one(config, service, run, directory_of, damage):
     result = fit_blocking(dataclasses.replace(config, epochs=1), run.path, service=service)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
+import subprocess
 
 import pytest
 from support.small_runs import adapter_bytes, records
@@ -108,13 +110,52 @@ async def test_of_a_run_and_its_copies_each_finds_what_it_needs_whoever_goes_on_
     before = [service.checkpoints_of(model) for model in models]
     copies = [RunDirectory(shutil.copytree(run.path, tmp_path / name)) for name in ("copy", "copy of the copy")]
     for each in (run, *copies):
-        for epochs in (2, 3):  # the second time, it goes on from what it has saved itself
-            longer = await fit(dataclasses.replace(short, epochs=epochs), each.path, service=service)
-            assert longer.steps == 6 * epochs
-            assert [service.checkpoints_of(model) for model in models] == before
-        said = [record["message"] for record in records(each) if record["type"] == "notice"]
-        assert not any("expired or was deleted" in message for message in said)
-        assert any("checkpoints of earlier attempts stay on the service" in message for message in said)
+        await goes_on(each, short, service, models, before)
+
+
+async def goes_on(run, config, service, models, before):
+    """Train on, and see that all is still on the service that another copy may need."""
+    for epochs in (2, 3):  # the second time, it goes on from what it has saved itself
+        longer = await fit(dataclasses.replace(config, epochs=epochs), run.path, service=service)
+        assert longer.steps == 6 * epochs
+        assert [service.checkpoints_of(model) for model in models] == before
+    said = [record["message"] for record in records(run, "notice")]
+    assert not any("expired or was deleted" in message for message in said)
+    assert any("checkpoints of earlier attempts stay on the service" in message for message in said)
+
+
+@contextlib.contextmanager
+def mounted(image):
+    """The file system in a file, mounted for as long as the block lasts."""
+    place = image.with_suffix(".mounted")
+    place.mkdir(exist_ok=True)
+    if shutil.which("mount") is None or subprocess.run(["mount", "-o", "loop", image, place]).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+async def test_a_disk_that_was_copied_block_by_block_goes_on_as_its_original_does(config, service, tmp_path):
+    """Names, dates, inodes and the file system's own name are the same on both."""
+    original, clone = tmp_path / "original.image", tmp_path / "clone.image"
+    with original.open("wb") as file:
+        file.truncate(160 << 20)
+    if not shutil.which("mke2fs") or subprocess.run(["mke2fs", "-q", "-t", "ext4", original]).returncode:
+        pytest.skip("no file system can be made here")
+    short = dataclasses.replace(config, epochs=1, checkpoint_interval_steps=0)
+    with mounted(original) as place:
+        run = RunDirectory(place / "run")
+        await fit(short, run.path, service=service)
+        models = {point.path.split("/")[2] for point in run.read_state().resume_points}
+    before = [service.checkpoints_of(model) for model in models]
+    shutil.copyfile(original, clone)
+    with mounted(original) as one, mounted(clone) as other:
+        inodes = [(place / "run" / "run.json").stat().st_ino for place in (one, other)]
+        assert inodes[0] == inodes[1]
+        for place in (other, one):
+            await goes_on(RunDirectory(place / "run"), short, service, models, before)
 
 
 async def test_in_its_own_store_a_run_removes_what_earlier_attempts_saved(config, run):

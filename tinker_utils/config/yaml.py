@@ -10,12 +10,16 @@ import yaml
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.errors import ConfigError
 
+_MAX_DEPTH = 50  # many times what any settings have; each level costs the scanner time for all those around it
+
 
 class StrictLoader(yaml.SafeLoader):
     """YAML 1.2's core scalars instead of PyYAML's 1.1: `2e-4` is a number, `no` is a text, `010` is ten.
 
     PyYAML reads the first as text, and the others as false and eight. A key that stands twice is refused.
     """
+
+    _depth = 0
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping whose keys are plain scalars, each there once."""
@@ -34,7 +38,13 @@ class StrictLoader(yaml.SafeLoader):
         """Return the next node; a few aliases in each other can stand for billions of values, or for themselves."""
         if self.check_event(yaml.AliasEvent) and any(node.end_mark is None for node in self.anchors.values()):
             raise ConfigError("an alias stands within what has an anchor itself; write its values out.")
-        return super().compose_node(parent, index)
+        if self._depth > _MAX_DEPTH:
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise ConfigError(f"line {line}: values are nested more than {_MAX_DEPTH} deep; correct the file.")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 StrictLoader.yaml_implicit_resolvers = {}

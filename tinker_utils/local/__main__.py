@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Checkpoints are nobody else's, also while they are being written.
     os.umask(0o077)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # The server hears signals itself. Until then nothing needs to be tidied up.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         # What can go wrong at once should not wait for torch to be imported.
         served = find(options.model, tuple(options.served_name))

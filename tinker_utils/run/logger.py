@@ -119,7 +119,7 @@ class RunLogger(Closing):
             file.write(lines)
 
     def sync(self) -> None:
-        """Bring metrics.jsonl to the disk: before run.json names a checkpoint, its history must outlast a power cut."""
+        """Bring metrics.jsonl to the disk: what run.json is about to name must outlast a power cut there, too."""
         with writing(self.run.metrics):
             self._metrics.sync()
 
@@ -140,6 +140,7 @@ class RunLogger(Closing):
         progress = self.state.progress or Standing()
         best = {"best_step": progress.best_step, "best_val_loss": progress.best_val_loss}
         self.record("end", step, status=status, reason=reason, **best)
+        self.sync()
         self.publish(status=status, reason=reason)
         self.activity("ended", reason)
 

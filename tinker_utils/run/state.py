@@ -181,6 +181,10 @@ class RunState(msgspec.Struct, kw_only=True):
         return self.status in ("completed", "early_stopped")
 
 
+# Looked at here, once: msgspec learns a type when it first decodes it, and crashes where two threads do that at once.
+msgspec.json.Decoder(RunState)
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """The result that `fit` returns.
@@ -271,7 +275,8 @@ def _upgraded(raw: Any) -> Any:
     if not isinstance(raw, dict) or raw.get("format") == FORMAT:
         return raw
     points = raw.get("resume_points")
-    counters = [raw, raw.get("progress"), *(point.get("progress") for point in points or () if isinstance(point, dict))]
+    listed = points if isinstance(points, list) else []
+    counters = [raw, raw.get("progress"), *(point.get("progress") for point in listed if isinstance(point, dict))]
     for each in counters:
         if isinstance(each, dict) and "left_out_steps" in each:
             each["skipped_steps"] = each.pop("left_out_steps")

@@ -272,7 +272,7 @@ def _latest_samples(path: Path) -> list[Record]:
     try:
         with open(path, "rb", opener=regular) as file:
             file.seek(max(0, path.stat().st_size - _SAMPLES_TAIL))
-            lines = file.read(_SAMPLES_TAIL).splitlines()
+            lines = file.read(_SAMPLES_TAIL).split(b"\n")  # as a run goes back by: a line may hold what else breaks one
     except OSError:
         return []
     samples = [sample for sample in map(json_or_none, lines) if isinstance(sample, dict)]

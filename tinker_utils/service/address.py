@@ -7,7 +7,6 @@ address. They are the hosted service's; so any other address is never opened wit
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,12 +14,9 @@ from tinker_utils.config.address import in_the_clear, named_address
 from tinker_utils.config.rules import HOSTED_KEY
 from tinker_utils.config.settings import RULES, TrainingConfig
 from tinker_utils.errors import ConfigError, ServiceError
-from tinker_utils.service.compat import hosted_address, stored_key
+from tinker_utils.service.compat import KEY_SIGNS, PLACEHOLDER, hosted_address, stored_key
 
-# The SDK wants a key, and wants it to look like one.
-PLACEHOLDER = "tml-no-key"
 _BEGINNINGS = ("tml-", "eyJ")
-_SIGNS = re.compile(r"[!-~]+")
 
 
 def client_options(config: TrainingConfig) -> dict[str, Any]:
@@ -40,14 +36,14 @@ def client_options(config: TrainingConfig) -> dict[str, Any]:
         key, place = os.environ.get(HOSTED_KEY), HOSTED_KEY
         if not key:
             key, place = stored_key(), "the key of `tinker auth login`"
-        if key and not _SIGNS.fullmatch(key):
+        if key and not KEY_SIGNS.fullmatch(key):
             raise _no_key(place)
         return {"base_url": url}
     key = os.environ.get(config.service_key_env)
     if not key or in_the_clear(url):
         return {"base_url": url, "api_key": PLACEHOLDER}
     # One that does not begin so would have the SDK look for another: the hosted service's.
-    if not (_SIGNS.fullmatch(key) and key.startswith(_BEGINNINGS)):
+    if not (KEY_SIGNS.fullmatch(key) and key.startswith(_BEGINNINGS)):
         raise _no_key(config.service_key_env)
     return {"base_url": url, "api_key": key}
 

@@ -177,6 +177,11 @@ class Service(Closing):
         trained = self._client.create_training_client_from_state(checkpoint).result()
         return trained.save_weights_and_get_sampling_client().result()
 
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Ask the service about a checkpoint that is needed; raise a CheckpointGoneError if it is damaged or gone."""
+        with service_errors("the best checkpoint"):
+            self._rest.get_weights_info_by_tinker_path(checkpoint).result(timeout=_ANSWER_SECONDS)
+
     def delete_checkpoint(self, checkpoint: str) -> Future[None]:
         """Ask for a checkpoint's removal; the future raises if the service refuses it."""
         return self._rest.delete_checkpoint_from_tinker_path(checkpoint).future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,15 @@ if TYPE_CHECKING:
 
 PAYMENT_REQUIRED = 402
 _MISDIRECTED = 421
+_UNAUTHORIZED = 401
 _KEY_HEADER = "X-API-Key"
+KEY_SIGNS = re.compile(r"[!-~]+")
+"""What a key consists of."""
 # What the SDK sends along wherever it connects, from variables of these names.
 _ACCESS_HEADERS = ("CF-Access-Client-Id", "CF-Access-Client-Secret")
+
+PLACEHOLDER = "tml-no-key"
+"""The SDK wants a key, and wants it to look like one."""
 
 # The keys of servers other than the hosted one, and where those are.
 _own_keys: set[str] = set()
@@ -84,6 +91,10 @@ def _guard_requests() -> None:
             return httpx.Response(_MISDIRECTED, request=request, json={"detail": said})
         for header in (_KEY_HEADER,) * elsewhere + _ACCESS_HEADERS * (elsewhere or origin in _own_origins):
             request.headers.pop(header, None)
+        # Every other key was looked at before; the SDK runs the command itself, each time.
+        if not KEY_SIGNS.fullmatch(request.headers.get(_KEY_HEADER, PLACEHOLDER)):
+            said = "what TINKER_CREDENTIAL_CMD prints is no key: there is a space, a line break or another sign in it"
+            return httpx.Response(_UNAUTHORIZED, request=request, json={"detail": said})
         return await httpx.AsyncClient._send_single_request(client, request)
 
     holder.resolve_auth_provider = resolve_given

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import os
 import re
+import shutil
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from email.message import Message
@@ -20,11 +23,15 @@ from tinker_utils.basics.redaction import first_line
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.config.address import is_loopback
 from tinker_utils.errors import RunDirectoryError, ServiceError
+from tinker_utils.run.lock import is_free, open_lock, sign, take
 
 _WEIGHTS = "adapter_model.safetensors"
 # What an adapter is made of, and the most bytes of each: generous, as the disk is bounded, too.
 _MAX_BYTES = {"adapter_config.json": 1 << 20, _WEIGHTS: 64 << 30}
+_LOCK = "lock"
 _TIMEOUT_SECONDS = 60
+# What arrives more slowly than this, on the whole, does not arrive.
+_SLOWEST_BYTES_PER_S = 10_000
 _PIECE = 1 << 20
 _DIGESTS = {"md5": "md5", "sha-256": "sha256"}
 _DIGEST = re.compile(r"(?i)(?<![\w-])(md5|sha-256)=:?([a-z0-9+/]+)")
@@ -54,8 +61,9 @@ def fetch_adapter(urls: Mapping[str, str], service: str, target: Path) -> list[P
     target = target.absolute()
     there = next(parent for parent in target.parents if parent.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=MARK, dir=there) as name:
-            new, old = Path(name) / "new", Path(name) / "old"
+        _clear(there)
+        with _workplace(there) as place:
+            new, old = place / "new", place / "old"
             new.mkdir()
             for file in _MAX_BYTES:
                 _write(new / file, _pieces(urls[file], service, file))
@@ -95,6 +103,29 @@ def check_target(target: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def _workplace(there: Path) -> Iterator[Path]:
+    """Make a directory for the time of an export, with a lock in it that tells it from one that was left."""
+    with tempfile.TemporaryDirectory(prefix=MARK, dir=there) as name:
+        lock = open_lock(Path(name) / _LOCK)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: nothing is cleared there
+                take(lock)
+                sign(lock)
+            yield Path(name)
+        finally:
+            os.close(lock)
+
+
+def _clear(there: Path) -> None:
+    """Remove what exports that were killed have left; one that holds an earlier adapter is somebody's."""
+    for place in there.glob(f"{MARK}*"):
+        with contextlib.suppress(OSError):
+            check_own(place)
+            if {file.name for file in place.iterdir()} == {_LOCK, "new"} and is_free(place / _LOCK):
+                shutil.rmtree(place)
+
+
 def _unwritable(target: Path, error: OSError) -> RunDirectoryError:
     return RunDirectoryError(
         f"{target}: the adapter cannot be written ({error.strerror or error}); move what is in the way, make room on "
@@ -123,8 +154,11 @@ def _pieces(url: str, service: str, file: str) -> Iterator[bytes]:
                     f"downloading {file}: it may have {length} bytes, and at most {_MAX_BYTES[file]:,} are taken; "
                     "ask whoever runs the service."
                 )
-            while piece := answer.read(_PIECE):
+            latest = time.monotonic() + _TIMEOUT_SECONDS + promised / _SLOWEST_BYTES_PER_S
+            while piece := answer.read1(_PIECE):
                 received += len(piece)
+                if time.monotonic() > latest:
+                    raise TimeoutError(f"it arrives at less than {_SLOWEST_BYTES_PER_S / 1000:.0f} kB/s")
                 for digest, _ in digests:
                     digest.update(piece)
                 yield piece

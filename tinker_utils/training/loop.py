@@ -28,7 +28,7 @@ import math
 import time
 
 from tinker_utils.basics.threads import in_background
-from tinker_utils.errors import RunDirectoryError, ServiceError
+from tinker_utils.errors import CheckpointGoneError, RunDirectoryError, ServiceError
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.state import Status, TrainingResult
 from tinker_utils.service.client import Service
@@ -264,8 +264,8 @@ class TrainingLoop:
         recorder.record_window()
         if status == "early_stopped":
             recorder.record_early_stop()
-        await self._tidy()
         recorder.publish()
+        await self._tidy()
         self._logger.end(status, reason, recorder.progress.step)
         return TrainingResult.from_state(self._logger.run.path, self._logger.state)
 
@@ -281,6 +281,7 @@ class TrainingLoop:
                 looking = as_answer(in_background(lambda: self._cleanup.sweep(kept), "the lists of checkpoints"))
                 await asyncio.wait([looking], timeout=_TIDY_SECONDS)
             left = await self._cleanup.settle(_TIDY_SECONDS)
+            await self._look_at_best()
         except asyncio.CancelledError:
             self._interrupt()
             return
@@ -296,3 +297,14 @@ class TrainingLoop:
                 "directory may need them; `tinker checkpoint list` shows them, `tinker checkpoint delete` removes them"
             )
             self._logger.record("notice", step, kind="warning", message=message)
+
+    async def _look_at_best(self) -> None:
+        """Say so if the best checkpoint has been damaged since it was saved: the run ends with it."""
+        best = self._logger.state.best_checkpoint
+        if not best:
+            return
+        looking = as_answer(in_background(lambda: self._service.check_checkpoint(best), "the best checkpoint"))
+        await asyncio.wait([looking], timeout=_TIDY_SECONDS)
+        error = looking.exception() if looking.done() else None
+        if isinstance(error, CheckpointGoneError):
+            self._logger.record("notice", self._recorder.progress.step, kind="warning", message=str(error))

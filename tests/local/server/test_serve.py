@@ -24,6 +24,8 @@ from tinker_utils.local.server import handlers
 handlers.HEARTBEAT_LIMIT_S = 6
 sys.exit(main(["--store", sys.argv[1], "--threads", "1", "--exit-with-stdin"]))
 """
+# A shell's background jobs are begun without it.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
 def running(service: LocalService) -> Running:
@@ -71,6 +73,31 @@ def test_a_busy_server_ends_soon_and_tells_who_waits(tmp_path: Path, number: int
         assert post(server, "create_session", {"tags": [], "sdk_version": "0.38.0"})[0] == 503
         assert service.process.wait(timeout=15) == code
     assert not service.log_tail()
+
+
+LOADING = """
+import os, sys
+from tinker_utils.local.__main__ import main
+from tinker_utils.local.engine import base_model
+def load(*_):
+    print("loading", file=sys.stderr, flush=True)
+    while True:
+        pass
+base_model.Base.__init__ = load
+os._exit(main(["--store", sys.argv[1], "--exit-with-stdin"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_server_that_still_loads_its_model_ends_at_once(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-c", HEARS + LOADING, str(tmp_path / "store")]
+    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stderr=pipe) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"loading\n"
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        assert process.stderr.read() == b""
 
 
 @pytest.fixture

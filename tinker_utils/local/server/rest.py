@@ -70,9 +70,10 @@ class Rest:
         return _reply({"supported_models": [{"model_name": name, **facts} for name in self._handlers.served.names]})
 
     async def weights_info(self, request: Request) -> Response:
-        """Return what a checkpoint was trained from."""
+        """Return what a checkpoint was trained from, if its adapter is what was saved."""
         message = requests.decode(requests.WeightsInfoRequest, await read_body(request))
         checkpoint = await run_in_threadpool(self._store.read, Reference.from_path(message.tinker_path))
+        await run_in_threadpool(checkpoint.file, ADAPTER_FILE)
         spec = checkpoint.info.lora
         switches = {key: getattr(spec, key) for key in ("train_attn", "train_mlp", "train_unembed")}
         return _reply({"base_model": spec.base_model, "is_lora": True, "lora_rank": spec.rank, **switches})
@@ -125,11 +126,12 @@ class Rest:
     async def download(self, request: Request) -> Response:
         """Return a file of an external checkpoint, for whoever has its signed address."""
         params, query = request.path_params, request.query_params
-        reference = Reference(params["run_id"], "external_weights", params["name"])
-        file = params["file"]
-        signed = f"{reference.path}/{file}"
+        run_id, name, file = params["run_id"], params["name"], params["file"]
+        # Before anything else: without a signature nobody learns what is known here.
+        signed = f"{run_id}/{name}/{file}"
         self._signer.check(signed, query.get("expires", ""), query.get("signature", ""), self._store.clock.earliest())
         let_in(request.scope)
+        reference = Reference(run_id, "external_weights", name)
         if file not in _FILES:
             raise RequestError(f"An adapter has the files {' and '.join(_FILES)} only.", 404)
         checkpoint = await run_in_threadpool(self._store.read, reference)
@@ -177,7 +179,7 @@ class Rest:
         return runs.values()
 
     def _signed_url(self, reference: Reference, file: str, expires: int) -> str:
-        signature = self._signer.sign(f"{reference.path}/{file}", expires)
+        signature = self._signer.sign(f"{reference.run_id}/{reference.name}/{file}", expires)
         path = f"{DOWNLOAD_PREFIX}{quote(reference.run_id)}/{reference.name}/{file}"
         return f"{self._base_url}{path}?expires={expires}&signature={signature}"
 

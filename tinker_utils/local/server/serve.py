@@ -148,7 +148,7 @@ def _server(app: Guard) -> uvicorn.Server:
         app,
         http=BoundedProtocol,
         backlog=BACKLOG,
-        log_level="warning",
+        log_level="error",  # what is no request is answered and closed; whoever sends it does not write the log
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=1,

@@ -61,6 +61,10 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return msgspec.convert(data, cls)
 
 
+# Looked at here, once: msgspec learns a type when it first decodes it, and crashes where two threads do that at once.
+msgspec.json.Decoder(CheckpointInfo)
+
+
 @dataclass(frozen=True)
 class StoredCheckpoint:
     """A checkpoint and the directory that holds its files."""
