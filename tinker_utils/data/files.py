@@ -75,13 +75,17 @@ _decode_usual = msgspec.json.Decoder(_UsualLine).decode
 _REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def read_conversations(path: Path | str) -> list[Conversation]:
+def read_conversations(path: Path | str, skip_unusable: bool = False) -> list[Conversation]:
     """Read all conversations of a chat JSONL file, in their order; blank lines are skipped.
+
+    Args:
+        path: the file.
+        skip_unusable: whether lines that cannot be used are skipped, too, as `prepare` does up to a share of them.
 
     Raises:
         DataError: the file is missing or empty, or a line is not `{"messages": [{"role": …, "content": …}, …]}`.
     """
-    conversations = list(iterate_conversations(as_path(path, "path")))
+    conversations = list(iterate_conversations(as_path(path, "path"), skip_unusable))
     if not conversations:
         raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
     return conversations

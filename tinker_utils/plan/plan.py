@@ -5,18 +5,18 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from tinker_utils.basics.files import sha256
-from tinker_utils.basics.redaction import without_home
-from tinker_utils.batching import BatchPlan
+from tinker_utils.basics.redaction import quoted, without_home
+from tinker_utils.batching import BatchPlan, Example
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
@@ -25,7 +25,7 @@ from tinker_utils.data.renderers import renderer_for
 from tinker_utils.data.rendering import RenderedSet, Renderer, prompts_of, tokenizer_digest
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
-from tinker_utils.errors import DataError
+from tinker_utils.errors import ConfigError, DataError
 from tinker_utils.plan.cost import Prices, prices_for
 from tinker_utils.plan.estimate import DataLengths, Forecast, evaluation_periods, forecast, learning_rate
 
@@ -33,6 +33,8 @@ from tinker_utils.plan.estimate import DataLengths, Forecast, evaluation_periods
 # while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
 # order and the number of steps are, so these keep their places and are skipped in their batches (see `StreamedSet`).
 _RENDERED_AT_ONCE = 8 << 20
+# Examples that are looked through for one to show: all but those of large files.
+_SHOWN = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,31 @@ class Plan:
     def sample_prompts(self) -> list[list[int]]:
         """Return the prompts, as tokens, that the model is to answer at each evaluation."""
         return prompts_of(self.sampled, self.renderer)
+
+    def example(self, which: str = "first", place: int = 0) -> Example:
+        """Return one training example.
+
+        Args:
+            which: `first`, in the order of the file; `longest`; `cut`, those that fill `max_seq_length`; or `answers`,
+                those with most answers in the loss first.
+            place: which of them, from 0.
+
+        Raises:
+            ConfigError: there is no such kind, or none at this place.
+        """
+        orders: dict[str, Callable[[Example], int]] = {
+            "first": lambda example: 0,
+            "longest": lambda example: -example.token_count,
+            "cut": lambda example: -example.completion_tokens,
+            "answers": lambda example: -int(np.count_nonzero(np.diff(example.weights) > 0)),
+        }
+        if which not in orders:
+            raise ConfigError(f"which: expected {', '.join(orders)} or skipped, received {quoted(which)}; choose one.")
+        limit, found = self.config.max_seq_length, islice(chain.from_iterable(self.batches.conversations), _SHOWN)
+        examples = [example for example in found if which != "cut" or len(example.tokens) == limit]
+        if not 0 <= place < len(examples):
+            raise ConfigError(f"place: there are {len(examples):,} such examples, received {place}; count from 0.")
+        return sorted(examples, key=orders[which])[place]
 
     def cost_usd(self, trained: int, evaluated: int) -> float | None:
         """Return dollars for so many tokens trained on and evaluated, samples included; None without a price."""

@@ -7,21 +7,14 @@ by an underline, so that they are told apart without colour; colours come from t
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
-from itertools import chain, groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tinker_utils.basics.redaction import printable_lines, quoted
+from tinker_utils.basics.redaction import printable_lines
 from tinker_utils.basics.table import NO_MATHEMATICS, Table
 from tinker_utils.batching import Example
-from tinker_utils.errors import ConfigError
 from tinker_utils.plan.plan import Plan
-
-# Examples that are looked through for one to show: all but those of large files.
-_LOOKED_THROUGH = 20_000
 
 # Signs that would be invisible or act on a terminal are shown as what Unicode draws for them.
 _CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
@@ -67,8 +60,7 @@ class MaskView:
 
         Args:
             plan: what `prepare` gave.
-            which: `first`, in the order of the file; `longest`; `cut`, those that fill `max_seq_length`; `answers`,
-                those with most answers in the loss first; or `skipped`, a table of lines that are not trained on.
+            which: as in `Plan.example`; or `skipped`, a table of lines that are not trained on.
             place: which of them, from 0.
 
         Raises:
@@ -76,22 +68,8 @@ class MaskView:
         """
         if which == "skipped":
             return Table(("skipped", "why"), tuple(_parted(reason) for reason in plan.train.reasons), "Skipped lines")
-        limit = plan.config.max_seq_length
-        orders: dict[str, Callable[[Example], float] | None] = {
-            "first": None,
-            "longest": lambda example: -example.token_count,
-            "cut": lambda example: -example.completion_tokens,
-            "answers": lambda example: -int(np.count_nonzero(np.diff(example.weights) > 0)),
-        }
-        if which not in orders:
-            raise ConfigError(f"which: expected {', '.join(orders)} or skipped, received {quoted(which)}; choose one.")
-        found = islice(chain.from_iterable(plan.batches.conversations), _LOOKED_THROUGH)
-        examples = [example for example in found if which != "cut" or len(example.tokens) == limit]
-        if (order := orders[which]) is not None:
-            examples.sort(key=order)
-        if not 0 <= place < len(examples):
-            raise ConfigError(f"place: there are {len(examples):,} such examples, received {place}; count from 0.")
-        return cls(examples[place], plan.tokenizer, f"Training example, {which}, {place}")
+        example = plan.example(which, place)
+        return cls(example, plan.tokenizer, f"Training example, {which}, {place}")
 
     def __repr__(self) -> str:
         """Return the text with each stretch that the loss is taken over between `⟦` and `⟧`."""
