@@ -113,7 +113,7 @@ def _changes_of_data(state: RunState, plan: Plan) -> list[str]:
     files = state.provenance.data if state.provenance else {}
     for name, (_, new) in plan.files.items():
         if name in files and files[name].sha256 != new:
-            changes.append(f"{name} (SHA-256): {files[name].sha256[:12]} → {new[:12]}")
+            changes.append(f"the data: {name} (SHA-256): {files[name].sha256[:12]} → {new[:12]}")
     old = state.data_digest
     return changes or [f"the data in {plan.config.data_dir} (SHA-256): {old[:12]} → {digest[:12]}"]
 
