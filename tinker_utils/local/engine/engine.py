@@ -97,16 +97,17 @@ class Engine:
         if adapter is not None:
             self._remove(adapter)
 
-    def forward_backward(self, model_id: str, request: Any) -> LossOutput:
+    def forward_backward(self, model_id: str, request: Any, sparse: bool = False) -> LossOutput:
         """Compute the loss of a parsed ForwardBackwardRequest, and add its gradient to what has accumulated.
 
         A call that fails spoils the gradient: the next optimizer step fails rather than step with a part of it.
+        Log-probabilities are those of every position; if `sparse`, only of those that the loss weighs.
         """
         adapter = self._model(model_id)
         if request.forward_only:
-            return self._evaluate(adapter, decode_loss_request(request))
+            return self._evaluate(adapter, decode_loss_request(request), sparse)
         try:
-            return self._differentiate(adapter, decode_loss_request(request))
+            return self._differentiate(adapter, decode_loss_request(request), sparse)
         except BaseException as error:
             adapter.gradient_fault = str(error)
             raise
@@ -151,14 +152,14 @@ class Engine:
         with self._activated(None if weights is None else self._sampler(weights)):
             return sample(self.base, queries)
 
-    def _evaluate(self, adapter: Adapter, request: LossRequest) -> LossOutput:
-        loss, options = choose(request)
+    def _evaluate(self, adapter: Adapter, request: LossRequest, sparse: bool) -> LossOutput:
+        loss, options = choose(request, sparse)
         check_loss(request, loss, self.base.vocabulary, self.base.max_length)
         with self._activated(adapter):
             return compute(self._network(adapter), request.data, loss, options, backward=False)
 
-    def _differentiate(self, adapter: Adapter, request: LossRequest) -> LossOutput:
-        loss, options = choose(request)
+    def _differentiate(self, adapter: Adapter, request: LossRequest, sparse: bool) -> LossOutput:
+        loss, options = choose(request, sparse)
         check_loss(request, loss, self.base.vocabulary, self.base.max_length)
         done = adapter.progress.forward_backwards
         seed = _seed(adapter.spec.seed, "dropout", done)
