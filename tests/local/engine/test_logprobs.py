@@ -134,7 +134,7 @@ def test_who_asks_for_less_gets_zeros_there_and_the_same_step(
 
 
 def test_what_nobody_can_ask_for_is_refused(family: tuple[Running, Path], client: tinker.ServiceClient) -> None:
-    metadata = {key: "some" for key in WEIGHTED_LOGPROBS}
+    metadata = dict.fromkeys(WEIGHTED_LOGPROBS, "some")
     with pytest.raises(tinker.BadRequestError, match="must be 'weighted', but it is 'some'"):
         client.create_lora_training_client(family[1].name, user_metadata=metadata).result()
 

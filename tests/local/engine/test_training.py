@@ -17,7 +17,6 @@ from support.local_service import (
     logprobs,
     post,
     random_data,
-    rest_client,
     service_client,
 )
 from support.reference import download, reference_logprobs, reference_model
