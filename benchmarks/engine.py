@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from measure import alternate, medians, say, table
 from peer import BENCH_PYTHON, Peer, peak_mib
 from shapes import PROJECTIONS, Shape, make_model, make_rows
 
-from tinker_utils.local import lora_user_metadata, start_local_service
+from tinker_utils.local import WEIGHTED_LOGPROBS, lora_user_metadata, start_local_service
 
 SHAPES = {
     "vocabulary 4,096": (Shape(), 8),
@@ -38,21 +38,25 @@ NOTE = """\
 Completion tokens a second, medians of alternating rounds on the same rows: a Qwen3-shaped model (hidden 256, 4 layers),
 LoRA r = 16 on all seven projections, dropout 0.05, batch 4, float32, answers a third of 128 to 384 tokens, unless the
 first column says otherwise. *service* is `forward_backward` and `optim_step` through the SDK and the embedded server,
-*engine* the same without both. *evaluation* is `forward` on the same rows, beside *service*. Memory is the highest of
-TRL's process and of the server's. Before timing, all sides' losses of the first batch agree to 1e-4."""
+*engine* the same without both. *evaluation* is `forward` on the same rows, beside *service*. All three ask for
+log-probabilities where weights are not 0, as the training loop does; *every position* is what any other program gets,
+who has them everywhere: its training and its evaluation, beside those. Memory is the highest of TRL's process and of
+the server's. Before timing, all sides' losses of the first batch agree to 1e-4."""
 
 
 class Trainee:
     """A model on an embedded server, trained and evaluated through the SDK."""
 
-    def __init__(self, service: tinker.ServiceClient, model: str, shape: Shape, dropout: float) -> None:
+    def __init__(
+        self, service: tinker.ServiceClient, model: str, shape: Shape, dropout: float, wishes: Mapping[str, str]
+    ) -> None:
         self._types = tinker.types
         self._client = service.create_lora_training_client(
             model,
             rank=shape.rank,
             train_unembed=False,
             seed=1,
-            user_metadata=lora_user_metadata(shape.alpha, dropout, PROJECTIONS),
+            user_metadata={**lora_user_metadata(shape.alpha, dropout, PROJECTIONS), **wishes},
         ).result()
 
     def datum(self, tokens: list[int], prompt: int, count: int) -> object:
@@ -96,8 +100,8 @@ class Trainee:
 @contextlib.contextmanager
 def contestants(
     model: Path, shape: Shape, rows: Rows, steps: int, dropout: float
-) -> Iterator[tuple[Peer, Peer, Trainee, int]]:
-    """TRL, the engine and the service, each with the same rows; and the server's process id."""
+) -> Iterator[tuple[Peer, Peer, Trainee, Trainee, int]]:
+    """TRL, the engine, the service and another client of it, each with the same rows; and the server's process id."""
     file = model / "rows.json"
     file.write_text(json.dumps(rows), encoding="utf-8")
     arguments = (str(model), shape.to_json(), str(file), str(steps), str(dropout), "cpu")
@@ -107,7 +111,8 @@ def contestants(
         start_local_service(str(model), model / "store", threads=threads()) as server,
         tinker.ServiceClient(base_url=server.base_url, api_key=server.api_key) as client,
     ):
-        yield trl, engine, Trainee(client, str(model), shape, dropout), server.process.pid
+        service, other = (Trainee(client, str(model), shape, dropout, wishes) for wishes in (WEIGHTED_LOGPROBS, {}))
+        yield trl, engine, service, other, server.process.pid
 
 
 def threads() -> int | None:
@@ -117,13 +122,13 @@ def threads() -> int | None:
 
 def check_losses(model: Path, shape: Shape, rows: Rows) -> None:
     """End the program unless all compute the same loss of the first batch, without dropout."""
-    with contestants(model, shape, rows[: shape.batch], 1, 0.0) as (trl, engine, service, _):
+    with contestants(model, shape, rows[: shape.batch], 1, 0.0) as (trl, engine, service, other, _):
         losses = [
             trl.round()["first_loss"],
             engine.round()["first_loss"],
-            service.train(service.batches(rows[: shape.batch], shape.batch))[0],
+            *(each.train(each.batches(rows[: shape.batch], shape.batch))[0] for each in (service, other)),
         ]
-    say(f"losses of the first batch: TRL {losses[0]:.6f}, engine {losses[1]:.6f}, service {losses[2]:.6f}")
+    say("losses of the first batch: TRL {:.6f}, engine {:.6f}, service {:.6f} and {:.6f}".format(*losses))
     if max(losses) - min(losses) > 1e-4 * max(losses):
         raise SystemExit(f"TRL, engine and service do not compute the same loss: {losses}")
 
@@ -136,7 +141,7 @@ def measure(name: str, shape: Shape, steps: int, rounds: int) -> list[object]:
         rows = make_rows(shape, steps * shape.batch)
         tokens = sum(len(row) - prompt for row, prompt in rows)
         check_losses(model, shape, rows)
-        with contestants(model, shape, rows, steps, shape.dropout) as (trl, engine, service, server):
+        with contestants(model, shape, rows, steps, shape.dropout) as (trl, engine, service, other, server):
             batches = service.batches(rows, shape.batch)
             memory = {}
 
@@ -155,6 +160,8 @@ def measure(name: str, shape: Shape, steps: int, rounds: int) -> list[object]:
                 "engine": lambda: peer_round(engine),
                 "service": lambda: timed(service.train),
                 "evaluation": lambda: timed(service.evaluate),
+                "every position": lambda: timed(other.train),
+                "every position, evaluation": lambda: timed(other.evaluate),
             }
             for run in runs.values():
                 run()
@@ -167,6 +174,8 @@ def measure(name: str, shape: Shape, steps: int, rounds: int) -> list[object]:
                 speed["engine"],
                 f"{speed['engine'] / speed['service'] - 1:.0%}",
                 f"{speed['evaluation'] / speed['service']:.2f}x",
+                f"{speed['every position'] / speed['service']:.2f}x / "
+                f"{speed['every position, evaluation'] / speed['evaluation']:.2f}x",
                 f"{memory[trl]:,.0f} / {peak_mib(server):,.0f}",
             ]
 
@@ -178,7 +187,8 @@ def main() -> int:
     parser.add_argument("--only", choices=SHAPES, action="append", help="only these shapes")
     options = parser.parse_args()
     rows = [measure(name, *SHAPES[name], options.rounds) for name in options.only or SHAPES]
-    header = ["", "TRL", "service", "service / TRL", "engine", "overhead", "evaluation", "MiB, TRL / service"]
+    header = ["", "TRL", "service", "service / TRL", "engine", "overhead", "evaluation", "every position"]
+    header.append("MiB, TRL / service")
     print(f"## The embedded engine beside TRL\n\n{NOTE}\n\n{table(header, rows)}")
     return 0
 

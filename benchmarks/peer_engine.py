@@ -46,13 +46,13 @@ def main(model: str, shape_json: str, rows_file: str, steps: str, dropout: str, 
     modules = tuple(sorted(PROJECTIONS))
     engine.create("m", LoraSpec(model, shape.rank, shape.alpha, float(dropout), modules, 1, True, True, False))
     # Batches are handed over as the server decodes them.
-    local_engine.decode_batch = lambda decoded: decoded
+    local_engine.decode_loss_request = lambda decoded: decoded
 
     def work(command: str) -> dict[str, Any]:
         began, cpu = time.perf_counter(), time.process_time()
         losses = []
         for _ in range(int(steps)):
-            losses.append(engine.forward_backward("m", next(batches)).loss)
+            losses.append(engine.forward_backward("m", next(batches), sparse=True).loss)
             engine.optim_step("m", AdamParams(learning_rate=1e-4))
         if base.device.type == "cuda":
             torch.cuda.synchronize()

@@ -6,6 +6,8 @@ this package loads neither torch nor tinker.
 What it adds to Tinker, and where it is stricter:
 
 - LoRA alpha, dropout and target modules are taken from the training client's `user_metadata` (`lora_user_metadata`).
+- A client that reads log-probabilities only where a weight is not 0 may say so in the same place
+  (`WEIGHTED_LOGPROBS`): it gets 0 elsewhere, sooner.
 - `optim_step` reports `grad_norm`, the gradient's norm before clipping (or `grad_norm_nonfinite`, if it is not a
   number). It fails, and leaves the weights alone, if there is no gradient, or if a `forward_backward` since the last
   step failed.

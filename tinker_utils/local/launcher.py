@@ -20,10 +20,11 @@ from typing import IO, NoReturn, TypeVar
 from tinker_utils.basics.closing import Closing
 from tinker_utils.config.paths import as_path
 from tinker_utils.errors import ServiceError
+from tinker_utils.local.protocol.logprobs import WEIGHTED_LOGPROBS
 from tinker_utils.local.protocol.lora import lora_user_metadata
 from tinker_utils.local.store.store import holds_run
 
-__all__ = ["LocalService", "holds_run", "lora_user_metadata", "start_local_service"]
+__all__ = ["WEIGHTED_LOGPROBS", "LocalService", "holds_run", "lora_user_metadata", "start_local_service"]
 
 START_TIMEOUT_S = 600.0
 """Long enough to download a model; the tiny one is ready in seconds."""

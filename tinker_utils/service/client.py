@@ -22,7 +22,7 @@ from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.threads import in_background
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
-from tinker_utils.local.launcher import LocalService, lora_user_metadata, start_local_service
+from tinker_utils.local.launcher import WEIGHTED_LOGPROBS, LocalService, lora_user_metadata, start_local_service
 from tinker_utils.plan.cautions import about_address
 from tinker_utils.run.state import model_of
 from tinker_utils.service.address import client_options, is_hosted
@@ -82,7 +82,7 @@ class Service(Closing):
             train_mlp=lora.train_mlp,
             train_attn=lora.train_attn,
             train_unembed=lora.train_unembed,
-            user_metadata=_lora_metadata(config),
+            user_metadata=_metadata(config),
         )
         return self._watched(future.result())
 
@@ -90,7 +90,7 @@ class Service(Closing):
         """Return the model of a checkpoint, with its optimizer."""
         with service_errors(f"loading the checkpoint {checkpoint}"):
             future = self._client.create_training_client_from_state_with_optimizer(
-                checkpoint, user_metadata=_lora_metadata(config)
+                checkpoint, user_metadata=_metadata(config)
             )
             try:
                 return self._watched(future.result())
@@ -329,5 +329,7 @@ def _options(config: TrainingConfig) -> dict[str, Any]:
     return options
 
 
-def _lora_metadata(config: TrainingConfig) -> dict[str, str]:
-    return lora_user_metadata(config.lora.alpha, config.lora.dropout, config.lora.target_modules)
+def _metadata(config: TrainingConfig) -> dict[str, str]:
+    lora = lora_user_metadata(config.lora.alpha, config.lora.dropout, config.lora.target_modules)
+    # A run's losses are over completion tokens: no other log-probability is read.
+    return {**lora, **WEIGHTED_LOGPROBS}

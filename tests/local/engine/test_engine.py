@@ -18,7 +18,7 @@ from tinker_utils.local.engine.engine import Engine
 from tinker_utils.local.engine.losses import LOSSES
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraMetadata, LoraSwitches, resolve
-from tinker_utils.local.protocol.tensors import Datum
+from tinker_utils.local.protocol.tensors import Datum, LossRequest
 from tinker_utils.local.server import app, scheduler
 from tinker_utils.local.server.model_source import find
 from tinker_utils.local.server.scheduler import Lanes, Result, Worker
@@ -166,6 +166,21 @@ def test_an_unloaded_model_leaves_the_base_model_as_it_was(engine: Engine) -> No
         assert torch.equal(engine.base.logits(engine.base.hidden(tokens)), before)
     with pytest.raises(RequestError, match="does not exist"):
         engine.spec("gone")
+
+
+def test_what_is_too_small_to_be_shared_is_computed_by_one_thread(engine: Engine) -> None:
+    # A layer of the packaged model: q, k and v, o, then gate, up and down; its head has fewer weights.
+    assert engine.base.part_weights == 128 * 128 + 2 * 128 * 64 + 128 * 128 + 3 * 128 * 384
+    engine.create("m", resolve("tiny", LoraSwitches(4), LoraMetadata(), engine.base.linear_modules))
+    engine.base.threads = 2
+    try:
+        for length, threads in ((3, 1), (240, 2), (10, 1)):
+            engine._evaluate(engine._model("m"), LossRequest(rows((length,)), "cross_entropy", {}, True), False)
+            assert torch.get_num_threads() == threads
+    finally:
+        engine.base.threads = 1
+        engine.unload("m")
+        torch.set_num_threads(1)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path) -> None:

@@ -51,6 +51,11 @@ class Adapter:
         self._gradient: Tensor | None = None
         self._optimizer: torch.optim.AdamW | None = None
 
+    @property
+    def size(self) -> int:
+        """Return how many weights it has, and what lies between them."""
+        return self._weights.numel()
+
     def train(self, mode: bool) -> None:
         """Switch this adapter's dropout; the base model itself is never in training mode."""
         for dropout in self._dropouts:

@@ -19,6 +19,9 @@ from tinker_utils.local.engine.padded import PaddedDecoder
 from tinker_utils.local.engine.qwen3 import PackedDecoder, supports
 from tinker_utils.local.protocol.lora import Group
 
+WORTH_SHARING = 1 << 23
+"""Multiplications below which one thread alone computes: threads would wait for each other as long as they compute."""
+
 
 class Base:
     """A causal language model, split into decoder and head, so that logits need not exist for all positions at once.
@@ -27,6 +30,10 @@ class Base:
         source: a directory or a hub name.
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         dtype: the frozen weights' type; "auto" is bfloat16 on CUDA and float32 on the CPU. Adapters are float32 always.
+
+    Attributes:
+        threads: how many compute what is worth sharing.
+        part_weights: weights of a layer's linear modules, or of the head if it has more: multiplications a token.
 
     Raises:
         ServiceError: the model cannot be loaded, or is of a family that this service does not know to split.
@@ -47,6 +54,8 @@ class Base:
             PackedDecoder(self.model) if supports(self.model) else PaddedDecoder(self.hidden, self.device)
         )
         self._tokenizer: Any = None
+        self.threads = torch.get_num_threads()
+        self.part_weights = _largest_part(self.model)
 
     @property
     def tokenizer(self) -> Any:
@@ -62,6 +71,13 @@ class Base:
         if ids is None:
             ids = self.tokenizer.eos_token_id
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+    def share(self, multiplications: int) -> None:
+        """Have what follows computed by all threads, or by one if its parts take few multiplications.
+
+        The work alone decides, not how busy the machine is: how many threads add up may change the last bits of a sum.
+        """
+        torch.set_num_threads(self.threads if multiplications >= WORTH_SHARING else 1)
 
     def hidden(
         self, tokens: Tensor, cache: Any = None, mask: Tensor | None = None, positions: Tensor | None = None
@@ -102,6 +118,14 @@ class Base:
                 f"The model {self.source} changes its logits after its head ({type(self.model).__name__}): "
                 "the embedded service does not support that."
             )
+
+
+def _largest_part(model: Any) -> int:
+    head = model.get_output_embeddings()
+    sizes = {module: module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)}
+    decoder = sum(size for module, size in sizes.items() if module is not head)
+    layers: int = model.config.get_text_config().num_hidden_layers
+    return max(decoder // layers, int(head.weight.numel()))
 
 
 def _device(name: str) -> torch.device:

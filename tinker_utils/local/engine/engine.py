@@ -29,7 +29,7 @@ from tinker_utils.local.engine.base_model import Base
 from tinker_utils.local.engine.dropout import Masks
 from tinker_utils.local.engine.gradients import LossOutput, Network, compute
 from tinker_utils.local.engine.lora_linear import Lora
-from tinker_utils.local.engine.losses import check_loss, choose
+from tinker_utils.local.engine.losses import Loss, check_loss, choose
 from tinker_utils.local.engine.sampling import SampleOutput, sample
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraSpec
@@ -97,16 +97,17 @@ class Engine:
         if adapter is not None:
             self._remove(adapter)
 
-    def forward_backward(self, model_id: str, request: Any) -> LossOutput:
+    def forward_backward(self, model_id: str, request: Any, sparse: bool = False) -> LossOutput:
         """Compute the loss of a parsed ForwardBackwardRequest, and add its gradient to what has accumulated.
 
         A call that fails spoils the gradient: the next optimizer step fails rather than step with a part of it.
+        Log-probabilities are those of every position; if `sparse`, only of those that the loss weighs.
         """
         adapter = self._model(model_id)
         if request.forward_only:
-            return self._evaluate(adapter, decode_loss_request(request))
+            return self._evaluate(adapter, decode_loss_request(request), sparse)
         try:
-            return self._differentiate(adapter, decode_loss_request(request))
+            return self._differentiate(adapter, decode_loss_request(request), sparse)
         except BaseException as error:
             adapter.gradient_fault = str(error)
             raise
@@ -123,6 +124,7 @@ class Engine:
             raise RequestError(f"optim_step was skipped, because a forward_backward before it failed: {fault}")
         if not adapter.has_gradient:
             raise RequestError("optim_step was skipped, because no forward_backward came before it.")
+        self.base.share(adapter.size)
         norm = adapter.step(params)
         adapter.progress = msgspec.structs.replace(adapter.progress, optim_steps=adapter.progress.optim_steps + 1)
         return {"grad_norm": norm} if math.isfinite(norm) else {"grad_norm_nonfinite": 1.0}
@@ -151,15 +153,13 @@ class Engine:
         with self._activated(None if weights is None else self._sampler(weights)):
             return sample(self.base, queries)
 
-    def _evaluate(self, adapter: Adapter, request: LossRequest) -> LossOutput:
-        loss, options = choose(request)
-        check_loss(request, loss, self.base.vocabulary, self.base.max_length)
+    def _evaluate(self, adapter: Adapter, request: LossRequest, sparse: bool) -> LossOutput:
+        loss, options = self._prepare(request, sparse)
         with self._activated(adapter):
             return compute(self._network(adapter), request.data, loss, options, backward=False)
 
-    def _differentiate(self, adapter: Adapter, request: LossRequest) -> LossOutput:
-        loss, options = choose(request)
-        check_loss(request, loss, self.base.vocabulary, self.base.max_length)
+    def _differentiate(self, adapter: Adapter, request: LossRequest, sparse: bool) -> LossOutput:
+        loss, options = self._prepare(request, sparse)
         done = adapter.progress.forward_backwards
         seed = _seed(adapter.spec.seed, "dropout", done)
         dropout = adapter.spec.dropout
@@ -174,6 +174,13 @@ class Engine:
         adapter.progress = msgspec.structs.replace(adapter.progress, forward_backwards=done + 1)
         adapter.has_gradient = True
         return output
+
+    def _prepare(self, request: LossRequest, sparse: bool) -> tuple[Loss, dict[str, float]]:
+        """Return a request's loss and options, checked; its threads are chosen."""
+        loss, options = choose(request, sparse)
+        check_loss(request, loss, self.base.vocabulary, self.base.max_length)
+        self.base.share(sum(len(datum.tokens) for datum in request.data) * self.base.part_weights)
+        return loss, options
 
     def _network(self, adapter: Adapter, masks: Masks | None = None) -> Network:
         factors = adapter.factors()

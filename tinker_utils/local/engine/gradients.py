@@ -20,7 +20,7 @@ from tinker_utils.local.protocol.tensors import Array, Datum
 class LossOutput:
     """The summed loss, and for each datum the float32 log-probabilities of its targets, [T] or [T, K].
 
-    They are 0 at positions that a sparse loss does not look at, unless the row has no others.
+    They are 0 at positions that a sparse loss does not look at.
     """
 
     loss: float
@@ -112,11 +112,12 @@ def _micro_batch(
     columns = {name: torch.from_numpy(_stack(rows, name)).to(network.device) for name in (TARGETS, *loss.inputs)}
     done = network.decoder.run([row.tokens for row in rows], network.lora, backward)
     scored = _Scored(network.head, done.hidden.detach(), columns, loss, options)
-    scaled, wanted = _scaled(rows, loss), _wanted(rows, loss)
+    scaled = _scaled(rows, loss)
+    wanted = scaled if loss.sparse else np.ones_like(scaled)
     if backward and scaled.any():
         active = torch.from_numpy(np.flatnonzero(scaled)).to(network.device)
         done.backward(scored.differentiate(active), active)
-        wanted &= ~scaled
+        wanted = wanted & ~scaled
     scored.evaluate(torch.from_numpy(np.flatnonzero(wanted)).to(network.device))
     return scored.logprobs.cpu().numpy(), scored.terms.cpu().numpy()
 
@@ -168,15 +169,6 @@ def _scaled(rows: Sequence[Datum], loss: Loss) -> Array:
         return np.ones(sum(len(row.tokens) for row in rows), bool)
     scaled: Array = (_stack(rows, loss.scale) != 0).any(axis=1)
     return scaled
-
-
-def _wanted(rows: Sequence[Datum], loss: Loss) -> Array:
-    """Return bool [N]: the positions whose log-probabilities are asked for.
-
-    A row that weighs nothing is there for its log-probabilities: so the SDK asks for those of a custom loss.
-    """
-    masks = [_scaled([row], loss) for row in rows]
-    return np.concatenate([mask if loss.sparse and mask.any() else np.ones_like(mask) for mask in masks])
 
 
 def _targets_per_position(row: Datum) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,9 +36,8 @@ class Loss:
         inputs: names of the float32 inputs it takes beside the targets, one value a target.
         terms: (logprobs, inputs, options) → the summands; the loss is their sum.
         options: what `loss_fn_config` may set, with the defaults.
-        sparse: whether log-probabilities are wanted only where `scale` is not 0. An advantage of 0 is a value like any
-            other, but a weight of 0 says that nobody looks; so with a wide vocabulary a step costs half as much.
         scale: the input that multiplies the whole term, so that no gradient flows where it is 0; None if none does.
+        sparse: whether log-probabilities are wanted only where `scale` is not 0.
     """
 
     inputs: tuple[str, ...]
@@ -82,7 +81,7 @@ _POLICY = ("logprobs", "advantages")
 _CLIPPING = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 
 LOSSES: Mapping[str, Loss] = {
-    "cross_entropy": Loss(("weights",), _cross_entropy, "weights", sparse=True),
+    "cross_entropy": Loss(("weights",), _cross_entropy, "weights"),
     "importance_sampling": Loss(_POLICY, _importance_sampling, "advantages"),
     "ppo": Loss(_POLICY, _ppo, "advantages", _CLIPPING),
     "cispo": Loss(_POLICY, _cispo, "advantages", _CLIPPING),
@@ -90,8 +89,13 @@ LOSSES: Mapping[str, Loss] = {
 }
 
 
-def choose(request: LossRequest) -> tuple[Loss, dict[str, float]]:
-    """Return a request's loss and its options; raise a `RequestError` if there is no such loss or option."""
+def choose(request: LossRequest, sparse: bool) -> tuple[Loss, dict[str, float]]:
+    """Return a request's loss and its options; raise a `RequestError` if there is no such loss or option.
+
+    Args:
+        request: names them.
+        sparse: see `Loss`.
+    """
     loss = LOSSES.get(request.loss)
     if loss is None:
         raise RequestError(f"The loss {request.loss[:80]!r} is not served here: use one of {', '.join(LOSSES)}.")
@@ -103,7 +107,7 @@ def choose(request: LossRequest) -> tuple[Loss, dict[str, float]]:
         if isinstance(value, str) or not math.isfinite(value):
             raise RequestError(f"loss_fn_config[{key!r}] must be a finite number, not {value!r}.")
         options[key] = value
-    return loss, options
+    return replace(loss, sparse=sparse), options
 
 
 def check_loss(request: LossRequest, loss: Loss, vocabulary: int, max_length: int) -> None:

@@ -49,6 +49,7 @@ def sample(base: Base, queries: Sequence[SampleQuery]) -> list[SampleOutput]:
         real[index, width - len(query.prompt) :] = True
     prompts, places = torch.from_numpy(tokens).to(base.device), _Places(torch.from_numpy(real).to(base.device))
     cache = transformers.DynamicCache(config=base.model.config)
+    base.share(prompts.numel() * base.part_weights)
     hidden = base.hidden(prompts, cache, *places.now())
     scores = [
         _score_prompt(base, hidden[index, width - len(query.prompt) :], prompts[index][real[index]], query)
@@ -58,6 +59,7 @@ def sample(base: Base, queries: Sequence[SampleQuery]) -> list[SampleOutput]:
     source: Any = torch.from_numpy(rows).to(base.device)
     cache.reorder_cache(source)
     places.keep(source)
+    base.share(len(rows) * base.part_weights)
     sequences = _draw(base, queries, rows, base.logits(hidden[:, -1])[source], cache, places, np.array(steps))
     return [
         SampleOutput([sequences[row] for row in np.flatnonzero(rows == number)], score)

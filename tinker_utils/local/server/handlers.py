@@ -11,6 +11,7 @@ from typing import Any
 from tinker_utils.local.engine.engine import Engine
 from tinker_utils.local.protocol import requests
 from tinker_utils.local.protocol.errors import RequestError
+from tinker_utils.local.protocol.logprobs import wants_weighted_only
 from tinker_utils.local.protocol.lora import LoraSwitches, read_lora_metadata, resolve
 from tinker_utils.local.protocol.paths import CheckpointKind, Reference, check_name
 from tinker_utils.local.protocol.tensors import encode_outputs
@@ -114,7 +115,7 @@ class Handlers:
             raise RequestError(f"seq_id must be at least 1, but it is {request.seq_id}.", 422)
 
         def job() -> Result:
-            output = self.engine.forward_backward(model.model_id, request)
+            output = self.engine.forward_backward(model.model_id, request, model.weighted_only)
             return Result(encode_outputs(output.logprobs, {"loss:sum": output.loss}))
 
         return self._submit(model, request.seq_id, job)
@@ -196,7 +197,8 @@ class Handlers:
         if model_id not in session.models:
             if len(session.models) >= MAX_MODELS:
                 raise RequestError(f"The session has {MAX_MODELS} models already: open another session.")
-            session.models[model_id] = SessionModel(model_id, session.session_id, metadata)
+            weighted_only = wants_weighted_only(metadata)
+            session.models[model_id] = SessionModel(model_id, session.session_id, metadata, weighted_only)
             self.lanes.open(model_id)
         model = session.models[model_id]
         return self._submit(model, 0, lambda: job(model))

@@ -30,6 +30,7 @@ from tinker_utils.local.server.app import build_app, sdk_warning
 from tinker_utils.local.server.connections import BACKLOG, BoundedProtocol
 from tinker_utils.local.server.handlers import Handlers
 from tinker_utils.local.server.model_source import Served
+from tinker_utils.local.server.neighbours import Neighbours
 from tinker_utils.local.server.scheduler import Worker
 from tinker_utils.local.server.security import Guard
 from tinker_utils.local.store.store import Store
@@ -182,7 +183,8 @@ async def _run(
 
     loop = asyncio.get_running_loop()
     loop.add_reader(told, told_to_end)
-    tasks = [asyncio.create_task(each) for each in (_count_seconds(server, handlers), _prune(handlers))]
+    neighbours = Neighbours(handlers.engine.base.threads)
+    tasks = [asyncio.create_task(each) for each in (_count_seconds(server, handlers, neighbours), _prune(handlers))]
     ready()
     await server.serve(sockets=[listener])
     for task in tasks:
@@ -194,13 +196,14 @@ def _connections(server: uvicorn.Server) -> list[BoundedProtocol]:
     return [each for each in server.server_state.connections if isinstance(each, BoundedProtocol)]
 
 
-async def _count_seconds(server: uvicorn.Server, handlers: Handlers) -> None:
+async def _count_seconds(server: uvicorn.Server, handlers: Handlers, neighbours: Neighbours) -> None:
     """Count the seconds of all whose client has to act. While this process is stopped, none passes."""
     while True:
         await asyncio.sleep(1)
         for connection in _connections(server):
             connection.tick()
         handlers.tick()
+        neighbours.look()
 
 
 async def _prune(handlers: Handlers) -> None:

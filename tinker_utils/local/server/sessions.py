@@ -29,11 +29,15 @@ MAX_SAMPLERS = 1000
 
 @dataclass
 class SessionModel:
-    """A model that a client trains; `spec` is None until the engine has made it."""
+    """A model that a client trains; `spec` is None until the engine has made it.
+
+    `weighted_only`: see `protocol/logprobs.py`.
+    """
 
     model_id: str
     session_id: str
     user_metadata: dict[str, str]
+    weighted_only: bool
     spec: LoraSpec | None = None
     last_request: float = field(default_factory=time.time)
 
