@@ -88,6 +88,15 @@ def prompt_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
     return list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
 
 
+def stop_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer: what the template ends one with, and the tokenizer's end of text."""
+    asked = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    (answered,) = encode([Conversation(asked, "")], tokenizer)
+    written = answered.tokens[answered.completion].tolist() if answered else []
+    ends = [token for token in written[::-1] if token in tokenizer.all_special_ids][:1]
+    return list({*ends, tokenizer.eos_token_id} - {None})
+
+
 def prompts_of(conversations: Sequence[Conversation], tokenizer: Any) -> list[list[int]]:
     """Return the prompt tokens of each conversation: all before its last assistant message, or all that it has."""
     return [prompt_tokens(c.messages[: c.last_assistant()], tokenizer) for c in conversations]

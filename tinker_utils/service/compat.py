@@ -1,4 +1,7 @@
-"""Every reach into what the `tinker` SDK keeps for itself; tests/service/test_compat.py guards them."""
+"""Every reach into what the `tinker` SDK keeps for itself, but for those of `older_servers`.
+
+tests/service/test_compat.py guards them, and test_older_servers.py the others.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import functools
 import os
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
+
+from tinker_utils.service.older_servers import send_tolerantly
 
 if TYPE_CHECKING:
     import httpx
@@ -84,7 +89,8 @@ def _guard_requests() -> None:
             return httpx.Response(_MISDIRECTED, request=request, json={"detail": said})
         for header in (_KEY_HEADER,) * elsewhere + _ACCESS_HEADERS * (elsewhere or origin in _own_origins):
             request.headers.pop(header, None)
-        return await httpx.AsyncClient._send_single_request(client, request)
+        once = functools.partial(httpx.AsyncClient._send_single_request, client)
+        return await (send_tolerantly(once, request) if origin in _own_origins else once(request))
 
     holder.resolve_auth_provider = resolve_given
     http._default_pyqwest_transport = transport

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.rendering import prompts_of
+from tinker_utils.data.rendering import prompts_of, stop_tokens
 from tinker_utils.plan.cost import SAMPLED_TOKENS
 from tinker_utils.service.client import Service
 
@@ -37,7 +37,8 @@ def sample_answers(
         ServiceError: the service refuses, or does not have the checkpoint.
     """
     asked = [conversation for conversation in conversations if conversation.last_assistant() != 0]
-    completions = service.sample(prompts_of(asked, tokenizer), checkpoint, max_tokens=max_tokens)
+    prompts, stop = prompts_of(asked, tokenizer), stop_tokens(tokenizer)
+    completions = service.sample(prompts, checkpoint, max_tokens=max_tokens, stop=stop)
     return as_samples(asked, completions, tokenizer)
 
 

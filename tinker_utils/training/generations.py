@@ -7,6 +7,7 @@ import math
 from collections import deque
 from dataclasses import asdict
 
+from tinker_utils.data.rendering import stop_tokens
 from tinker_utils.plan.cost import SAMPLED_TOKENS
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.logger import RunLogger
@@ -29,7 +30,8 @@ class Generations:
     def submit(self, step: int) -> None:
         """Ask for the samples of step `step`, at the weights that what was submitted so far leads to."""
         if prompts := self._plan.sample_prompts:
-            self._pending.append((step, self._model.submit_samples(prompts, SAMPLED_TOKENS)))
+            stop = stop_tokens(self._plan.tokenizer)
+            self._pending.append((step, self._model.submit_samples(prompts, SAMPLED_TOKENS, stop)))
 
     def record(self, last_step: int | None) -> None:
         """Write what has arrived; samples of steps after `last_step` are no part of the run, and are dropped."""
