@@ -129,6 +129,13 @@ class CookbookRenderer(Renderer):
         """Return what decides the tokens, as `Renderer.identity` says."""
         return {"chat template": f"{_RENDERER}{self._name} of tinker-cookbook {version('tinker-cookbook')}"}
 
+    @property
+    def stops(self) -> list[int]:
+        """Return the tokens that the renderer stops at; one that is a text of several tokens is none."""
+        stops = self._renderer.get_stop_sequences()
+        tokens = [[stop] if isinstance(stop, int) else self.tokenizer.encode(stop) for stop in stops]
+        return [each[0] for each in tokens if len(each) == 1]
+
     def _rendered(self, conversation: Conversation) -> Rendered:
         try:
             with warnings.catch_warnings(record=True) as told:

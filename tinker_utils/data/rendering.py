@@ -91,6 +91,11 @@ class Renderer(ABC):
 
     @property
     @abstractmethod
+    def stops(self) -> list[int]:
+        """Return the tokens that end an answer when it is sampled, which not every server knows by itself."""
+
+    @property
+    @abstractmethod
     def identity(self) -> Mapping[str, str]:
         """Return what decides the tokens besides the data, by name, each short enough to be shown."""
 
@@ -122,6 +127,14 @@ class TemplateRenderer(Renderer):
     def prompt(self, messages: Sequence[Message], tools: tuple[Any, ...] = ()) -> list[int]:
         """Return the prompt's tokens as `Renderer.prompt` says."""
         return encode_texts([self.template.text_of(messages, tools, prompt=True)], self.tokenizer)[0]
+
+    @property
+    def stops(self) -> list[int]:
+        """Return what the template ends an answer with, and the tokenizer's end of text."""
+        template = self.template
+        written = [template.turn_end] if template.turn_end else template.next_turns
+        ends = [tokens[-1] for tokens in encode_texts(list(filter(None, written)), self.tokenizer)]
+        return sorted({*ends, getattr(self.tokenizer, "eos_token_id", None)} - {None})
 
     @property
     def identity(self) -> dict[str, str]:

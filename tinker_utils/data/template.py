@@ -154,7 +154,7 @@ class ChatTemplate:
         return found[0] if found else ""
 
     @cached_property
-    def _next_turns(self) -> tuple[str, str]:
+    def next_turns(self) -> tuple[str, str]:
         """Return the special token that begins the turn behind an answer, and behind a tool call; empty without one.
 
         Where an answer has no end of its own, this is what the model writes to end it.
@@ -196,7 +196,7 @@ class ChatTemplate:
         stripped = answer.rstrip()
         if self.special and stripped.endswith(self.special):
             return stripped, True
-        following = "" if self.turn_end else self._next_turns[calls_tools]
+        following = "" if self.turn_end else self.next_turns[calls_tools]
         return answer + following, bool(following)
 
     def _has_words(self, text: str) -> bool:

@@ -27,9 +27,16 @@ from tinker_utils.plan.cautions import about_address
 from tinker_utils.run.state import model_of
 from tinker_utils.service.address import client_options, is_hosted
 from tinker_utils.service.compat import keep_keys_home, observe_queue, observe_responses
-from tinker_utils.service.download import check_target, fetch_adapter
+from tinker_utils.service.download import check_target, fetch_adapter, fetch_archive
 from tinker_utils.service.failures import service_error, service_errors
 from tinker_utils.service.model import Model, complete
+from tinker_utils.service.older_servers import (
+    archive_url,
+    created_and_loaded,
+    lacks_call,
+    sampler_path,
+    wants_a_model,
+)
 from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
 
 if TYPE_CHECKING:
@@ -89,17 +96,27 @@ class Service(Closing):
     def restored_model(self, checkpoint: str, config: TrainingConfig) -> Model:
         """Return the model of a checkpoint, with its optimizer."""
         with service_errors(f"loading the checkpoint {checkpoint}"):
-            future = self._client.create_training_client_from_state_with_optimizer(
-                checkpoint, user_metadata=_metadata(config)
-            )
             try:
-                return self._watched(future.result())
+                return self._watched(self._loaded(checkpoint, config))
             except Exception as error:
                 damaged = isinstance(service_error("", error), CheckpointGoneError)
                 # If this question is not answered either, that is raised: it is no no.
                 if damaged or checkpoint in dict(self.checkpoints_of(model_of(checkpoint))):
                     raise
                 raise CheckpointGoneError(f"The checkpoint {checkpoint} expired or was deleted.") from error
+
+    def _loaded(self, checkpoint: str, config: TrainingConfig | None = None) -> tinker.TrainingClient:
+        """Return the model of a checkpoint: with its optimizer to go on with a run, weights alone without one."""
+        client, metadata = self._client, _metadata(config) if config else None
+        try:
+            if config is None:
+                return client.create_training_client_from_state(checkpoint).result()
+            return client.create_training_client_from_state_with_optimizer(checkpoint, user_metadata=metadata).result()
+        except Exception as error:
+            if not wants_a_model(error):
+                raise
+        options = {"user_metadata": metadata, "seed": config and config.seed}
+        return created_and_loaded(client, self._rest, checkpoint, with_optimizer=config is not None, **options)
 
     def _watched_client(self) -> tinker.ServiceClient:
         client = self._open()
@@ -157,24 +174,26 @@ class Service(Closing):
         max_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
+        stop: Sequence[int] = (),
     ) -> list[list[int]]:
         """Return what a checkpoint, or the base model if there is none, writes after each prompt.
 
         Args:
             prompts: token ids, one list a prompt.
             checkpoint: the `tinker://` path of a saved state or of sampler weights.
+            stop: tokens that end a completion; `Renderer.stops`, which not every server knows.
 
         Returns:
             Token ids of each completion, the end-of-turn token included where it was reached.
         """
-        return complete(self._sampling_client(checkpoint), prompts, max_tokens, temperature, seed)
+        return complete(self._sampling_client(checkpoint), prompts, max_tokens, stop, temperature, seed)
 
     def _sampling_client(self, checkpoint: str | None) -> tinker.SamplingClient:
         if checkpoint is None:
             return self._client.create_sampling_client(base_model=self.base_model).result()
         if "/sampler_weights/" in checkpoint:
             return self._client.create_sampling_client(model_path=checkpoint).result()
-        trained = self._client.create_training_client_from_state(checkpoint).result()
+        trained = self._loaded(checkpoint)
         return trained.save_weights_and_get_sampling_client().result()
 
     def check_checkpoint(self, checkpoint: str) -> None:
@@ -205,15 +224,24 @@ class Service(Closing):
         """
         with service_errors(f"exporting {checkpoint}"):
             check_target(directory)
-            model = self._client.create_training_client_from_state(checkpoint).result()
-            # It is needed for the download only; should the process end in it, it expires by itself.
-            external = model.save_weights_external("adapter", ttl_seconds=_EXPORT_TTL_SECONDS).result().path
+            # What is saved is needed for the download only; should the process end in it, it expires by itself.
             try:
-                urls = self._rest.get_external_weights_urls(external).result().urls
+                saved = self._loaded(checkpoint).save_weights_external("adapter", _EXPORT_TTL_SECONDS).result().path
+                archived = False
+            except Exception as error:
+                if not lacks_call(error):
+                    raise
+                trained = self._loaded(checkpoint)
+                saved = sampler_path(trained.save_weights_for_sampler("adapter", _EXPORT_TTL_SECONDS).result().path)
+                archived = True
+            try:
+                if archived:
+                    return fetch_archive(archive_url(self._rest, saved), self._address, directory)
+                urls = self._rest.get_external_weights_urls(saved).result().urls
                 return fetch_adapter(urls, self._address, directory)
             finally:
                 with contextlib.suppress(Exception):
-                    self.delete_checkpoint(external).result(_CLOSE_SECONDS)
+                    self.delete_checkpoint(saved).result(_CLOSE_SECONDS)
 
     def reopen(self) -> None:
         """Connect again where `close` ended the session, so that whoever holds this service can go on with it.

@@ -1,4 +1,7 @@
-"""Every reach into what the `tinker` SDK keeps for itself; tests/service/test_compat.py guards them."""
+"""Every reach into what the `tinker` SDK keeps for itself, but for those of `older_servers`.
+
+tests/service/test_compat.py guards them, and test_older_servers.py the others.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import os
 import re
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
+
+from tinker_utils.service.older_servers import send_tolerantly
 
 if TYPE_CHECKING:
     import httpx
@@ -95,7 +100,8 @@ def _guard_requests() -> None:
         if not KEY_SIGNS.fullmatch(request.headers.get(_KEY_HEADER, PLACEHOLDER)):
             said = "what TINKER_CREDENTIAL_CMD prints is no key: there is a space, a line break or another sign in it"
             return httpx.Response(_UNAUTHORIZED, request=request, json={"detail": said})
-        return await httpx.AsyncClient._send_single_request(client, request)
+        once = functools.partial(httpx.AsyncClient._send_single_request, client)
+        return await (send_tolerantly(once, request) if origin in _own_origins else once(request))
 
     holder.resolve_auth_provider = resolve_given
     http._default_pyqwest_transport = transport

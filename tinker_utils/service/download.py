@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import http.client
+import json
 import os
 import re
 import shutil
+import tarfile
 import tempfile
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping
 from email.message import Message
 from pathlib import Path
@@ -25,10 +29,13 @@ from tinker_utils.config.address import is_loopback
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.run.lock import is_free, open_lock, sign, take
 
-_WEIGHTS = "adapter_model.safetensors"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an adapter is made of, and the most bytes of each: generous, as the disk is bounded, too.
-_MAX_BYTES = {"adapter_config.json": 1 << 20, _WEIGHTS: 64 << 30}
-_LOCK = "lock"
+_MAX_BYTES = {_CONFIG: 1 << 20, _WEIGHTS: 64 << 30}
+_MAX_ARCHIVE = sum(_MAX_BYTES.values())
+_ARCHIVE, _LOCK = "the archive of the adapter", "lock"
+# The module that a tensor of an adapter belongs to, by the tensor's name.
+_ADAPTED = re.compile(r"(\w+)\.lora_\w+")
 _TIMEOUT_SECONDS = 60
 # What arrives more slowly than this, on the whole, does not arrive.
 _SLOWEST_BYTES_PER_S = 10_000
@@ -58,6 +65,51 @@ def fetch_adapter(urls: Mapping[str, str], service: str, target: Path) -> list[P
             f"the service gives no {missing[0]}, but {', '.join(sorted(urls)) or 'no file'}, which is no PEFT adapter; "
             "look at the service's status and try again."
         )
+    with _replacing(target) as new:
+        for file in _MAX_BYTES:
+            _write(new / file, _pieces(urls[file], service, file))
+    return [target / file for file in _MAX_BYTES]
+
+
+def fetch_archive(url: str, service: str, target: Path) -> list[Path]:
+    """Do as `fetch_adapter` with a tar archive of the adapter, and write down in it which modules its tensors adapt.
+
+    Where a configuration names no modules, PEFT adapts those that it thinks best, and drops the other tensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with _replacing(target) as new:
+        archive = new.parent / "archive"
+        _write(archive, _pieces(url, service, _ARCHIVE))
+        try:
+            with tarfile.open(archive) as tar:
+                members = {Path(member.name).name: member for member in tar if member.isreg()}
+                for file, max_bytes in _MAX_BYTES.items():
+                    if file not in members or members[file].size > max_bytes:
+                        raise ValueError(f"it holds no {file} of at most {max_bytes:,} bytes")
+                    _write(new / file, iter(functools.partial(_opened(tar, members[file]).read, _PIECE), b""))
+            config = parse_json((new / _CONFIG).read_bytes())
+            with safe_open(new / _WEIGHTS, framework="np") as weights:
+                adapted = {found[1] for name in weights.keys() if (found := _ADAPTED.search(name))}  # noqa: SIM118
+            if not isinstance(config, dict) or not adapted:
+                raise ValueError("it adapts nothing")
+        except (tarfile.TarError, EOFError, zlib.error, ValueError, SafetensorError) as error:
+            raise ServiceError(
+                f"downloading {_ARCHIVE}: it cannot be read ({first_line(str(error))}); try again."
+            ) from error
+        (new / _CONFIG).write_text(json.dumps({**config, "target_modules": sorted(adapted)}, indent=1))
+    return [target / file for file in _MAX_BYTES]
+
+
+def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None, "a regular file"
+    return file
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Give an empty directory; what the caller puts there is checked and takes the target's place as a whole."""
     target = target.absolute()
     there = next(parent for parent in target.parents if parent.exists())
     try:
@@ -65,8 +117,7 @@ def fetch_adapter(urls: Mapping[str, str], service: str, target: Path) -> list[P
         with _workplace(there) as place:
             new, old = place / "new", place / "old"
             new.mkdir()
-            for file in _MAX_BYTES:
-                _write(new / file, _pieces(urls[file], service, file))
+            yield new
             _check_files(new)
             sync(new)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +133,6 @@ def fetch_adapter(urls: Mapping[str, str], service: str, target: Path) -> list[P
             sync(target.parent)
     except OSError as error:
         raise _unwritable(target, error) from error
-    return [target / file for file in _MAX_BYTES]
 
 
 def check_target(target: Path) -> None:
@@ -148,10 +198,11 @@ def _pieces(url: str, service: str, file: str) -> Iterator[bytes]:
     try:
         with urllib.request.build_opener(_Redirects(service)).open(url, timeout=_TIMEOUT_SECONDS) as answer:
             promised, digests = answer.length, _digests_of(answer.headers)
-            if promised is None or promised > _MAX_BYTES[file]:
+            max_bytes = _MAX_BYTES.get(file, _MAX_ARCHIVE)
+            if promised is None or promised > max_bytes:
                 length = "any number of" if promised is None else f"{promised:,}"
                 raise ServiceError(
-                    f"downloading {file}: it may have {length} bytes, and at most {_MAX_BYTES[file]:,} are taken; "
+                    f"downloading {file}: it may have {length} bytes, and at most {max_bytes:,} are taken; "
                     "ask whoever runs the service."
                 )
             latest = time.monotonic() + _TIMEOUT_SECONDS + promised / _SLOWEST_BYTES_PER_S
@@ -203,6 +254,8 @@ def _check_followed(url: str, service: str) -> None:
     if host and (parts.scheme == "https" or (parts.scheme == "http" and (is_loopback(url) or host == own))):
         return
     where = f"{parts.scheme}://{host}" if host else "no address that can be read"
+    if url.startswith("file:"):
+        where = "a path of its own machine (file://)"
     raise ServiceError(
         f"the service offers its files at {where}, and only https, this machine and the service's own host are "
         "followed; ask whoever runs the service."

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tinker_utils.basics.redaction import first_line
 from tinker_utils.errors import CheckpointGoneError, ResultLostError, ServiceError, ServiceGoneError, TinkerUtilsError
+from tinker_utils.service.older_servers import says_model_is_gone
 
 # What the SDK adds to a failure's message for its own developers.
 _SDK_DETAIL = re.compile(r" for self\.request_id=.*$", re.MULTILINE)
@@ -51,7 +52,7 @@ def _kind(error: BaseException) -> type[ServiceError]:
     refusal = getattr(error.__cause__, "status_code", None)
     unreadable = type(error) is ValueError and refusal is None
     failed_there = name == "RequestFailedError" and getattr(getattr(error, "category", None), "value", "") == "server"
-    lost = not {status, refusal}.isdisjoint((404, 410))
+    lost = not {status, refusal}.isdisjoint((404, 410)) or says_model_is_gone(str(error))
     if name == "RetryableException" or lost or unreadable or failed_there:
         return ResultLostError
     return ServiceError

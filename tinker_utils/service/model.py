@@ -19,6 +19,7 @@ from tinker_utils.basics.threads import in_background
 from tinker_utils.batching import Batch
 from tinker_utils.errors import ResultLostError, ServiceError
 from tinker_utils.loss import negative_log_likelihood
+from tinker_utils.service.older_servers import METRIC_NAMES
 
 if TYPE_CHECKING:
     import tinker
@@ -111,11 +112,15 @@ class Model:
         saved = self._client.save_state(name, overwrite=True).future()
         return Submitted((saved,), lambda: str(saved.result().path))
 
-    def submit_samples(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Submitted[list[list[int]]]:
+    def submit_samples(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Sequence[int] = ()
+    ) -> Submitted[list[list[int]]]:
         """Submit greedy completions at the weights that the requests so far lead to: token ids of each, in the end."""
         opening = self._client.save_weights_and_get_sampling_client()
         # The SDK hands out a sampling client only once its weights are there: a thread waits for that.
-        samples = in_background(lambda: complete(opening.result(), prompts, max_tokens), "samples")
+        samples = in_background(
+            lambda: complete(opening.result(), prompts, max_tokens=max_tokens, stop=stop), "samples"
+        )
         return Submitted((samples,), samples.result)
 
 
@@ -123,13 +128,16 @@ def complete(
     client: tinker.SamplingClient,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
+    stop: Sequence[int] = (),
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[list[int]]:
-    """Return the token ids that a client writes after each prompt, with the end-of-turn token where it was reached."""
+    """Return the token ids that a client writes after each prompt, with the token of `stop` that it ended with."""
     import tinker
 
-    params = tinker.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    # A server need not stop by itself where the model's turn ends; an empty list would say that none may.
+    ends = list(stop) or None
+    params = tinker.SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=ends)
     began = time.monotonic()
     try:
         return _complete(client, prompts, params)
@@ -199,7 +207,7 @@ def _totals(outputs: Sequence[Mapping[str, Any]], batch: Batch) -> tuple[float, 
 
 def _figures(output: Any) -> dict[str, float]:
     """Return the optimizer's own figures."""
-    figures = dict(output.metrics or {})
+    figures = {METRIC_NAMES.get(name, name): value for name, value in (output.metrics or {}).items()}
     # The protocol's JSON holds no NaN: the embedded service says in this way that the norm is none.
     if figures.pop("grad_norm_nonfinite", 0.0):
         figures["grad_norm"] = math.nan

@@ -45,7 +45,8 @@ def sample_answers(
     """
     asked = [conversation for conversation in conversations if conversation.last_assistant() != 0]
     renderer = as_renderer(tokenizer)
-    completions = service.sample(prompts_of(asked, renderer), checkpoint, max_tokens=max_tokens)
+    prompts = prompts_of(asked, renderer)
+    completions = service.sample(prompts, checkpoint, max_tokens=max_tokens, stop=renderer.stops)
     return as_samples(asked, completions, renderer.tokenizer)
 
 

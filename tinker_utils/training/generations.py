@@ -29,7 +29,8 @@ class Generations:
     def submit(self, step: int) -> None:
         """Ask for the samples of step `step`, at the weights that what was submitted so far leads to."""
         if prompts := self._plan.sample_prompts:
-            self._pending.append((step, self._model.submit_samples(prompts, SAMPLED_TOKENS)))
+            stop = self._plan.renderer.stops
+            self._pending.append((step, self._model.submit_samples(prompts, SAMPLED_TOKENS, stop)))
 
     def record(self, last_step: int | None) -> None:
         """Write what has arrived; samples of steps after `last_step` are no part of the run, and are dropped."""
