@@ -134,7 +134,8 @@ class TemplateRenderer(Renderer):
         template = self.template
         written = [template.turn_end] if template.turn_end else template.next_turns
         ends = [tokens[-1] for tokens in encode_texts(list(filter(None, written)), self.tokenizer)]
-        return sorted({*ends, getattr(self.tokenizer, "eos_token_id", None)} - {None})
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        return sorted({*ends, *([] if end is None else [end])})
 
     @property
     def identity(self) -> dict[str, str]:
