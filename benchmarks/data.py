@@ -15,7 +15,7 @@ from measure import alternate, medians, say, table
 
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import ChatIndex
-from tinker_utils.data.rendering import as_renderer
+from tinker_utils.data.renderers import as_renderer
 from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.plan.plan import prepare

@@ -66,8 +66,8 @@ class Ours:
 
     def _made(self, train_on: str) -> Any:
         from tinker_utils.data.renderers import CookbookRenderer
-        from tinker_utils.data.rendering import TemplateRenderer
         from tinker_utils.data.template import ChatTemplate
+        from tinker_utils.data.template_renderer import TemplateRenderer
 
         if self.renderer:
             return CookbookRenderer(self.renderer, self.tokenizer, train_on)

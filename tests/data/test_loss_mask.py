@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.loss_mask import tokens_and_mask
-from tinker_utils.data.rendering import as_renderer
+from tinker_utils.data.renderers import as_renderer
 from tinker_utils.data.tokenizers import load_tokenizer
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
 from tinker_utils.data.renderers import renderer_for
-from tinker_utils.data.rendering import TemplateRenderer
+from tinker_utils.data.template_renderer import TemplateRenderer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import ConfigError
 from tinker_utils.plan.plan import prepare

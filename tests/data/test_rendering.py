@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.rendering import as_renderer, prompt_tokens, render
+from tinker_utils.data.renderers import as_renderer, prompt_tokens, render
 from tinker_utils.data.streaming import describe
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import RenderingError

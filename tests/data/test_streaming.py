@@ -12,7 +12,7 @@ from tinker_utils.batching import epoch_order
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data import streaming
 from tinker_utils.data.files import ChatIndex, read_conversations
-from tinker_utils.data.rendering import as_renderer, render
+from tinker_utils.data.renderers import as_renderer, render
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import RenderingError

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.formats import chat_messages
-from tinker_utils.data.rendering import TemplateRenderer
 from tinker_utils.data.template import ChatTemplate, special_tokens
+from tinker_utils.data.template_renderer import TemplateRenderer
 from tinker_utils.data.tokenizers import load_tokenizer
 
 START = "<|im_start|>assistant\n"

@@ -188,7 +188,7 @@ def test_the_gradients_norm_has_its_name(local_service, config, run):
 
 
 def test_a_sample_ends_where_the_template_ends_an_answer_whatever_the_server_knows(service):
-    from tinker_utils.data.rendering import as_renderer
+    from tinker_utils.data.renderers import as_renderer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIRECTORY)
     stop = as_renderer(tokenizer).stops

@@ -5,7 +5,8 @@ from .files import (
     VALID_FILE as VALID_FILE,
     read_conversations as read_conversations,
 )
-from .rendering import RenderedSet as RenderedSet, prompt_tokens as prompt_tokens, render as render
+from .renderers import prompt_tokens as prompt_tokens, render as render
+from .rendering import RenderedSet as RenderedSet
 from .report import (
     duplicate_table as duplicate_table,
     find_duplicates as find_duplicates,

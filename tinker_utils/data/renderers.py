@@ -19,13 +19,16 @@ from tinker_utils.basics.redaction import first_line, quoted
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation, Message
 from tinker_utils.data.loss_mask import Encoded
-from tinker_utils.data.rendering import Rendered, Renderer, TemplateRenderer
+from tinker_utils.data.rendering import Rendered, RenderedSet, Renderer
 from tinker_utils.data.sandbox import has_powers
 from tinker_utils.data.template import ChatTemplate
+from tinker_utils.data.template_renderer import TemplateRenderer
 from tinker_utils.errors import ConfigError, RenderingError
 
 _MAX_TEMPLATE = 1 << 20
 _RENDERER = "renderer:"
+# How many conversations are handed to the tokenizer at once: enough for its threads, little enough for memory.
+_ENCODE_TOGETHER = 1024
 
 
 def renderer_for(
@@ -77,6 +80,51 @@ def _read(config: TrainingConfig) -> str:
             f"data.template: {path} cannot be read ({getattr(error, 'strerror', None) or 'it is not UTF-8 text'}); "
             "expected auto, a file that holds a chat template, or renderer:NAME."
         ) from error
+
+
+def as_renderer(renderer: Any, train_on: str = "last_assistant") -> Renderer:
+    """Return a renderer: itself, or that of a tokenizer's own chat template."""
+    return renderer if isinstance(renderer, Renderer) else TemplateRenderer(ChatTemplate(renderer), train_on)
+
+
+def render(
+    conversations: Sequence[Conversation], tokenizer: Any, max_seq_length: int, train_on: str = "last_assistant"
+) -> RenderedSet:
+    """Render conversations, cut each to `max_seq_length` tokens, and skip those without a completion token.
+
+    Args:
+        conversations: what to render.
+        tokenizer: the model's, or a `Renderer`, which knows by itself what to train on.
+        max_seq_length: the length limit in tokens.
+        train_on: which messages are trained on.
+
+    Raises:
+        RenderingError: the template gives no prefix for a trained message, or refuses a conversation.
+    """
+    renderer = as_renderer(tokenizer, train_on)
+    rendered = [
+        each
+        for start in range(0, len(conversations), _ENCODE_TOGETHER)
+        for each in renderer.encode(conversations[start : start + _ENCODE_TOGETHER])
+    ]
+    for each in rendered:
+        if each.problem:
+            raise RenderingError(each.problem)
+    examples = [each.examples(max_seq_length) for each in rendered]
+    cut = sum(len(encoded.tokens) > max_seq_length for each in rendered for encoded in each.encoded)
+    unanswered = sum(not each.encoded for each in rendered)
+    return RenderedSet.of(examples, cut=cut, skipped=examples.count(()) - unanswered, unanswered=unanswered)
+
+
+def prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    """Return the tokens after which the model is to answer `messages`; the tokenizer may be a `Renderer`."""
+    return as_renderer(tokenizer).prompt(messages)
+
+
+def prompts_of(conversations: Sequence[Conversation], tokenizer: Any) -> list[list[int]]:
+    """Return the prompt tokens of each conversation: all before its last assistant message, or all that it has."""
+    renderer = as_renderer(tokenizer)
+    return [renderer.prompt(c.messages[: c.last_assistant()], c.tools) for c in conversations]
 
 
 class CookbookRenderer(Renderer):

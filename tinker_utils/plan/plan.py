@@ -21,8 +21,8 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
 from tinker_utils.data.findings import Findings, look_at_sample, sentences
-from tinker_utils.data.renderers import renderer_for
-from tinker_utils.data.rendering import RenderedSet, Renderer, prompts_of, tokenizer_digest
+from tinker_utils.data.renderers import prompts_of, renderer_for
+from tinker_utils.data.rendering import RenderedSet, Renderer, tokenizer_digest
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import ConfigError, DataError

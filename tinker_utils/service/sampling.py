@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.rendering import as_renderer, prompts_of
+from tinker_utils.data.renderers import as_renderer, prompts_of
 from tinker_utils.plan.cost import SAMPLED_TOKENS
 from tinker_utils.service.client import Service
 
