@@ -10,6 +10,8 @@ os.environ["TINKER_TELEMETRY"] = "0"
 # shared one does, bit for bit, and three processes of tests have two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The shared server is the embedded one: only tests of the probe try what it does.
+os.environ["TINKER_UTILS_PROBE"] = "0"
 os.environ.pop("TINKER_API_KEY", None)
 os.environ.pop("TINKER_BASE_URL", None)
 os.environ.pop("TINKER_CREDENTIAL_CMD", None)

@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, run, words in (
         ("train", _train, "start a run, or resume it"),
-        ("preflight", _preflight, "check everything that a run needs, and write nothing"),
+        ("preflight", _preflight, "check everything that a run needs, before it starts"),
     ):
         command = commands.add_parser(name, help=words)
         command.add_argument("--config", type=Path, default=Path("configs/training.yaml"), metavar="FILE")

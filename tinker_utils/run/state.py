@@ -120,6 +120,44 @@ class Provenance(msgspec.Struct, kw_only=True):
     data: dict[str, DataFile] = {}
 
 
+class ServerProbe(msgspec.Struct, kw_only=True):
+    """Says what a server was found to do with a small model, and when, in Unix seconds; None is not known.
+
+    Attributes:
+        restores: loads a saved state with the same weights.
+        restores_optimizer: … and the next step is the one that followed the save.
+        samples: writes after a prompt.
+        samples_trained: … with the weights that it was given, not the base model's.
+        unharmed: trains on after sampling as if there had been none.
+        exports: gives the adapter's files.
+        deletes: removes a checkpoint.
+        sums_weights: a gradient grows with the weights that are sent.
+        splits: a batch has the gradient of its parts.
+        clips: bounds the gradient's norm.
+        tokens: how many tokens were sent to find out.
+        refusals: what the server said, by the name of what it refused.
+    """
+
+    at: Number
+    restores: bool | None = None
+    restores_optimizer: bool | None = None
+    samples: bool | None = None
+    samples_trained: bool | None = None
+    unharmed: bool | None = None
+    exports: bool | None = None
+    deletes: bool | None = None
+    sums_weights: bool | None = None
+    splits: bool | None = None
+    clips: bool | None = None
+    tokens: Count = 0
+    refusals: dict[str, str] = {}
+
+    @property
+    def can_sample_in_training(self) -> bool:
+        """Return whether a run may ask for samples while it goes on: nothing is known to be against it."""
+        return False not in (self.samples, self.samples_trained, self.unharmed)
+
+
 class Checkpoint(msgspec.Struct, frozen=True):
     """A saved state: the step after which it was taken, its `tinker://` path, and whether it is a periodic one."""
 
@@ -170,6 +208,7 @@ class RunState(msgspec.Struct, kw_only=True):
     data_digest: str = ""
     rendering: dict[str, str] | None = None  # None in runs of version 0.2, whose digest is over the data's files
     provenance: Provenance | None = None
+    server: ServerProbe | None = None
     resume_points: list[ResumePoint] = []  # the latest last
     periodic_checkpoints: list[Checkpoint] = []
     skipped_steps: list[Count] = []

@@ -66,6 +66,11 @@ class Model:
         self._client = client
 
     @property
+    def client(self) -> tinker.TrainingClient:
+        """Return the SDK's own client, for what a run does not ask of it."""
+        return self._client
+
+    @property
     def run_id(self) -> str:
         """Return what the service calls this model; its checkpoints are `tinker://RUN_ID/…`."""
         return str(self._client.model_id)
@@ -81,13 +86,13 @@ class Model:
             return Submitted((), lambda: (BatchLoss((), 0.0, None), {}))
         import tinker
 
-        passed = self._client.forward_backward(_datums(batch, batch.normalized_weights()), _CROSS_ENTROPY).future()
+        passed = self._client.forward_backward(datums(batch, batch.normalized_weights()), _CROSS_ENTROPY).future()
         stepped = self._client.optim_step(
             tinker.AdamParams(learning_rate=learning_rate, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
         ).future()
         return Submitted(
             (passed, stepped),
-            lambda: (_batch_loss(passed.result(), batch, batch.completion_tokens), _figures(stepped.result())),
+            lambda: (_batch_loss(passed.result(), batch, batch.completion_tokens), figures_of(stepped.result())),
         )
 
     def submit_evaluation(self, batches: Sequence[Batch]) -> Submitted[list[BatchLoss]]:
@@ -96,7 +101,7 @@ class Model:
         Its result is the loss of each batch.
         """
         futures = tuple(
-            self._client.forward(_datums(batch, [example.weights for example in batch.data]), _CROSS_ENTROPY).future()
+            self._client.forward(datums(batch, [example.weights for example in batch.data]), _CROSS_ENTROPY).future()
             for batch in batches
         )
         return Submitted(
@@ -158,7 +163,8 @@ def _complete(
     return [list(future.result().sequences[0].tokens) for future in futures]
 
 
-def _datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker.Datum]:
+def datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker.Datum]:
+    """Return a batch as the SDK takes it, with the weights of each example's targets."""
     import tinker
 
     return [
@@ -205,8 +211,8 @@ def _totals(outputs: Sequence[Mapping[str, Any]], batch: Batch) -> tuple[float, 
     )
 
 
-def _figures(output: Any) -> dict[str, float]:
-    """Return the optimizer's own figures."""
+def figures_of(output: Any) -> dict[str, float]:
+    """Return the optimizer's own figures, by the names that metrics.jsonl has for them."""
     figures = {METRIC_NAMES.get(name, name): value for name, value in (output.metrics or {}).items()}
     # The protocol's JSON holds no NaN: the embedded service says in this way that the norm is none.
     if figures.pop("grad_norm_nonfinite", 0.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -25,11 +26,13 @@ from tinker_utils.errors import (
     TinkerUtilsError,
 )
 from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
+from tinker_utils.plan.cost import prices_for, token_cost
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.archive import to_archive
 from tinker_utils.run.directory import RunDirectory
-from tinker_utils.run.state import RunState
+from tinker_utils.run.state import RunState, ServerProbe
 from tinker_utils.service.client import Service, ask_for_models
+from tinker_utils.service.probe import MAX_TOKENS, about_server, known_server
 from tinker_utils.training.resuming import changes_to_take_up, has_ended, prepared, resume_points
 
 # Characters of each file in which duplicates are looked for: less than a second's work, and most files as a whole.
@@ -107,8 +110,12 @@ def preflight(
     *,
     preparation: Plan | None = None,
     service: Service | None = None,
+    probe: bool | None = None,
 ) -> PreflightReport:
-    """Look at everything that a run needs, and write nothing.
+    """Look at everything that a run needs, and write nothing of it.
+
+    A server that is neither the embedded nor the hosted one is tried with a small model of its own; what was found is
+    kept for a day in one small file beside the runs.
 
     Args:
         config: what the run is to do.
@@ -116,6 +123,8 @@ def preflight(
         preparation: what `prepare(config)` gave, if it was called already.
         service: an open connection, if there is one. Without it the embedded service is not started, only looked for;
             any other is asked what it offers.
+        probe: True tries the server in any case, for a few hundred tokens, and also where it was tried today; False
+            does not.
     """
     config = config.resolved()
     run = RunDirectory(output_dir or config.output_dir)
@@ -130,7 +139,40 @@ def preflight(
     if plan is not None:
         checks += _of_plan(plan)
         checks += _of_run(run, plan)
-    return PreflightReport((*checks, *check_start(config, run, plan, service)))
+    checks += check_start(config, run, plan, service)
+    reachable = all(check.status != "fail" for check in checks if check.name == "service")
+    _, probed = probed_server(config, run, service, probe if reachable else False)
+    return PreflightReport((*checks, *probed))
+
+
+def probed_server(
+    config: TrainingConfig, run: RunDirectory, service: Service | None, ask: bool | None = None
+) -> tuple[ServerProbe | None, list[Check]]:
+    """Return what is known of the server that a run is to train on, and what a person should know of it.
+
+    Args:
+        ask: as `probe` of `preflight`.
+    """
+    if config.service == "local":
+        return None, []
+    try:
+        found = known_server(config, run.path.parent, service, ask)
+    except ServiceError as error:
+        return None, [Check.failed("probe", error)]
+    if found is None:
+        cost = f" for {price}" if (price := _price(config, MAX_TOKENS)) else ""
+        sentence = f"Not tried: preflight(…, probe=True) does, with {MAX_TOKENS:,} tokens at most{cost}."
+        return None, [Check("probe", "ok", sentence)]
+    cost = f", {price}" if (price := _price(config, found.tokens)) else ""
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.at))
+    otherwise = f"The server does all that a run may ask for (tried on {when}; {found.tokens:,} tokens{cost})."
+    return found, warn_or_pass("probe", about_server(found, config), otherwise)
+
+
+def _price(config: TrainingConfig, tokens: int) -> str:
+    prices = prices_for(config.service, config.model)
+    highest = prices and max(prices.train, prices.evaluate, prices.sample)
+    return f"at most ${token_cost(tokens, highest):.4f}" if highest else ""
 
 
 def _state_of(run: RunDirectory, config: TrainingConfig) -> RunState | None:

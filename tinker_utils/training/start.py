@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tinker_utils.basics.redaction import one_sentence, without_home
@@ -19,7 +20,7 @@ from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.spending import Spending
 from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, TrainingResult
 from tinker_utils.service.client import Service, open_connection
-from tinker_utils.training.checks import PreflightReport, check_start
+from tinker_utils.training.checks import PreflightReport, check_start, probed_server
 from tinker_utils.training.provenance import provenance
 from tinker_utils.training.recovery import Recovery
 from tinker_utils.training.resuming import (
@@ -77,8 +78,13 @@ async def fit(
         if before and has_ended(before, points[0], plan):
             return TrainingResult.from_state(run.path, before)
         checks = await asyncio.to_thread(check_start, plan.config, run, plan, service, same_data=before is not None)
-        report = PreflightReport(tuple(checks))
+        # A server that cannot be reached or does not have the model fails before it is asked for more.
+        PreflightReport(tuple(checks)).raise_for_failures()
+        server, probed = await asyncio.to_thread(probed_server, plan.config, run, service)
+        report = PreflightReport((*checks, *probed))
         report.raise_for_failures()
+        if server and not server.can_sample_in_training:
+            plan = replace(plan, sampled=())
         if before is None:
             archive(run)
         run.write_config(dump_config(config))
@@ -86,6 +92,7 @@ async def fit(
         # Git may take its time, and must not hold up the event loop, on which a live view draws.
         made_with = await asyncio.to_thread(provenance, plan)
         state = _first_state(plan, points, before, made_with)
+        state.server = server or (before.server if before else None)
         cautions = [*report.warnings, *stretched_schedule(before, plan), *_lost_state(run, before)]
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
