@@ -20,7 +20,7 @@ BENCH_INSTALLED := .venv-bench/.installed
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: docs study kernels torture help install train test fuzz check format lab bench bench-gpu lock clean
+.PHONY: contract contract-tuft contract-skyrl docs study kernels torture help install train test fuzz check format lab bench bench-gpu lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
@@ -30,6 +30,8 @@ help:
 	@echo "make bench   measure against peers, into benchmarks/RESULTS.md"
 	@echo "make bench-gpu  the same for a GPU, printed"
 	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
+	@echo "make contract ask a server what the project needs (URL=http://… MODEL=… ENGINE=…; docs/engines.md)"
+	@echo "make contract-tuft, make contract-skyrl  install that engine, ask it, and train on it"
 	@echo "make kernels use the training notebook with ipykernel $(KERNELS)"
 	@echo "make check   ruff and mypy"
 	@echo "make docs    write the tables of settings and figures into docs/"
@@ -77,6 +79,12 @@ fuzz: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/fuzz/requirements.txt || \
 		echo "atheris cannot be installed here: the campaign goes on without its guidance" >&2
 	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(FUZZ_CASES)
+
+contract: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m contract $(URL) --model $(MODEL) $(if $(ENGINE),--engine "$(ENGINE)")
+
+contract-tuft contract-skyrl: contract-%: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m contract.engines $*
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
