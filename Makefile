@@ -21,7 +21,7 @@ PEERS := build/templates
 export OMP_NUM_THREADS ?= 2
 export TINKER_TELEMETRY ?= 0
 
-.PHONY: contract docs templates study kernels torture help install train test fuzz check format lab bench bench-gpu lock clean
+.PHONY: contract contract-tuft contract-skyrl docs templates study kernels torture help install train test fuzz check format lab bench bench-gpu lock clean
 
 help:
 	@echo "make train   train on the sample data and show what it made (RUN=$(RUN))"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-gpu  the same for a GPU, printed"
 	@echo "make fuzz    feed damaged files and requests to the readers and the server (FUZZ_CASES=$(FUZZ_CASES))"
 	@echo "make contract ask a server what the project needs (URL=http://… MODEL=… ENGINE=…; docs/engines.md)"
+	@echo "make contract-tuft, make contract-skyrl  install that engine, ask it, and train on it"
 	@echo "make kernels use the training notebook with ipykernel $(KERNELS)"
 	@echo "make check   ruff and mypy"
 	@echo "make docs    write the tables of settings and figures into docs/"
@@ -83,6 +84,9 @@ fuzz: $(INSTALLED)
 
 contract: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python -m contract $(URL) --model $(MODEL) $(if $(ENGINE),--engine "$(ENGINE)")
+
+contract-tuft contract-skyrl: contract-%: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m contract.engines $*
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

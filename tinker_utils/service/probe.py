@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ _HEAVY = 100.0
 # Two measurements are the same within the first share, and another than each other beyond the second.
 _SAME, _OTHER = 0.1, 0.2
 _TINY = 1e-6
+# The words of a refusal, in a message of the SDK's.
+_DETAIL = re.compile(r"""'detail': ["'](.+?)["']\}""")
 
 Row = list[int]
 T = TypeVar("T")
@@ -117,7 +120,7 @@ def probe_server(service: Service, config: TrainingConfig) -> ServerProbe:
 
 def about_server(found: ServerProbe, config: TrainingConfig) -> Iterator[str]:
     """Yield what a server that was probed cannot do, as it concerns a run."""
-    said = {name: f" ({refusal.split('; ')[0].rstrip('.')})" for name, refusal in found.refusals.items()}
+    said = {name: f" ({_in_short(refusal)})" for name, refusal in found.refusals.items()}
     sentences = {
         "restores": "This server cannot restore a run: it can be trained on, not resumed{}.",
         "restores_optimizer": "This server restores a run's weights and not its optimizer: a resumed run goes another "
@@ -140,6 +143,12 @@ def about_server(found: ServerProbe, config: TrainingConfig) -> Iterator[str]:
             yield sentence.format(said.get(name, ""))
     if config.samples_at_evaluation and not found.can_sample_in_training:
         yield "The run asks this server for no samples, whatever training.samples_at_evaluation says."
+
+
+def _in_short(refusal: str) -> str:
+    """Return what a server said, without what the SDK and this project say around it."""
+    detail = _DETAIL.search(refusal)
+    return (detail[1].split(". ")[0] if detail else refusal.split("; ")[0]).rstrip(".")
 
 
 class _Trial:
