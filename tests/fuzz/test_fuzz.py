@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
@@ -31,6 +32,17 @@ def test_files_are_read_or_refused(name: str, tmp_path_factory: pytest.TempPathF
     read()
 
 
+def send_mutations(case: Callable[[bytes], object], documents: Sequence[bytes]) -> None:
+    """Send what the documents become when they are changed at random."""
+
+    @quick
+    @given(st.randoms(use_true_random=False))
+    def send(rng: Random) -> None:
+        case(mutated(documents, rng)[:4096])
+
+    send()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
     server = wire.Wire(tmp_path_factory.mktemp("wire"))
@@ -44,14 +56,7 @@ def test_the_valid_requests_are_answered(server: wire.Wire) -> None:
 
 
 def test_the_server_refuses_what_is_wrong_and_goes_on_serving(server: wire.Wire) -> None:
-    documents = wire.corpus()
-
-    @quick
-    @given(st.randoms(use_true_random=False))
-    def send(rng: Random) -> None:
-        server.case(mutated(documents, rng)[:4096])
-
-    send()
+    send_mutations(server.case, wire.corpus())
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +71,5 @@ def test_who_has_no_key_is_refused_and_leaves_nothing(port: strangers.Strangers)
     for document in documents:
         port.case(document)
     port.settle()
-
-    @quick
-    @given(st.randoms(use_true_random=False))
-    def send(rng: Random) -> None:
-        port.case(mutated(documents, rng)[:4096])
-
-    send()
+    send_mutations(port.case, documents)
     port.settle()

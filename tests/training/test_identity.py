@@ -42,7 +42,7 @@ async def test_a_run_does_not_go_on_with_another_template(short, service, run, t
     await fit(short, run.path, service=service)
     before = run.read_state().rendering["chat template"]
     template.write_text("You are a pirate. " + OWN)
-    now = prepare(short).rendering["chat template"]
+    now = prepare(short).renderer.rendering["chat template"]
     more = dataclasses.replace(short, epochs=2)
     with pytest.raises(ResumeError, match=rf"changed: the chat template: {before} → {now}\. Undo") as caught:
         await fit(more, run.path, service=service)
@@ -80,7 +80,7 @@ async def test_a_tokenizer_that_has_changed_is_named(short, service, run, tmp_pa
     content["model"]["merges"] = content["model"]["merges"][:100]
     (model / "tokenizer.json").write_text(json.dumps(content))
     changed = prepare(local)
-    assert plan.rendering["tokenizer"] != changed.rendering["tokenizer"]
+    assert plan.renderer.rendering["tokenizer"] != changed.renderer.rendering["tokenizer"]
     assert plan.data_digest != changed.data_digest
     await fit(local, run.path, preparation=plan)
     with pytest.raises(ResumeError, match="the tokenizer: "):

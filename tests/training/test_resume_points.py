@@ -88,7 +88,7 @@ def test_patience_counts_anew_only_where_it_had_run_out_and_more_epochs_are_aske
 def test_changes_are_taken_up_or_refused(small_plan, run):
     run.create()
     run.config.write_text(dump_config(small_plan.config), encoding="utf-8")
-    state = state_of(data_digest=small_plan.data_digest, rendering=small_plan.rendering)
+    state = state_of(data_digest=small_plan.data_digest, rendering=small_plan.renderer.rendering)
     assert changes_to_take_up(run, state, small_plan) == []
     (change,) = changes_to_take_up(run, state, plan_with(small_plan, epochs=9))
     assert str(change) == "training.epochs: 2 → 9"

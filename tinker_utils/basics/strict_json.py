@@ -23,13 +23,17 @@ def parse_json(text: str | bytes) -> Any:
             value = msgspec.json.decode(data)
         except ValueError:  # faster, but of what Python's own decoder takes it refuses NaN, and numbers out of range
             value = json.loads(text)
-        # No text is nested more deeply than it has brackets.
-        too_deep = data.count(b"[") + data.count(b"{") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH
+        too_deep = may_be_too_deep(data) and _depth(value) > _MAX_DEPTH
     except RecursionError:
         too_deep = True
     if too_deep:
         raise ValueError(f"it is nested over {_MAX_DEPTH} levels deep")
     return value
+
+
+def may_be_too_deep(data: bytes) -> bool:
+    """Return whether a JSON text may be nested too deeply: no text is nested more deeply than it has brackets."""
+    return data.count(b"[") + data.count(b"{") > _MAX_DEPTH
 
 
 def json_or_none(text: str | bytes) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 Message = Mapping[str, Any]
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
+Role = Literal["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"]
+ROLES: tuple[str, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,9 @@ class Conversation:
         if train_on == "last_turn":
             first = 1 + max((i for i in range(last) if roles[i] == "user"), default=0)
         return [i for i in assistant if self.in_loss.get(i, i >= first)]
+
+
+def in_a_row(messages: Sequence[Message], *roles: str) -> tuple[int, int] | None:
+    """Return the numbers, from 1, of the first two messages that follow each other in one of these roles."""
+    pairs = enumerate(pairwise(message["role"] for message in messages), start=1)
+    return next(((i, i + 1) for i, (role, following) in pairs if role == following and role in roles), None)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from tinker_utils.basics.files import regular
 from tinker_utils.basics.redaction import quoted
-from tinker_utils.basics.strict_json import json_problem, parse_json
+from tinker_utils.basics.strict_json import json_problem, may_be_too_deep, parse_json
 from tinker_utils.config.paths import as_path
-from tinker_utils.data.chat import Conversation
+from tinker_utils.data.chat import Conversation, Role
 from tinker_utils.data.formats import chat_messages, kind_of
 from tinker_utils.errors import DataError
 
@@ -35,12 +35,10 @@ _PIECE = 1 << 20
 _PLACE = np.dtype([("offset", np.int64), ("size", np.uint32), ("number", np.uint32)])
 # Unusable lines whose sentences are kept, and after which a file of which they are the half is read no further.
 _MAX_PROBLEMS = 1000
-_OPENINGS = 100
-_Role = Literal["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"]
 
 
 class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    role: _Role
+    role: Role
     content: str
 
 
@@ -51,7 +49,7 @@ class _PlainLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 class _Usual(msgspec.Struct, gc=False):
-    role: _Role
+    role: Role
     content: str
     weight: UnsetType | None = UNSET
     train: UnsetType | None = UNSET
@@ -130,7 +128,7 @@ def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:
         raise DataError(
             f'{source}: expected {{"messages": [at least one message]}}, received {received}; correct the line.'
         )
-    if b"\\ud" in raw or b"\\uD" in raw:  # only an escape can bring in what cannot be written as UTF-8
+    if _may_hold_surrogates(raw):
         try:
             json.dumps(line, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
@@ -255,7 +253,7 @@ def _ends_with_an_answer(raw: bytes) -> bool:
         messages: Sequence[_Plain | _Usual] = _decode_plain(raw).messages
     except _REFUSALS:
         # What is skipped by the next is checked here: nesting, characters, halves of surrogate pairs.
-        if raw.count(b"[") + raw.count(b"{") > _OPENINGS or b"\\ud" in raw or b"\\uD" in raw:
+        if may_be_too_deep(raw) or _may_hold_surrogates(raw):
             return False
         try:
             messages = _decode_usual(raw).messages
@@ -263,6 +261,11 @@ def _ends_with_an_answer(raw: bytes) -> bool:
         except _REFUSALS:
             return False
     return len(messages) > 1 and messages[-1].role == "assistant"
+
+
+def _may_hold_surrogates(raw: bytes) -> bool:
+    """Return whether a line may hold what cannot be written as UTF-8: only an escape can bring that in."""
+    return b"\\ud" in raw or b"\\uD" in raw
 
 
 def too_many(problem: str, unusable: int, of: int, max_skipped_share: float) -> str:

@@ -15,7 +15,7 @@ from tinker_utils.batching import epoch_order
 from tinker_utils.data.chat import Conversation, Message
 from tinker_utils.data.rendering import Rendered, Renderer
 from tinker_utils.data.streaming import RenderedFile
-from tinker_utils.data.template import special_tokens
+from tinker_utils.data.template import any_of, special_tokens
 
 # Lines that are looked at in a file that is rendered while it is trained on: a seeded sample.
 SAMPLE = 5_000
@@ -38,7 +38,7 @@ class Findings:
         special = special_tokens(renderer.tokenizer)
         # In most texts none begins, which is found out faster than that none of them is there.
         self._beginnings = tuple({token[:2] for token in special})
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+        self._special = re.compile(any_of(special))
         self._lost: dict[Any, list[str]] = {}
 
     def look_at(self, conversation: Conversation, signs: frozenset[str] = frozenset()) -> None:
@@ -99,12 +99,8 @@ def look_at_sample(file: RenderedFile, seed: int) -> Findings:
     """Look at a seeded sample of a file that is rendered while it is trained on."""
     rows = np.sort(epoch_order(len(file), seed, 1)[:SAMPLE]).tolist()
     findings = Findings(file.renderer)
-    signs: dict[int, set[str]] = defaultdict(set)
-    for sign, bearing in file.signs.items():
-        for row in bearing:
-            signs[row].add(sign)
     for row, conversation in zip(rows, file.chats.conversations(rows), strict=True):
-        findings.look_at(conversation, frozenset(signs[row]))
+        findings.look_at(conversation, file.signs.get(row, frozenset()))
     return findings
 
 

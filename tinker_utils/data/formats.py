@@ -16,7 +16,6 @@ from tinker_utils.errors import DataError
 # What says whether a message is in the loss: OpenAI's name, axolotl's, and that of Tinker's cookbook.
 IN_LOSS = ("weight", "train", "trainable")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_ELSEWHERE = "this project trains on text alone"
 
 
 def chat_messages(line: Mapping[str, Any], source: str) -> Conversation:
@@ -84,7 +83,7 @@ def _text(content: object) -> tuple[str, str]:
         kind = part.get("type") if isinstance(part, dict) else "text"
         text = part.get("thinking" if kind == "thinking" else "text") if isinstance(part, dict) else part
         if kind not in (*_TEXT_PARTS, "thinking"):
-            raise ValueError(f"has a part of type {quoted(kind)} in its content, and {_ELSEWHERE}")
+            raise ValueError(f"has a part of type {quoted(kind)} in its content, and this project trains on text alone")
         if not isinstance(text, str):
             raise ValueError(f"has a part in its content whose text is {kind_of(text)}")
         (reasoning if kind == "thinking" else texts).append(text)

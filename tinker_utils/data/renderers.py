@@ -6,7 +6,8 @@ import datetime
 import inspect
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -164,13 +165,8 @@ class CookbookRenderer(Renderer):
 
     def prompt(self, messages: Sequence[Message], tools: tuple[Any, ...] = ()) -> list[int]:
         """Return the prompt's tokens as `Renderer.prompt` says."""
-        try:
+        with self._refusing(f"{len(messages)} messages"):
             return list(self._renderer.build_generation_prompt(self._given(messages, tools)).to_ints())
-        except Exception as error:  # as above
-            raise RenderingError(
-                f"the renderer {self._name} refused {len(messages)} messages ({first_line(str(error))}); correct the "
-                "conversation, or use another template (data.template)."
-            ) from error
 
     @property
     def identity(self) -> dict[str, str]:
@@ -213,15 +209,10 @@ class CookbookRenderer(Renderer):
         """Return the example of one answer, up to its last token in the loss."""
         prompt = self.prompt(conversation.messages[:index], conversation.tools)
         messages = self._given(conversation.messages[: index + 1], conversation.tools)
-        try:
+        with self._refusing(f"message {index + 1}"):
             last = self._package.TrainOnWhat.LAST_ASSISTANT_MESSAGE
             made, weights = self._renderer.build_supervised_example(messages, train_on_what=last)
             tokens, mask = np.array(made.to_ints(), np.int32), np.array([weight > 0 for weight in weights])
-        except Exception as error:  # as above
-            raise RenderingError(
-                f"the renderer {self._name} refused message {index + 1} ({first_line(str(error))}); correct the "
-                "conversation, or use another template (data.template)."
-            ) from error
         if tokens[: len(prompt)].tolist() != prompt:
             raise RenderingError(
                 f"the renderer {self._name} does not begin the tokens of message {index + 1} with its prompt; use "
@@ -230,6 +221,16 @@ class CookbookRenderer(Renderer):
         mask[: len(prompt)] = False
         length = len(mask) - int(np.argmax(mask[::-1])) if mask.any() else len(mask)
         return Encoded(tokens[:length], mask[:length])
+
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a package that raises what it likes
+            raise RenderingError(
+                f"the renderer {self._name} refused {what} ({first_line(str(error))}); correct the conversation, or "
+                "use another template (data.template)."
+            ) from error
 
     def _given(self, messages: Sequence[Message], tools: tuple[Any, ...]) -> list[Any]:
         """Return messages as the cookbook's own."""

@@ -86,13 +86,14 @@ class Renderer(ABC):
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, str]:
-        """Return what decides the tokens besides the data, by name, each short enough to be shown."""
+        """Return what of the renderer decides the tokens, by name, each short enough to be shown."""
 
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Return a short digest of all that decides a tokenizer's tokens, as far as it can be told."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return short_digest(backend.to_str() if backend else json.dumps(sorted(tokenizer.get_vocab().items())))
+    @cached_property
+    def rendering(self) -> dict[str, str]:
+        """Return what decides the tokens besides the data: the renderer's identity, and the tokenizer's digest."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend else json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return {**self.identity, "tokenizer": short_digest(words)}
 
 
 @dataclass(frozen=True)

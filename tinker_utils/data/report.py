@@ -139,7 +139,7 @@ def truncation(examples: Sequence[Example], max_seq_length: int) -> RenderedSet:
     shortened = [Example(each.tokens[:max_seq_length], each.weights[: max_seq_length - 1]) for each in examples]
     left = tuple(example for example in shortened if example.completion_tokens)
     cut = sum(len(example.tokens) > max_seq_length for example in examples)
-    return RenderedSet.of(((example,) for example in left), cut=cut, skipped=len(shortened) - len(left))
+    return RenderedSet(left, cut, skipped=len(shortened) - len(left))
 
 
 def truncation_table(examples: Sequence[Example], limits: Iterable[int]) -> Table:

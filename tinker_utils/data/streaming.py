@@ -44,7 +44,7 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         cut: how many of its examples are longer than `max_seq_length`.
         problems: why rows that were rendered cannot be used.
         lost: where rows are whose whole answer is cut off.
-        signs: rows that were rendered, by each of `Rendered.signs` that they bear.
+        signs: of rows that were rendered and bear some, their `Rendered.signs`.
         watch: is called with each conversation that is rendered, and its signs, where it is set.
 
     Raises (when a row is asked for):
@@ -59,7 +59,7 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         self.tokens, self.once, self.completion_tokens, self.cut = np.zeros((4, len(chats)), np.int64)
         self.problems: dict[int, str] = {}
         self.lost: dict[int, str] = {}
-        self.signs: dict[str, set[int]] = {}
+        self.signs: dict[int, frozenset[str]] = {}
         self.watch: Callable[[Conversation, frozenset[str]], None] | None = None
         self._held: deque[dict[int, tuple[Example, ...]]] = deque(maxlen=_BLOCKS_HELD)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="render")
@@ -80,6 +80,10 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
             block = self._block(rows[:BLOCK], _BLOCK_BYTES)
             yield from self._render(block)
             rows = rows[len(block) :]
+
+    def unusable(self) -> tuple[str, ...]:
+        """Return why lines cannot be used, as far as that is known: those that were rendered, then the others."""
+        return (*(self.problems[row] for row in sorted(self.problems)), *self.chats.problems)
 
     def read_ahead(self, rows: Rows, upcoming: Rows) -> None:
         """Have `rows` rendered, and begin with what is missing of those that are `upcoming`, in a thread."""
@@ -121,8 +125,8 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
                 self.lost[row] = conversation.source
             if self.watch:
                 self.watch(conversation, each.signs)
-            for sign in each.signs:
-                self.signs.setdefault(sign, set()).add(row)
+            if each.signs:
+                self.signs[row] = each.signs
         return found
 
 
@@ -160,7 +164,7 @@ class StreamedSet:
         chats, limit, known = examples.chats, examples.max_seq_length, examples.rendered
         usable, rows = examples.completion_tokens > 0, int(known.sum())
         by_rows = len(examples) / max(1, rows)
-        problems = tuple(examples.problems[row] for row in sorted(examples.problems)) + tuple(chats.problems)
+        problems = examples.unusable()
         behind = f"its answer begins behind {limit:,} tokens, where it is cut; raise training.max_seq_length."
         refused = round(len(examples.problems) * by_rows)
         unusable = chats.unusable + refused

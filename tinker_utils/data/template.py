@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from tinker_utils.basics.strict_json import parse_json
-from tinker_utils.data.chat import Message
+from tinker_utils.data.chat import Message, in_a_row
 from tinker_utils.data.compat import mark_typed, set_date
 from tinker_utils.data.sandbox import within_bounds
 from tinker_utils.errors import RenderingError
@@ -56,6 +56,11 @@ def special_tokens(tokenizer: Any) -> list[str]:
     return sorted(token for token in found - written if token)
 
 
+def any_of(tokens: Sequence[str]) -> str:
+    """Return a pattern that matches any of these tokens, the longest first; one that matches nothing where none is."""
+    return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)"
+
+
 class ChatTemplate:
     """A chat template with all that decides what it writes.
 
@@ -80,6 +85,7 @@ class ChatTemplate:
         self.arguments = dict(arguments or {})
         self.date = date
         self.special = tuple(special_tokens(tokenizer))
+        self._any_special = any_of(self.special)
         self.escaped = self.special if escape_special else ()
 
     @property
@@ -150,7 +156,7 @@ class ChatTemplate:
         What follows them, as the line break of ChatML does, no model has to write.
         """
         tail = (self._probed(_ANSWER) or "").rpartition(_SENTINEL)[2]
-        found = re.search(f"(?:{self._any_special})+", tail) if self.special else None
+        found = re.search(f"(?:{self._any_special})+", tail)
         return found[0] if found else ""
 
     @cached_property
@@ -164,7 +170,7 @@ class ChatTemplate:
         found = []
         for answer, following in turns:
             ended, whole = self._probed(answer), self._probed(answer, following)
-            goes_on = ended is not None and whole is not None and self.special and whole.startswith(ended)
+            goes_on = ended is not None and whole is not None and whole.startswith(ended)
             token = re.match(self._any_special, (whole or "")[len(ended or "") :]) if goes_on else None
             found.append(token[0] if token else "")
         return found[0], found[1]
@@ -194,7 +200,7 @@ class ChatTemplate:
         if place >= 0 and (behind.isspace() or not self._has_words(behind)):
             return answer[: place + len(self.turn_end)], True
         stripped = answer.rstrip()
-        if self.special and stripped.endswith(self.special):
+        if stripped.endswith(self.special):
             return stripped, True
         following = "" if self.turn_end else self.next_turns[calls_tools]
         return answer + following, bool(following)
@@ -202,11 +208,6 @@ class ChatTemplate:
     def _has_words(self, text: str) -> bool:
         """Return whether a text has more than special tokens and white space."""
         return bool(re.sub(self._any_special, "", text).strip())
-
-    @cached_property
-    def _any_special(self) -> str:
-        """Return a pattern that matches any special token."""
-        return "|".join(map(re.escape, sorted(self.special, key=len, reverse=True)))
 
     def _given(self, messages: Sequence[Message]) -> list[Message]:
         """Return messages as this template takes them: their contents, and the arguments of their tool calls."""
@@ -275,9 +276,8 @@ def _with_arguments(call: Mapping[str, Any], as_object: bool) -> Mapping[str, An
 
 def _refusal(messages: Sequence[Message], error: Exception) -> RenderingError:
     remedy = "correct the conversation, or use another template (data.template)"
-    roles = [message["role"] for message in messages]
-    for i in range(1, len(roles)):
-        if roles[i] == roles[i - 1] and roles[i] in ("user", "assistant"):
-            remedy = f"messages {i} and {i + 1} are both of the {roles[i]}: join them into one"
+    if pair := in_a_row(messages, "user", "assistant"):
+        role = messages[pair[0]]["role"]
+        remedy = f"messages {pair[0]} and {pair[1]} are both of the {role}: join them into one"
     reason = f"{type(error).__name__}: {error}"
     return RenderingError(f"the chat template refused {len(messages)} messages ({reason}); {remedy}.")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tinker_utils.basics.redaction import quoted
-from tinker_utils.data.chat import Conversation, Message
+from tinker_utils.data.chat import Conversation, Message, in_a_row
 from tinker_utils.data.loss_mask import Encoded, encode_texts, tokens_and_mask
 from tinker_utils.data.rendering import Rendered, Renderer
 from tinker_utils.data.template import ChatTemplate, Span
@@ -76,13 +76,12 @@ class TemplateRenderer(Renderer):
                 if isinstance(prompt, RenderingError) and not asked:
                     signs.add("greeting")
                     continue
-                text = self._continued(messages[: index + 1], _text(answered), _text(prompt), signs)
-                start, answer = len(_text(prompt)), text[len(_text(prompt)) :]
+                whole, given = _text(answered), _text(prompt)
+                answer = self._continuation(messages[: index + 1], whole, given, signs)
                 if not self.as_before:
                     answer, is_ended = self.template.ended(answer, bool(messages[index].get("tool_calls")))
                     signs |= set() if is_ended else {"unended"}
-                text = text[:start] + answer
-                apart.append((text, [(start, len(text))]))
+                apart.append((given + answer, [(len(given), len(given + answer))]))
         except RenderingError as error:
             return _Draft([], [], f"{conversation.source}: {_with_remedy(error, messages[: index + 1])}")
         if not apart:
@@ -96,8 +95,8 @@ class TemplateRenderer(Renderer):
                 signs.add("altered")
         return _Draft(texts, apart, signs=frozenset(signs))
 
-    def _continued(self, messages: Sequence[Message], answered: str, prompt: str, signs: set[str]) -> str:
-        """Return the prompt's text with what the answer adds to it.
+    def _continuation(self, messages: Sequence[Message], answered: str, prompt: str, signs: set[str]) -> str:
+        """Return what the last of these messages adds to its prompt.
 
         Some prompts open the answer, as with `<think>`, where the same answer among earlier messages has no reasoning.
         It then goes on from there: what the template writes behind what the two have in common is appended, and
@@ -107,7 +106,7 @@ class TemplateRenderer(Renderer):
             RenderingError: the answer does not follow from the prompt.
         """
         if answered.startswith(prompt):
-            return answered
+            return answered[len(prompt) :]
         same = (a == b for a, b in zip(prompt, answered, strict=False))
         common = prompt[: next((i for i, equal in enumerate(same) if not equal), len(answered))]
         if common.rfind("<") > common.rfind(">"):  # two tags that begin alike
@@ -115,7 +114,7 @@ class TemplateRenderer(Renderer):
         opened, rest, message = prompt[len(common) :], answered[len(common) :], messages[-1]
         if not opened.strip():
             signs.add("opened")
-            return prompt + rest
+            return rest
         header = self.template.header.removesuffix(opened)
         begins_anew = bool(header) and rest.startswith(header)
         opening, closing = self.template.reasoning_edges or ("", "")
@@ -124,7 +123,9 @@ class TemplateRenderer(Renderer):
             signs.add("opened")
             own = _reasoning_in(message["content"], tag[1]) if tag else ""
             reasoning = (message.get("reasoning_content") or own).strip()
-            return f"{prompt}{reasoning}{closing or f'{chr(10)}</{tag[1] if tag else opened}>{chr(10) * 2}'}{rest}"
+            if tag and not closing:  # the template writes no reasoning
+                closing = f"\n</{tag[1]}>\n\n"
+            return reasoning + closing + rest
         raise RenderingError(
             f"the chat template's prompt for message {len(messages)} ends in {quoted(opened[-80:])}, which the answer "
             "does not continue, so prompt and completion cannot be told apart; set data.template_arguments or "
@@ -153,12 +154,11 @@ def _text(text: str | RenderingError) -> str:
 
 def _with_remedy(error: RenderingError, messages: Sequence[Message]) -> str:
     """Return what is wrong with the last of these messages; two answers in a row are named where there are some."""
-    for i in range(1, len(messages)):
-        if messages[i]["role"] == messages[i - 1]["role"] == "assistant":
-            return (
-                f"messages {i} and {i + 1} are both answers, which the chat template does not write one after the "
-                "other as it prompts for them; join them into one."
-            )
+    if pair := in_a_row(messages, "assistant"):
+        return (
+            f"messages {pair[0]} and {pair[1]} are both answers, which the chat template does not write one after the "
+            "other as it prompts for them; join them into one."
+        )
     return str(error)
 
 

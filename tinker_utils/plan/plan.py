@@ -22,7 +22,7 @@ from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
 from tinker_utils.data.findings import Findings, look_at_sample, sentences
 from tinker_utils.data.renderers import prompts_of, renderer_for
-from tinker_utils.data.rendering import RenderedSet, Renderer, tokenizer_digest
+from tinker_utils.data.rendering import RenderedSet, Renderer
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import ConfigError, DataError
@@ -44,9 +44,8 @@ class Plan:
     `valid` is None where there is no validation file, and so no evaluation; `sampled` are the conversations of the
     validation file whose prompts the model is to answer at each evaluation; `files` are the sizes and SHA-256 digests
     of the data's files, by name; `data_digest` is over the tokens and weights that are trained on and evaluated, or,
-    where training data is rendered later, over its file and all that decides its rendering; `file_digest` is over the
-    files alone, which is what runs of version 0.2 stored; `findings` say what of the data is not trained on, or trains
-    what nobody meant; `resumed_at` is the step after which the run was last resumed.
+    where training data is rendered later, over its file and all that decides its rendering; `findings` say what of the
+    data is not trained on, or trains what nobody meant; `resumed_at` is the step after which the run was last resumed.
     """
 
     config: TrainingConfig
@@ -58,7 +57,6 @@ class Plan:
     data_digest: str
     sampled: tuple[Conversation, ...] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    file_digest: str = ""
     findings: tuple[str, ...] = ()
     resumed_at: int = 0
 
@@ -67,10 +65,10 @@ class Plan:
         """Return the model's tokenizer."""
         return self.renderer.tokenizer
 
-    @cached_property
-    def rendering(self) -> dict[str, str]:
-        """Return what decides the tokens besides the data, by name, each short enough to be shown."""
-        return {**self.renderer.identity, "tokenizer": tokenizer_digest(self.tokenizer)}
+    @property
+    def file_digest(self) -> str:
+        """Return SHA-256 over the files' digests: what runs of version 0.2 stored."""
+        return hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in self.files.values())).hexdigest()
 
     @property
     def total_steps(self) -> int:
@@ -111,7 +109,10 @@ class Plan:
         }
         if which not in orders:
             raise ConfigError(f"which: expected {', '.join(orders)} or skipped, received {quoted(which)}; choose one.")
-        limit, found = self.config.max_seq_length, islice(chain.from_iterable(self.batches.conversations), _SHOWN)
+        # The first is found without those behind it, which a large file has not rendered yet.
+        looked_through = min(place + 1, _SHOWN) if which == "first" else _SHOWN
+        found = islice(chain.from_iterable(self.batches.conversations), max(0, looked_through))
+        limit = self.config.max_seq_length
         examples = [example for example in found if which != "cut" or len(example.tokens) == limit]
         if not 0 <= place < len(examples):
             raise ConfigError(f"place: there are {len(examples):,} such examples, received {place}; count from 0.")
@@ -212,7 +213,6 @@ def prepare(
         data_digest=_rendering_digest(train, valid, renderer, found[train_file]),
         sampled=tuple(sampled),
         files=files,
-        file_digest=hashlib.sha256(b"".join(found.values())).hexdigest(),
         findings=tuple(chain.from_iterable(_told(*each, config) for each in zip(opened, findings, strict=True))),
     )
 
@@ -246,7 +246,7 @@ def _told(file: RenderedFile, findings: Findings | None, config: TrainingConfig)
     chats, findings = file.chats, findings or look_at_sample(file, config.seed)
     yield from sentences(findings, chats.path.name, without_home(config.model), len(chats))
     if skipped := chats.unusable + len(file.problems):
-        first = (*(file.problems[row] for row in sorted(file.problems)), *chats.problems)[0]
+        first = file.unusable()[0]
         yield f"{chats.path.name}: {skipped:,} of {chats.lines:,} lines are skipped, as they cannot be used: {first}"
 
 
@@ -257,7 +257,7 @@ def _rendering_digest(
     digest = hashlib.sha256()
     if isinstance(train, StreamedSet):
         digest.update(train_digest + json.dumps([*renderer.identity.items()]).encode())
-        digest.update(tokenizer_digest(renderer.tokenizer).encode())
+        digest.update(renderer.rendering["tokenizer"].encode())
     for rendered in (train, valid):
         for example in rendered.examples if isinstance(rendered, RenderedSet) else ():
             digest.update(len(example.tokens).to_bytes(4, "little"))

@@ -194,7 +194,7 @@ def check_start(
     checks: list[Check] = []
     if plan is not None:
         if not same_data:
-            checks += _of_duplicates(plan)
+            checks += _of_duplicates(config)
             checks += warn_or_pass("contents", plan.findings, "All that the lines hold is used, and each answer ends.")
         checks += _of_lengths(plan)
     cautions = (*about_settings(config), *about_service(config))
@@ -235,9 +235,9 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
         yield Check.failed("directory", error)
 
 
-def _of_duplicates(plan: Plan) -> list[Check]:
+def _of_duplicates(config: TrainingConfig) -> list[Check]:
     """Look for conversations that stand twice, above all those that the model is trained and then tested on."""
-    directory = plan.config.resolve(plan.config.data_dir)
+    directory = config.resolve(config.data_dir)
     sentences: list[str] = []
     train, keys = _looked_through(directory / TRAIN_FILE)  # was read before, so it can be
     try:

@@ -94,7 +94,7 @@ def prepared(config: TrainingConfig, preparation: Plan | None, state: RunState |
     as_before = state is not None and state.rendering is None
     known = state.rendering.get(DATE, NO_DATE) if state and state.rendering else NO_DATE
     fits = preparation and preparation.renderer.as_before == as_before
-    if preparation and fits and known in (NO_DATE, preparation.rendering.get(DATE)):
+    if preparation and fits and known in (NO_DATE, preparation.renderer.rendering.get(DATE)):
         return preparation
     try:
         date = None if known == NO_DATE else datetime.date.fromisoformat(known)
@@ -105,7 +105,7 @@ def prepared(config: TrainingConfig, preparation: Plan | None, state: RunState |
 
 def _changes_of_data(state: RunState, plan: Plan) -> list[str]:
     """Return how the data that a run began with differ from those of now."""
-    before, now = state.rendering, plan.rendering
+    before, now = state.rendering, plan.renderer.rendering
     digest = plan.file_digest if before is None else plan.data_digest
     if state.data_digest == digest:
         return []
