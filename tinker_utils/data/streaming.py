@@ -112,16 +112,17 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         conversations = self.chats.conversations(rows)
         rendered = self.renderer.encode(conversations)
         found = [each.examples(limit) for each in rendered]
+        lengths = [[len(encoded.tokens) for encoded in each.encoded] for each in rendered]
+        read = [[min(length, limit) - 1 for length in each] for each in lengths]
+        self.rendered[rows] = True
+        self.tokens[rows] = list(map(sum, read))
+        self.once[rows] = [max(each, default=0) for each in read]
+        self.completion_tokens[rows] = [sum(example.completion_tokens for example in each) for each in found]
+        self.cut[rows] = [sum(length > limit for length in each) for each in lengths]
         for row, conversation, each, examples in zip(rows, conversations, rendered, found, strict=True):
-            lengths = [len(encoded.tokens) for encoded in each.encoded]
-            self.rendered[row] = True
-            read = [min(length, limit) - 1 for length in lengths]
-            self.tokens[row], self.once[row] = sum(read), max(read, default=0)
-            self.completion_tokens[row] = sum(example.completion_tokens for example in examples)
-            self.cut[row] = sum(length > limit for length in lengths)
             if each.problem:
                 self.problems[row] = each.problem
-            elif lengths and not examples:
+            elif each.encoded and not examples:
                 self.lost[row] = conversation.source
             if self.watch:
                 self.watch(conversation, each.signs)

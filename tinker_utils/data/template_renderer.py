@@ -72,8 +72,7 @@ class TemplateRenderer(Renderer):
         signs = set()
         try:
             for index, prompt, answered in turns:
-                asked = any(message["role"] == "user" for message in messages[:index])
-                if isinstance(prompt, RenderingError) and not asked:
+                if isinstance(prompt, RenderingError) and _asks_nothing(messages[:index]):
                     signs.add("greeting")
                     continue
                 whole, given = _text(answered), _text(prompt)
@@ -150,6 +149,10 @@ def _text(text: str | RenderingError) -> str:
     if isinstance(text, RenderingError):
         raise text
     return text
+
+
+def _asks_nothing(messages: Sequence[Message]) -> bool:
+    return all(message["role"] != "user" for message in messages)
 
 
 def _with_remedy(error: RenderingError, messages: Sequence[Message]) -> str:
