@@ -117,7 +117,8 @@ def check_served(
     files, checkpoint = best_checkpoint(run)
     name = server.only_adapter() if model is None else model
     config = load_config_from_yaml(files.config, "run")
-    examples = _spread(prepared(config, preparation, files.read_state()), rows)
+    planned = preparation.config if preparation else config
+    examples = _spread(prepared(planned, preparation, files.read_state()), rows)
     served = [server.logprobs(name, example.tokens.tolist()) for example in examples]
     with service_of(files, service) as own:
         trained, base = own.logprobs(examples, config, checkpoint), own.logprobs(examples, config)
