@@ -191,6 +191,7 @@ def test_the_public_names_are_these():
         "TinkerUtilsError",
         "TrainingConfig",
         "TrainingResult",
+        "check_served",
         "compare",
         "config_form",
         "connect",

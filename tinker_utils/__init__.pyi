@@ -3,6 +3,7 @@ from .config.settings import TrainingConfig as TrainingConfig, load_config_from_
 from .early_stopping import EarlyStopping as EarlyStopping
 from .errors import TinkerUtilsError as TinkerUtilsError
 from .export.adapter import export_adapter as export_adapter
+from .export.served import check_served as check_served
 from .plan.plan import prepare as prepare
 from .run.metrics import read_metrics as read_metrics
 from .run.state import TrainingResult as TrainingResult

@@ -1,6 +1,7 @@
 """The command `tinker-utils`: thin commands over what the package has.
 
-Exit code 0: done. Exit code 1: the run failed. Exit code 2: it was not begun, and one sentence on stderr says why.
+Exit code 0: done. Exit code 1: the run failed, or something else is served. Exit code 2: it was not begun, and one
+sentence on stderr says why.
 """
 
 from __future__ import annotations
@@ -92,6 +93,14 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_served(options: argparse.Namespace) -> int:
+    from tinker_utils.export.served import check_served
+
+    found = check_served(options.run_directory, options.url, options.model, service=options.service)
+    print(found)
+    return 0 if found.verdict == "as evaluated" else 1
+
+
 def _config(options: argparse.Namespace) -> TrainingConfig:
     return load_config_from_yaml(options.config, options.section, overrides=dict(map(_setting, options.set)))
 
@@ -130,6 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="tabulate what differs between runs")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     compare.set_defaults(run=_compare)
+
+    served = commands.add_parser("check-served", help="ask a server whether it serves what a run evaluated")
+    served.add_argument("run_directory", type=Path, metavar="RUN")
+    served.add_argument("url", metavar="URL", help="an OpenAI-compatible server, such as http://localhost:8000/v1")
+    served.add_argument("--model", metavar="NAME", help="what it serves the adapter as, default: its only one")
+    served.add_argument("--service", metavar="URL", help="where the run was trained, if at a URL")
+    served.set_defaults(run=_check_served)
     commands.add_parser("serve", help="run the embedded service; see serve --help", add_help=False)
     commands.add_parser("visualize", help="draw the curves of a run; see visualize --help", add_help=False)
     return parser

@@ -17,15 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer
 
 from tinker_utils.basics.files import MARK
+from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.comparison import table
 from tinker_utils.config.settings import dump_config, load_config_from_yaml
 from tinker_utils.data.files import read_conversations
 from tinker_utils.data.renderers import render
 from tinker_utils.data.report import duplicate_table, length_table, truncation_table
 from tinker_utils.errors import TinkerUtilsError
+from tinker_utils.export.openai_server import prompt_logprobs
 from tinker_utils.local.server.model_source import PACKAGED_DIRECTORY
 from tinker_utils.local.server.rest import describe_checkpoint
 from tinker_utils.local.store.checkpoint import CheckpointInfo
@@ -202,6 +205,13 @@ def directory(place: Path, content: bytes) -> None:
     assert _foreign(root).items() >= known.items()
 
 
+def served(directory: Path, content: bytes) -> None:
+    """What a server answers that is asked for the log-probabilities of five tokens, which says it or is refused."""
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        found = prompt_logprobs(parse_json(content), [5, 6, 7, 8, 9])
+        assert found.shape == (4,) and np.isfinite(found).all()
+
+
 TARGETS: dict[str, Target] = {
     "directory": directory,
     "config": config,
@@ -213,6 +223,7 @@ TARGETS: dict[str, Target] = {
     "trainer": trainer,
     "cookbook": cookbook,
     "checkpoint": checkpoint,
+    "served": served,
 }
 
 

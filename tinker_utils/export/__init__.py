@@ -1,4 +1,4 @@
-"""The export of a run: its best adapter, in the format that PEFT reads."""
+"""The export of a run: its best adapter, in the format that PEFT reads, and whether a server serves it."""
 
 import lazy_loader
 

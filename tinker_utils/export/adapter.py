@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,28 +37,48 @@ def export_adapter(
         ServiceError: the service does not have the checkpoint any more, or cannot export it whole; or it is at a URL
             that was not given.
     """
-    files = RunDirectory(run.output_dir if isinstance(run, TrainingResult) else run)
+    files, checkpoint = best_checkpoint(run)
     target = files.adapter if directory is None else as_path(directory, "directory")
+    with service_of(files, service) as own:
+        own.download_adapter(checkpoint, target)
+    return target
+
+
+def best_checkpoint(run: TrainingResult | Path | str) -> tuple[RunDirectory, str]:
+    """Return a run's directory, and the `tinker://` path of its best checkpoint.
+
+    Raises:
+        RunDirectoryError: it has none yet.
+    """
+    files = RunDirectory(run.output_dir if isinstance(run, TrainingResult) else run)
     state = files.read_state()
-    checkpoint = state.best_checkpoint if state else None
-    if not checkpoint:
+    if not (state and state.best_checkpoint):
         raise RunDirectoryError(f"{files.path}: has no checkpoint to export; train there first.")
+    return files, state.best_checkpoint
+
+
+@contextlib.contextmanager
+def service_of(files: RunDirectory, service: Service | str | None) -> Iterator[Service]:
+    """Give the service that trained a run, as `export_adapter` says, and close what was opened for it.
+
+    Raises:
+        ServiceError: it cannot be reached, or it is at a URL that was not given.
+    """
     if isinstance(service, Service):
-        service.download_adapter(checkpoint, target)
-        return target
+        yield service
+        return
     config = load_config_from_yaml(files.config, "run")
     if service is None and config.service not in ("tinker", "local"):
         raise ServiceError(
             f"{files.config}: names the service {config.service}, and no directory is believed in that; if you trust "
-            f"that address, call export_adapter(…, service={config.service!r})."
+            f"that address, give it: service={config.service!r}."
         )
     # Nor is it believed in which variable holds a key.
     trusted = replace(
         config, service=config.service if service is None else service, service_key_env=TrainingConfig.service_key_env
     )
     with connect(trusted, files.local_store) as own:
-        own.download_adapter(checkpoint, target)
-    return target
+        yield own
 
 
 def loading_lines(adapter: Path | str, model: str) -> str:

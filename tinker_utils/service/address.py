@@ -32,20 +32,36 @@ def client_options(config: TrainingConfig) -> dict[str, Any]:
         url = str(RULES["service"].check(url))
     except ConfigError as error:  # only the environment was not looked at yet
         raise ServiceError(f"TINKER_BASE_URL: {error}") from error
+    key, place = key_of(url, config.service_key_env)
+    if is_hosted(url):
+        return {"base_url": url}
+    # One that does not begin so would have the SDK look for another: the hosted service's.
+    if key and not key.startswith(_BEGINNINGS):
+        raise _no_key(place)
+    return {"base_url": url, "api_key": key or PLACEHOLDER}
+
+
+def key_of(url: str, variable: str) -> tuple[str | None, str]:
+    """Return the key that belongs to a URL, and where it was looked for.
+
+    Args:
+        url: an address; the hosted service's is given that service's key.
+        variable: the environment variable that holds the key of any other.
+
+    Returns:
+        None in the key's place where there is none, or where it could be read on its way.
+
+    Raises:
+        ServiceError: what is there can be no key.
+    """
+    key, place = None if in_the_clear(url) else os.environ.get(variable), variable
     if is_hosted(url):
         key, place = os.environ.get(HOSTED_KEY), HOSTED_KEY
         if not key:
             key, place = stored_key(), "the key of `tinker auth login`"
-        if key and not KEY_SIGNS.fullmatch(key):
-            raise _no_key(place)
-        return {"base_url": url}
-    key = os.environ.get(config.service_key_env)
-    if not key or in_the_clear(url):
-        return {"base_url": url, "api_key": PLACEHOLDER}
-    # One that does not begin so would have the SDK look for another: the hosted service's.
-    if not (KEY_SIGNS.fullmatch(key) and key.startswith(_BEGINNINGS)):
-        raise _no_key(config.service_key_env)
-    return {"base_url": url, "api_key": key}
+    if key and not KEY_SIGNS.fullmatch(key):
+        raise _no_key(place)
+    return key or None, place
 
 
 def is_hosted(url: str) -> bool:
@@ -57,6 +73,6 @@ def is_hosted(url: str) -> bool:
 def _no_key(place: str) -> ServiceError:
     """Return the refusal of a key that no request can carry: the SDK would try it for five minutes, in silence."""
     return ServiceError(
-        f"{place}: is no key, which begins with tml- (or eyJ) and has no space, line break or other sign in it; set it "
-        "anew, for example by export NAME=\"$(tr -d '\\r\\n' < FILE)\"."
+        f"{place}: is no key, which (a Tinker server's begins with tml- or eyJ) has no space or line break in it; set "
+        "it anew, for example by export NAME=\"$(tr -d '\\r\\n' < FILE)\"."
     )

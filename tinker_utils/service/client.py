@@ -18,8 +18,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.threads import in_background
+from tinker_utils.batching import Example, in_batches
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.local.launcher import WEIGHTED_LOGPROBS, LocalService, lora_user_metadata, start_local_service
@@ -195,6 +199,26 @@ class Service(Closing):
             return self._client.create_sampling_client(model_path=checkpoint).result()
         trained = self._loaded(checkpoint)
         return trained.save_weights_and_get_sampling_client().result()
+
+    def logprobs(
+        self, examples: Sequence[Example], config: TrainingConfig, checkpoint: str | None = None
+    ) -> list[NDArray[np.float64]]:
+        """Return the log-probability of each target that has a weight, as an evaluation of a checkpoint sees it.
+
+        Args:
+            examples: the rows.
+            config: the run's settings.
+            checkpoint: a `tinker://` path; the base model if it is None.
+
+        Returns:
+            Of each example, float64, shape [n].
+        """
+        with service_errors(f"evaluating {checkpoint or 'the base model'}"):
+            model = Model(self._loaded(checkpoint)) if checkpoint else self.new_model(config)
+            found = model.submit_logprobs(list(in_batches(examples, config.batch_size))).result()
+        if [len(row) for row in found] != [example.token_count for example in examples]:
+            raise ServiceError("reading log-probabilities: the service does not give one for each token of each row.")
+        return found
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Ask the service about a checkpoint that is needed; raise a CheckpointGoneError if it is damaged or gone."""

@@ -100,12 +100,23 @@ class Model:
 
         Its result is the loss of each batch.
         """
-        futures = tuple(
-            self._client.forward(datums(batch, [example.weights for example in batch.data]), _CROSS_ENTROPY).future()
-            for batch in batches
-        )
+        futures = self._forward(batches)
         return Submitted(
             futures, lambda: [_batch_loss(f.result(), batch, 1) for f, batch in zip(futures, batches, strict=True)]
+        )
+
+    def submit_logprobs(self, batches: Sequence[Batch]) -> Submitted[list[NDArray[np.float64]]]:
+        """Do as `submit_evaluation`, for the log-probability of each target: of each example, float64, shape [n].
+
+        Those of targets without a weight may be missing: they are then 0.
+        """
+        futures = self._forward(batches)
+        return Submitted(futures, lambda: [row for future in futures for row in logprobs_of(future.result())])
+
+    def _forward(self, batches: Sequence[Batch]) -> tuple[Future[Any], ...]:
+        return tuple(
+            self._client.forward(datums(batch, [example.weights for example in batch.data]), _CROSS_ENTROPY).future()
+            for batch in batches
         )
 
     def submit_save(self, name: str) -> Submitted[str]:
@@ -177,6 +188,11 @@ def datums(batch: Batch, weights: Sequence[NDArray[np.float32]]) -> list[tinker.
         )
         for example, weight in zip(batch.data, weights, strict=True)
     ]
+
+
+def logprobs_of(output: Any) -> list[NDArray[np.float64]]:
+    """Return the log-probabilities of a response, float64, one array a row."""
+    return [np.asarray(row["logprobs"].data, np.float64) for row in output.loss_fn_outputs]
 
 
 def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:

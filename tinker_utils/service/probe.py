@@ -33,7 +33,7 @@ from tinker_utils.run.state import ServerProbe
 from tinker_utils.service.address import is_hosted
 from tinker_utils.service.client import Service, open_connection
 from tinker_utils.service.failures import service_error, service_errors
-from tinker_utils.service.model import Model, Submitted, datums, figures_of
+from tinker_utils.service.model import Model, Submitted, datums, figures_of, logprobs_of
 
 MAX_TOKENS = 1200
 """Tokens that a probe sends at most."""
@@ -262,7 +262,7 @@ class _Trial:
 
     def _logprobs(self, model: Model) -> NDArray[np.float64]:
         """Return the log-probabilities of the tokens of both rows."""
-        return _logprobs(self._pass(model.client.forward, _BOTH, 1.0).result(_ANSWER_SECONDS))
+        return np.concatenate(logprobs_of(self._pass(model.client.forward, _BOTH, 1.0).result(_ANSWER_SECONDS)))
 
     def _pull(
         self, parts: list[list[Row]], rate: float, weight: float = 1.0, clip: float = 0.0, eps: float = _EPS
@@ -291,10 +291,6 @@ class _Trial:
         weights = [weight * example.weights for example in batch.data]
         future: Future[Any] = call(datums(batch, weights), "cross_entropy").future()
         return future
-
-
-def _logprobs(output: Any) -> NDArray[np.float64]:
-    return np.concatenate([np.asarray(each["logprobs"].data, np.float64) for each in output.loss_fn_outputs])
 
 
 def _input(tokens: Row) -> Any:
