@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from tinker_utils.basics.files import MARK
 from tinker_utils.comparison import table
-from tinker_utils.config.settings import dump_config, load_config_from_yaml
+from tinker_utils.config.loading import dump_config, load_config_from_yaml
 from tinker_utils.data.files import read_conversations
 from tinker_utils.data.renderers import render
 from tinker_utils.data.report import duplicate_table, length_table, truncation_table

@@ -1,0 +1,94 @@
+"""Tables in Arrow's memory layout → lines of JSON: Parquet, Arrow and Feather files, data sets of the hub.
+
+Arrow gives each row all keys that any row has: the tools of a conversation get the parameters of all others. Those
+without a value are left out, as they are in JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from typing import IO, Any
+
+import msgspec
+
+from tinker_utils.basics.redaction import first_line
+from tinker_utils.data.sources.naming import NamedData
+from tinker_utils.errors import DataError
+
+# Bytes in memory of rows that become JSON together, and how many they may be.
+_TOGETHER, _MAX_ROWS = 1 << 20, 4096
+
+
+def parquet_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
+    """Yield the rows of a Parquet file as lines, a page after the other."""
+    parquet = _package("pyarrow.parquet", place).ParquetFile(file, buffer_size=_TOGETHER)
+    groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+    largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    rows = min(_MAX_ROWS, max(1, _TOGETHER // max(1, largest)))
+    yield from _lines(parquet.iter_batches(rows))
+
+
+def arrow_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
+    """Yield the rows of an Arrow file or stream as lines, a record batch after the other."""
+    ipc = _package("pyarrow.ipc", place)
+    if file.read(6) != b"ARROW1":
+        file.seek(0)
+        yield from _lines(ipc.open_stream(file))
+    else:
+        opened = ipc.open_file(file)
+        yield from _lines(opened.get_batch(i) for i in range(opened.num_record_batches))
+
+
+def named_rows(named: NamedData) -> Iterator[list[bytes]]:
+    """Yield the rows of a split of a data set as lines.
+
+    Raises:
+        DataError: there is none of this name and split, or it cannot be had.
+    """
+    datasets = _package("datasets", named)
+    try:
+        if named.is_saved:
+            saved = datasets.load_from_disk(named.name)
+            data = saved[named.split] if hasattr(saved, "keys") else saved
+        else:
+            data = datasets.load_dataset(named.name, named.config, split=named.split, revision=named.revision)
+    except Exception as error:  # of a package that raises what it likes
+        raise DataError(
+            f"{named}: cannot be loaded ({type(error).__name__}: {first_line(str(error))}); expected the name of a "
+            "data set on the hub, or a directory that holds one, and one of its splits."
+        ) from error
+    tables = data.with_format("arrow").iter(_MAX_ROWS)
+    yield from _lines(batch for table in tables for batch in table.to_batches())
+
+
+def _lines(batches: Iterable[Any]) -> Iterator[list[bytes]]:
+    encode = msgspec.json.Encoder(enc_hook=str).encode
+    for batch in batches:
+        rows = max(1, _TOGETHER * batch.num_rows // max(1, batch.nbytes))
+        for start in range(0, batch.num_rows, rows):
+            yield [encode(_without_nulls(row)) for row in batch.slice(start, rows).to_pylist()]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys that have none, and with bytes that are text as text."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return {"bytes": len(value)}
+    return value
+
+
+def _package(name: str, place: object) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f"{place}: needs the package {name.partition('.')[0]} to be read ({first_line(str(error))}); install "
+            "tinker-utils[datasets]."
+        ) from error
