@@ -230,7 +230,7 @@ class ChatIndex:
         others: list[int] = []
         is_plain, read = self._reader.is_plain, 0
         for i, raw in enumerate(lines):
-            if is_plain and _ends_with_an_answer(raw):
+            if is_plain and raw and _ends_with_an_answer(raw):
                 continue
             read += 1
             if not raw.removeprefix(codecs.BOM_UTF8).strip():

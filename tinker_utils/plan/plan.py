@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +207,14 @@ def prepare(
     findings = [_watched(file) if _is_small(file) or file is not opened[0] else None for file in opened]
     valid, asked = None, config.samples_at_evaluation
     sampled: list[Conversation] = []
+    unasked: list[str] = []
     for file in opened[1:]:
         valid = render_all(file, config.max_skipped_share)
-        sampled = [each for each in file.chats.conversations(range(len(file))[:asked]) if each.last_assistant() != 0]
+        first = file.chats.conversations(range(len(file))[:asked])
+        sampled = [conversation for conversation in first if conversation.last_assistant() != 0]
+        if without := len(first) - len(sampled):
+            of = f"{without:,} of its first {len(first):,} lines"
+            unasked.append(f"{file.chats.name}: {of} have no prompt to sample an answer to.")
     train, batches = _planned(opened[0], config)
     return Plan(
         config,
@@ -223,7 +228,7 @@ def prepare(
         reader=reader,
         chats=chats,
         files=_files(chats, found),
-        findings=tuple(chain.from_iterable(_told(*each, config) for each in zip(opened, findings, strict=True))),
+        findings=(*unasked, *chain.from_iterable(map(_told, opened, findings, repeat(config)))),
     )
 
 

@@ -6,13 +6,14 @@ without a value are left out, as they are in JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import IO, Any
 
 import msgspec
 
 from tinker_utils.basics.redaction import first_line
+from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.data.sources.naming import NamedData
 from tinker_utils.errors import DataError
 
@@ -22,7 +23,7 @@ _TOGETHER, _MAX_ROWS = 1 << 20, 4096
 
 def parquet_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
     """Yield the rows of a Parquet file as lines, a page after the other."""
-    parquet = _package("pyarrow.parquet", place).ParquetFile(file, buffer_size=_TOGETHER)
+    parquet = _package("pyarrow.parquet", place).ParquetFile(file, buffer_size=_TOGETHER, pre_buffer=False)
     groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
     largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
     rows = min(_MAX_ROWS, max(1, _TOGETHER // max(1, largest)))
@@ -54,8 +55,9 @@ def named_rows(named: NamedData) -> Iterator[list[bytes]]:
         else:
             data = datasets.load_dataset(named.name, named.config, split=named.split, revision=named.revision)
     except Exception as error:  # of a package that raises what it likes
+        cause = error.__cause__ or error  # that it could not be generated says nothing
         raise DataError(
-            f"{named}: cannot be loaded ({type(error).__name__}: {first_line(str(error))}); expected the name of a "
+            f"{named}: cannot be loaded ({type(cause).__name__}: {first_line(str(cause))}); expected the name of a "
             "data set on the hub, or a directory that holds one, and one of its splits."
         ) from error
     tables = data.with_format("arrow").iter(_MAX_ROWS)
@@ -63,25 +65,37 @@ def named_rows(named: NamedData) -> Iterator[list[bytes]]:
 
 
 def _lines(batches: Iterable[Any]) -> Iterator[list[bytes]]:
-    encode = msgspec.json.Encoder(enc_hook=str).encode
+    encode, plain = msgspec.json.Encoder(enc_hook=str).encode, None
     for batch in batches:
+        plain = plain or _struct(batch.schema)
         rows = max(1, _TOGETHER * batch.num_rows // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, rows):
-            yield [encode(_without_nulls(row)) for row in batch.slice(start, rows).to_pylist()]
+            yield [encode(plain(row)) for row in batch.slice(start, rows).to_pylist()]
 
 
-def _without_nulls(value: Any) -> Any:
-    """Return a value without the keys that have none, and with bytes that are text as text."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return {"bytes": len(value)}
-    return value
+def _plain(type: Any) -> Callable[[Any], Any]:
+    """Return what makes a value of this type, other than None, what it is in JSON."""
+    if getattr(type, "extension_name", "") == "arrow.json":  # a text; so `datasets` keeps what has no one type
+        return parse_json
+    if hasattr(type, "value_field"):
+        member = _plain(type.value_type)
+        return lambda values: [None if value is None else member(value) for value in values]
+    if "binary" in str(type):
+        return _as_text
+    return _struct(type) if str(type).startswith("struct") else lambda value: value
+
+
+def _struct(fields: Iterable[Any]) -> Callable[[Any], Any]:
+    members = [(field.name, _plain(field.type)) for field in fields]
+    return lambda row: {name: plain(row[name]) for name, plain in members if row[name] is not None}
+
+
+def _as_text(value: bytes) -> Any:
+    """Return the text that bytes are, as some programs write one; else an object, which is no text anywhere."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"bytes": len(value)}
 
 
 def _package(name: str, place: object) -> Any:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+import msgspec
+
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.data.formats.messages import kind_of
@@ -23,6 +25,8 @@ _MAX_ROW = 64 << 20
 _BLANK = " \t\r\n"
 # JSON that breaks off is reported up to so many signs before its end, and a text that does, at its beginning.
 _UNFINISHED = 16
+# A number may go on where so many signs follow it, as 1 does where `e+` follows.
+_OF_A_NUMBER = 2
 _NESTED = re.compile(r"\s*\[\s*[\[{]")
 
 
@@ -74,8 +78,9 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
     if delimiter == "," and b"," not in header and b";" in header:
         delimiter = ";"  # as a spreadsheet writes it where numbers have a decimal comma
     csv.field_size_limit(max(_MAX_ROW, csv.field_size_limit()))
-    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    lines_read = iter(lambda: file.readline(_MAX_ROW), b"")
+    decoded = (line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape") for line in lines_read)
+    reader = csv.reader(decoded, delimiter=delimiter, strict=True)
     try:
         names = [name or f"column {i}" for i, name in enumerate(next(reader, []), start=1)]  # as pandas' index is
         if len(set(names)) < len(names):
@@ -99,7 +104,10 @@ def _row(names: list[str], fields: list[str]) -> bytes:
     if len(fields) != len(names):  # a delimiter without quotation marks: what is in which column is not known
         row = {f"{len(fields)} fields in {len(names)} columns": True}
     row |= {name: turns for name, cell in row.items() if (turns := _turns(name, cell))}
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    try:
+        return msgspec.json.encode(row)
+    except UnicodeEncodeError:  # not UTF-8, as it stays
+        return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
 def _turns(column: str, cell: object) -> Any:
@@ -156,7 +164,7 @@ class _Text:
         while True:
             try:
                 value, end = self._decode(self._text, self.at)
-                if end < len(self._text) or self._is_last:  # a number may go on
+                if end + _OF_A_NUMBER < len(self._text) or self._is_last:
                     start, self.at = self.at, end
                     return value, self._text[start:end]
             except (ValueError, RecursionError) as error:
