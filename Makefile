@@ -133,7 +133,7 @@ $(PEERS)/.installed: benchmarks/requirements-templates.txt | $(INSTALLED)
 
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet ".[local,notebook,dev]"
+	build/lock/bin/python -m pip install --quiet ".[local,datasets,notebook,dev]"
 	build/lock/bin/python -m pip freeze --all --exclude tinker-utils --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 clean:

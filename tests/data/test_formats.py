@@ -179,6 +179,10 @@ def test_columns_and_formats_that_there_are_not_are_refused():
         RowReader("alpca")
     with pytest.raises(ConfigError, match="data.columns: expected keys of a format"):
         TrainingConfig(columns={"prompt": "a", "completion": "a"})
+    reader = RowReader(columns={"prompt": "question", "input": "context"})
+    reader.conversation({"question": "a", "completion": "b"}, PLACE)
+    with pytest.raises(ConfigError, match="data.columns: no row has 'context', which is named for input"):
+        reader.check_columns()
     with pytest.raises(DataError, match=r"has no `reply` .data.columns: completion., which data.format: prompt_comp"):
         read({"prompt": "a"}, {"completion": "reply"}, "prompt_completion")
 
@@ -265,8 +269,8 @@ def test_the_report_says_which_format_was_recognized_and_shows_an_example(tmp_pa
     plan = prepare(config)
     report = preflight(config, tmp_path / "run", preparation=plan)
     said = [(check.name, check.status, check.sentence) for check in report.checks]
-    assert ("format", "warn", "train.jsonl: 2 in the format sharegpt and 1 in the format alpaca.") in said
-    assert ("format", "ok", "valid.jsonl: 1 in the format text.") in said
+    assert ("format", "warn", "train.jsonl: 2 rows in the format sharegpt and 1 rows in the format alpaca.") in said
+    assert ("format", "ok", "valid.jsonl: 1 rows in the format text.") in said
     (example,) = [sentence for name, _, sentence in said if name == "example"]
     assert "2+2?" in example and example.endswith("is followed by '4<|im_end|>'.")
     assert plan.sampled == () and plan.sample_prompts == []

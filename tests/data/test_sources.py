@@ -305,6 +305,8 @@ def test_data_are_found_by_their_names(tmp_path, monkeypatch):
     for name, words in (("nowhere.jsonl", "no file"), (str(tmp_path), "a directory")):
         with pytest.raises(DataError, match=f"data.train: expected a file, or NAME:SPLIT .*{words}"):
             sources_of(config(train=name))
+    with pytest.raises(DataError, match="data.revision: is that of a data set on the hub, and none is named"):
+        sources_of(config(train=train, revision="v1"))
     # A configuration that is resolved means the same from any directory.
     monkeypatch.chdir(tmp_path)
     resolved = config(train="train.parquet", valid=".:test").resolved()

@@ -83,9 +83,18 @@ def overrides(directory: Path, content: bytes) -> None:
 
 def chat(directory: Path, content: bytes) -> None:
     """Chat data, rendered and looked at."""
-    (directory / "train.jsonl").write_bytes(content)
+    _chat(directory / "train.jsonl", content)
+
+
+def separated(directory: Path, content: bytes) -> None:
+    """The same as CSV."""
+    _chat(directory / "train.csv", content)
+
+
+def _chat(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
     with only_sentences():
-        conversations = read_conversations(directory / "train.jsonl")
+        conversations = read_conversations(path)
         duplicate_table(conversations, conversations).to_text()
         rendered = render(conversations, _tokenizer(), 64, "all_assistant")
         for example in rendered.examples[:2]:
@@ -207,6 +216,7 @@ TARGETS: dict[str, Target] = {
     "config": config,
     "overrides": overrides,
     "chat": chat,
+    "separated": separated,
     "metrics": metrics,
     "state": state,
     "samples": samples,

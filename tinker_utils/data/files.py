@@ -161,6 +161,7 @@ class ChatIndex:
         self.formats: Counter[str] = Counter()
         self._answers = answers
         self._reader = reader or RowReader()
+        self._expects_messages = self._reader.is_plain  # rows of another format mostly follow each other
         self._reading = threading.Lock()  # a place is sought and read by one thread at a time
         places, offset, number = bytearray(), 0, 1
         with Rows(source, keep=True) as rows:
@@ -228,9 +229,9 @@ class ChatIndex:
     def _usable(self, lines: list[bytes], first: int) -> NDArray[np.int64]:
         """Return which lines have something to train on, and count the others, but for blank ones."""
         others: list[int] = []
-        is_plain, read = self._reader.is_plain, 0
+        read = 0
         for i, raw in enumerate(lines):
-            if is_plain and raw and _ends_with_an_answer(raw):
+            if self._expects_messages and raw and _ends_with_an_answer(raw):
                 continue
             read += 1
             if not raw.removeprefix(codecs.BOM_UTF8).strip():
@@ -239,6 +240,7 @@ class ChatIndex:
             try:
                 conversation = parse_conversation(raw, f"{self._at}{first + i}", self._reader)
                 self.formats[conversation.format] += 1
+                self._expects_messages = self._reader.is_plain and conversation.format == MESSAGES
                 if self._answers(conversation):
                     continue
                 self.unanswered += 1

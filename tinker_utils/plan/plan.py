@@ -198,6 +198,7 @@ def prepare(
         digests = [thread.submit(_identity, source) if isinstance(source, Path) else None for source in sources]
         chats = tuple(ChatIndex(source, renderer.answers, config.max_skipped_share, reader) for source in sources)
         found = [digest.result() if digest else each.identity for digest, each in zip(digests, chats, strict=True)]
+    reader.check_columns()
     opened = [RenderedFile(each, renderer, config.max_seq_length) for each in chats]
     if len(opened) == 1 and config.early_stopping_patience:
         raise DataError(

@@ -222,8 +222,8 @@ def _of_plan(plan: Plan) -> Iterator[Check]:
 
 
 def _of_format(chats: ChatIndex) -> Check:
-    """Say which format the rows of a file were recognized to have; rows of several are seldom meant."""
-    found = " and ".join(f"{count:,} in the format {name}" for name, count in chats.formats.most_common())
+    """Return which format the rows of a file are in; several in one file are seldom meant."""
+    found = " and ".join(f"{count:,} rows in the format {name}" for name, count in chats.formats.most_common())
     return Check("format", "warn" if len(chats.formats) > 1 else "ok", f"{chats.name}: {found}.")
 
 

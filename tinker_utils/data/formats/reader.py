@@ -56,6 +56,7 @@ class RowReader:
 
     def __init__(self, format: str = AUTO, columns: Mapping[str, str] | None = None, base_dir: Path = Path()) -> None:
         self.format, self.columns = format, dict(columns or {})
+        self._seen: set[str] = set()
         self._own = _imported(format, base_dir) if ":" in format else None
         if self._own is None:
             if format not in (AUTO, *FORMATS):
@@ -80,6 +81,14 @@ class RowReader:
         columns = ", ".join(f"{name}: {column}" for name, column in sorted(self.columns.items()))
         found = {"format": "" if self.format == AUTO else self.format, "columns": columns}
         return {name: value for name, value in found.items() if value}
+
+    def check_columns(self) -> None:
+        """Raise ConfigError where no row that was read has one of the columns that the settings name."""
+        if missing := self.columns.keys() - self._seen:
+            name = min(missing)
+            raise ConfigError(
+                f"data.columns: no row has {quoted(self.columns[name])}, which is named for {name}; correct it."
+            )
 
     def conversation(self, row: object, source: str) -> Conversation:
         """Return what a row holds.
@@ -129,6 +138,7 @@ class RowReader:
     def _renamed(self, row: Row) -> tuple[Row, tuple[str, ...]]:
         """Return a row with the names of the shape, and those of its own keys that thereby lose their place."""
         columns = {name: column for name, column in self.columns.items() if column in row}
+        self._seen.update(columns)
         kept = {key: value for key, value in row.items() if key not in columns.values()}
         shadowed = tuple(sorted(key for key in kept.keys() & columns.keys() if kept[key] is not None))
         return {**kept, **{name: row[column] for name, column in columns.items()}}, shadowed
