@@ -102,6 +102,11 @@ class BatchPlan:
         return -(-len(self.conversations) // self.batch_size)
 
     @property
+    def refused(self) -> tuple[str, ...]:
+        """Return why conversations that were rendered until now cannot be used; for those rendered before: none."""
+        return ()
+
+    @property
     def total_steps(self) -> int:
         """Return optimizer steps in the whole run."""
         return self.steps_per_epoch * self.epochs

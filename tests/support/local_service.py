@@ -70,6 +70,13 @@ def post(running: Running, endpoint: str, body: Any, content_type: str = "applic
     return call(running, "POST", f"/api/v1/{endpoint}", data, {"Content-Type": content_type, **headers})
 
 
+def retrieve(running: Running, answer: dict[str, Any]) -> Any:
+    """What a request came to, as `post` gives it, by the answer that took it in; 408 says to ask again."""
+    while (found := post(running, "retrieve_future", {"request_id": answer["request_id"]}))[0] == 408:
+        pass
+    return found
+
+
 def call(
     running: Running, method: str, path: str, data: bytes | None = None, headers: dict[str, str] | None = None
 ) -> Any:

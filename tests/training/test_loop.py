@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from support.small_runs import adapter_bytes, history, records
 
+from tinker_utils.batching import epoch_order
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
+from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirectoryError, ServiceError, TinkerUtilsError
 from tinker_utils.export.adapter import export_adapter, loading_lines
@@ -611,3 +613,30 @@ def test_a_batch_that_has_lost_all_its_answers_is_passed_over(config, service, t
     assert len(trained) == 3
     assert plan.train.exact
     assert (plan.train.skipped, result.tokens) == (4, plan.train.tokens)
+
+
+def test_lines_that_turn_out_to_be_unusable_while_training_are_told_of(config, service, tmp_path, monkeypatch):
+    """Of a file that is rendered as it is trained on, most lines meet the chat template after the run has begun."""
+    monkeypatch.setattr("tinker_utils.plan.plan._RENDERED_AT_ONCE", 0)
+    monkeypatch.setattr("tinker_utils.data.streaming.BLOCK", 2)
+    data = tmp_path / "data"
+    shutil.copytree(config.data_dir, data)
+    lines = (data / "train.jsonl").read_text().splitlines()[:8]
+    picky = "{% if messages[0].content == 'refused' %}{{ raise_exception('not that') }}{% endif %}"
+    (tmp_path / "picky.jinja").write_text(picky + load_tokenizer(config).chat_template)
+    first = epoch_order(10, config.seed, 1).tolist()  # what is trained on at the end is not known at the beginning
+    for row in sorted(first[-2:]):
+        lines.insert(row, json.dumps({"messages": [{"role": r, "content": "refused"} for r in ("user", "assistant")]}))
+    (data / "train.jsonl").write_text("\n".join(lines))
+    config = dataclasses.replace(
+        config, data_dir=data, template=str(tmp_path / "picky.jinja"), batch_size=1, epochs=1, log_interval_steps=1
+    )
+    run = RunDirectory(tmp_path / "run")
+    result = fit_blocking(config, run.path, service=service)
+    assert result.steps == 10
+    told = [r["message"] for r in records(run, "notice") if "the chat template refused" in r["message"]]
+    refused = f"train.jsonl:{min(first[-2:]) + 1}", f"train.jsonl:{max(first[-2:]) + 1}"
+    assert len(told) == 2
+    assert any(place in told[0] for place in refused)
+    assert "The line is skipped" in told[0]
+    assert told[1].startswith("2 lines were skipped, as they cannot be used")

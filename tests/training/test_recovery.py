@@ -120,9 +120,9 @@ async def test_an_outage_is_told_of_while_it_lasts_and_changes_nothing(
 
 async def test_a_pause_is_told_of_with_the_services_reason(faulty, config, service, run, whole, quick_to_tell):
     faulty.faults = [
-        Fault("retrieve_future", paused("two other runs come first"), on=about(":9"), times=20),
+        Fault("retrieve_future", paused("two other runs come first"), on=about(":9"), times=6),
         Fault("optim_step", refused(402, b'{"detail": "the card has expired"}'), skip=7, times=2),
-        Fault("optim_step", refused(503), skip=11, times=6),
+        Fault("optim_step", refused(503), skip=11, times=3),
     ]
     await fit(through(faulty, config), run.path)
     kinds, messages = zip(*told(run), strict=True)

@@ -42,7 +42,9 @@ def within_bounds(render: Callable[[], T]) -> T:
         if large or time.monotonic() > deadline:
             # Python's own way to stop a thread: at its next line.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread[0]), ctypes.py_object(_EndedError))
-            raise MemoryError("it took over 1 GiB") if large else TimeoutError(f"it took over {_SECONDS:.0f} s")
+            if large:
+                raise MemoryError(f"it took over {_BYTES / 2**30:g} GiB")
+            raise TimeoutError(f"it took over {_SECONDS:.0f} s")
     return rendering.result()
 
 

@@ -225,6 +225,11 @@ class StreamedPlan(BatchPlan):
 
     conversations: RenderedFile
 
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Return why conversations that were rendered until now cannot be used, in the order in which it was found."""
+        return tuple(self.conversations.problems.values())
+
     def batch(self, step: int) -> Batch:
         """Return the batch of step `step`, from 1; empty where none of its examples has an answer left."""
         self.read_ahead(step)

@@ -88,7 +88,7 @@ class TemplateRenderer(Renderer):
             return _Draft([], [], signs=frozenset(signs))
         text = apart[-1][0]
         together = all(text.startswith(answered) for answered, _ in apart)
-        texts = [(text, [span for _, spans in apart for span in spans])] if together else apart
+        texts = apart if len(apart) == 1 or not together else [(text, [span for _, spans in apart for span in spans])]
         written = text if together else "\0".join(text for text, _ in apart)
         for message in messages[: turns[-1][0] + 1]:
             if message["content"].strip() not in written:

@@ -262,6 +262,7 @@ class TrainingLoop:
         status, reason = self.ending = self.ending or ("completed", "all epochs are done")
         self._logger.activity("finishing", "waiting for samples, and for superseded checkpoints to be removed")
         recorder.record_window()
+        recorder.record_refused()
         if status == "early_stopped":
             recorder.record_early_stop()
         recorder.publish()

@@ -49,6 +49,7 @@ class Recorder:
         self._spending = spending
         self._plan = plan
         self._warned: set[str] = set()  # what was said once
+        self._refused_before = len(plan.batches.refused)  # of which preflight tells
         self._window_began = time.monotonic() - self.progress.window_seconds
         self._replay = Replay(point.following)
         self._saved_here: ResumePoint | None = None
@@ -121,6 +122,14 @@ class Recorder:
         self.logger.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
         progress.window_nll, progress.window_tokens, progress.window_completion_tokens = 0.0, 0, 0
         self._window_began = now
+        if refused := self._plan.batches.refused[self._refused_before :]:
+            self._warn_once("refused", progress.step, f"{refused[0]} The line is skipped, and so is each of its kind.")
+
+    def record_refused(self) -> None:
+        """Say how many lines could not be used, if that was not known before they were rendered."""
+        if len(refused := self._plan.batches.refused) > self._refused_before:
+            message = f"{len(refused):,} lines were skipped, as they cannot be used; the last: {refused[-1]}"
+            self.logger.record("notice", self.progress.step, kind="warning", message=message)
 
     def rested(self, seconds: float) -> None:
         """Leave a pause out of the tokens per second."""

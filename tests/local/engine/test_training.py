@@ -17,6 +17,7 @@ from support.local_service import (
     logprobs,
     post,
     random_data,
+    retrieve,
     service_client,
 )
 from support.reference import download, reference_logprobs, reference_model
@@ -200,8 +201,8 @@ def test_requests_run_in_the_order_of_their_sequence_numbers(local_service: Runn
     assert status == 200
     status, late = post(local_service, "forward_backward", batch(model, 1), "application/x-protobuf")
     assert status == 200
-    assert post(local_service, "retrieve_future", {"request_id": early["request_id"]})[1]["metrics"]["grad_norm"] > 0
-    assert post(local_service, "retrieve_future", {"request_id": late["request_id"]})[0] == 200
+    assert retrieve(local_service, early)[1]["metrics"]["grad_norm"] > 0
+    assert retrieve(local_service, late)[0] == 200
 
 
 def test_a_repeated_request_runs_once(local_service: Running, client) -> None:
@@ -213,7 +214,7 @@ def test_a_repeated_request_runs_once(local_service: Running, client) -> None:
         step = {"model_id": model.model_id, "seq_id": 2, "adam_params": {}}
         answers = [post(local_service, "optim_step", step)[1] for _ in range(repeats)]
         assert len({answer["request_id"] for answer in answers}) == 1
-        results = [post(local_service, "retrieve_future", {"request_id": answers[0]["request_id"]}) for _ in range(2)]
+        results = [retrieve(local_service, answers[0]) for _ in range(2)]
         assert results[0] == results[1]
         norms.append(results[0][1]["metrics"]["grad_norm"])
     assert norms[0] == norms[1]

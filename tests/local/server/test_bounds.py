@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from fuzz.wire import batch
-from support.local_service import MODEL, Running, call, post
+from support.local_service import MODEL, Running, call, post, retrieve
 
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.protocol.lora import LoraSpec
@@ -32,12 +32,8 @@ def model(local_service: Running) -> str:
     opened = post(local_service, "create_session", {"tags": [], "user_metadata": {}, "sdk_version": "0.38.0"})[1]
     body = {"session_id": opened["session_id"], "model_seq_id": 0, "base_model": MODEL, "lora_config": {"rank": 2}}
     answer = post(local_service, "create_model", body)[1]
-    assert came_to(local_service, answer)["type"] == "create_model"
+    assert retrieve(local_service, answer)[1]["type"] == "create_model"
     return str(answer["model_id"])
-
-
-def came_to(running: Running, answer: dict[str, str]) -> dict[str, str]:
-    return post(running, "retrieve_future", {"request_id": answer["request_id"]})[1]
 
 
 def test_a_sequence_number_that_is_a_truth_value_fills_no_place(local_service: Running, model: str) -> None:
@@ -45,7 +41,7 @@ def test_a_sequence_number_that_is_a_truth_value_fills_no_place(local_service: R
     assert post(local_service, "save_weights", {"model_id": model, "seq_id": True, "path": "x"})[0] == 422
     status, answer = post(local_service, "save_weights", {"model_id": model, "seq_id": 1, "path": "x"})
     assert status == 200
-    assert came_to(local_service, answer)["path"].endswith("/weights/x")
+    assert retrieve(local_service, answer)[1]["path"].endswith("/weights/x")
 
 
 def test_sparse_tensors_of_a_few_bytes_cannot_stand_for_gigabytes(local_service: Running, model: str) -> None:
@@ -57,7 +53,7 @@ def test_sparse_tensors_of_a_few_bytes_cannot_stand_for_gigabytes(local_service:
         tensor.shape[:] = [4000, 65_536]
     status, answer = post(local_service, "forward_backward", message.SerializeToString(), PROTOBUF)
     assert status == 200
-    failure = came_to(local_service, answer)
+    failure = retrieve(local_service, answer)[1]
     assert failure["category"] == "user"
     assert "expand to more than" in failure["error"]
 
@@ -80,7 +76,7 @@ def test_more_rows_than_are_ever_sent_are_refused(local_service: Running, model:
         message.data.add()
     status, answer = post(local_service, "forward_backward", message.SerializeToString(), PROTOBUF)
     assert status == 200
-    assert "rows" in came_to(local_service, answer)["error"]
+    assert "rows" in retrieve(local_service, answer)[1]["error"]
 
 
 def test_a_request_far_ahead_of_its_turn_is_refused(local_service: Running, model: str) -> None:
@@ -157,7 +153,7 @@ def test_any_temperature_draws_a_token(local_service: Running, model: str) -> No
             "sampling_session_id": sampler,
             "seq_id": sequence,
         }
-        drawn.append(came_to(local_service, post(local_service, "asample", body)[1]))
+        drawn.append(retrieve(local_service, post(local_service, "asample", body)[1])[1])
     assert all(isinstance(answer, bytes) for answer in drawn)
     assert drawn[0] == drawn[1] == drawn[2]  # the limit of a falling temperature is the likeliest token
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-PIECES, PIECE_BYTES, ROUNDS, PAGE_BYTES = 4, 24 << 20, 5, 4096
+PIECES, PIECE_BYTES, ROUNDS, PAGE_BYTES = 2, 24 << 20, 2, 4096
 PROGRAM = f"""
 import resource, sys
 from tinker_utils.local.server.serve import keep_freed

@@ -34,7 +34,7 @@ from tinker_utils.local.store.store import Store
 # Two threads that wait for each other on a busy machine are slower than one.
 torch.set_num_threads(1)
 
-_STRETCH, _STRETCHES = 30, 6
+_STRETCH, _STRETCHES = 15, 6
 """Steps in a stretch, and stretches."""
 
 
@@ -94,7 +94,9 @@ class Client:
         return str((await self.post(endpoint, body))["request_id"])
 
     async def retrieve(self, request_id: str) -> httpx.Response:
-        response = await self._http.post("/api/v1/retrieve_future", json={"request_id": request_id})
+        body = {"request_id": request_id}
+        while (response := await self._http.post("/api/v1/retrieve_future", json=body)).status_code == 408:
+            pass  # ask again
         assert response.status_code == 200
         assert not response.content.startswith(b'{"error"')
         return response

@@ -14,7 +14,7 @@ import pytest
 import tinker
 from fuzz.mutation import damaged
 from fuzz.wire import batch, mutated_batch, requests
-from support.local_service import MODEL, Running, call, post, random_data, service_client
+from support.local_service import MODEL, Running, call, post, random_data, retrieve, service_client
 
 from tinker_utils.local.protocol.errors import RequestError
 from tinker_utils.local.server.connections import MAX_BODY_BYTES
@@ -36,7 +36,7 @@ def new_model(running: Running, session: str, number: int) -> str:
     body = {"session_id": session, "model_seq_id": number, "base_model": MODEL, "lora_config": {"rank": 2, "seed": 1}}
     status, answer = post(running, "create_model", body)
     assert status == 200, answer
-    post(running, "retrieve_future", {"request_id": answer["request_id"]})
+    retrieve(running, answer)
     return answer["model_id"]
 
 
@@ -180,7 +180,7 @@ def settled(running: Running, status: int, answer: Any) -> None:
     assert status == 200 or 400 <= status < 500, (status, answer)
     if status != 200 or "request_id" not in answer:
         return
-    status, answer = post(running, "retrieve_future", {"request_id": answer["request_id"]})
+    status, answer = retrieve(running, answer)
     assert status == 200, (status, answer)
     if isinstance(answer, dict) and "error" in answer:
         assert answer["category"] == "user", answer
