@@ -206,16 +206,10 @@ def prepare(
             "another by data.valid, or set early_stopping_patience: 0."
         )
     findings = [_watched(file) if _is_small(file) or file is not opened[0] else None for file in opened]
-    valid, asked = None, config.samples_at_evaluation
-    sampled: list[Conversation] = []
-    unasked: list[str] = []
+    valid, sampled, unasked = None, list[Conversation](), list[str]()
     for file in opened[1:]:
         valid = render_all(file, config.max_skipped_share)
-        first = file.chats.conversations(range(len(file))[:asked])
-        sampled = [conversation for conversation in first if conversation.last_assistant() != 0]
-        if without := len(first) - len(sampled):
-            of = f"{without:,} of its first {len(first):,} lines"
-            unasked.append(f"{file.chats.name}: {of} have no prompt to sample an answer to.")
+        sampled, unasked = _sampled(file, config.samples_at_evaluation)
     train, batches = _planned(opened[0], config)
     return Plan(
         config,
@@ -231,6 +225,16 @@ def prepare(
         files=_files(chats, found),
         findings=(*unasked, *chain.from_iterable(map(_told, opened, findings, repeat(config)))),
     )
+
+
+def _sampled(file: RenderedFile, asked: int) -> tuple[list[Conversation], list[str]]:
+    """Return which of the first conversations have a prompt to sample an answer to, and a sentence of those without."""
+    first = file.chats.conversations(range(len(file))[:asked])
+    prompted = [conversation for conversation in first if conversation.last_assistant() != 0]
+    if len(prompted) == len(first):
+        return prompted, []
+    of = f"{len(first) - len(prompted):,} of its first {len(first):,} lines"
+    return prompted, [f"{file.chats.name}: {of} have no prompt to sample an answer to."]
 
 
 def _identity(path: Path) -> tuple[int, bytes]:

@@ -6,7 +6,9 @@ without a value are left out, as they are in JSON.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import IO, Any
 
@@ -31,14 +33,20 @@ def parquet_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
 
 
 def arrow_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
-    """Yield the rows of an Arrow file or stream as lines, a record batch after the other."""
-    ipc = _package("pyarrow.ipc", place)
-    if file.read(6) != b"ARROW1":
-        file.seek(0)
-        yield from _lines(ipc.open_stream(file))
+    """Yield the rows of an Arrow file or stream as lines.
+
+    A record batch may be as large as the file. So that is mapped into memory, and let go of again piece by piece.
+    """
+    arrow, ipc = _package("pyarrow", place), _package("pyarrow.ipc", place)
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content, pool = arrow.py_buffer(mapped), arrow.system_memory_pool()  # which gives back at once what is freed
+    if mapped[:6] == b"ARROW1":
+        opened = ipc.open_file(content, memory_pool=pool)
+        batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
     else:
-        opened = ipc.open_file(file)
-        yield from _lines(opened.get_batch(i) for i in range(opened.num_record_batches))
+        batches = ipc.open_stream(content, memory_pool=pool)
+    advice = getattr(mmap, "MADV_DONTNEED", None)  # Windows has none
+    yield from _lines(batches, partial(mapped.madvise, advice) if advice else bool)
 
 
 def named_rows(named: NamedData) -> Iterator[list[bytes]]:
@@ -64,13 +72,15 @@ def named_rows(named: NamedData) -> Iterator[list[bytes]]:
     yield from _lines(batch for table in tables for batch in table.to_batches())
 
 
-def _lines(batches: Iterable[Any]) -> Iterator[list[bytes]]:
+def _lines(batches: Iterable[Any], let_go: Callable[[], object] = bool) -> Iterator[list[bytes]]:
     encode, plain = msgspec.json.Encoder(enc_hook=str).encode, None
     for batch in batches:
         plain = plain or _struct(batch.schema)
         rows = max(1, _TOGETHER * batch.num_rows // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, rows):
+            let_go()
             yield [encode(plain(row)) for row in batch.slice(start, rows).to_pylist()]
+        del batch  # before the next one is unpacked
 
 
 def _plain(type: Any) -> Callable[[Any], Any]:

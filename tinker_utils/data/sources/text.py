@@ -75,8 +75,8 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
         DataError: it is no CSV, or its columns have no names.
     """
     header = cast(io.BufferedReader, file).peek(_PIECE).partition(b"\n")[0]
-    if delimiter == "," and b"," not in header and b";" in header:
-        delimiter = ";"  # as a spreadsheet writes it where numbers have a decimal comma
+    if delimiter == "," and b"," not in header:  # as a spreadsheet writes it where numbers have a decimal comma
+        delimiter = next((each for each in ";\t" if each.encode() in header), delimiter)
     csv.field_size_limit(max(_MAX_ROW, csv.field_size_limit()))
     lines_read = iter(lambda: file.readline(_MAX_ROW), b"")
     decoded = (line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape") for line in lines_read)
