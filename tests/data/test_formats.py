@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ import tinker_utils
 from tinker_utils.config.loading import load_config_from_yaml
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
+from tinker_utils.data.files import ChatIndex
 from tinker_utils.data.formats.messages import chat_messages
 from tinker_utils.data.formats.reader import RowReader
 from tinker_utils.data.renderers import as_renderer
@@ -187,11 +189,17 @@ def test_columns_and_formats_that_there_are_not_are_refused():
         read({"prompt": "a"}, {"completion": "reply"}, "prompt_completion")
 
 
-def test_keys_that_columns_put_out_of_their_place_are_named():
+def test_keys_that_columns_put_out_of_their_place_are_named(tmp_path):
     row = {"question": "2+2?", "prompt": "id 7", "completion": "4"}
     conversation = read(row, {"prompt": "question"})
     assert conversation.messages[0]["content"] == "2+2?"
     assert conversation.unused == ("prompt",)
+    # So are those beside messages, in rows that could be read more quickly without them.
+    (tmp_path / "train.jsonl").write_text(json.dumps(SAME[0][0] | {"functions": [{"type": "function"}]}))
+    reader = RowReader(columns={"tools": "functions"})
+    (conversation,) = ChatIndex(tmp_path / "train.jsonl", reader=reader)
+    reader.check_columns()
+    assert (conversation.tools, conversation.unused) == (({"type": "function"},), ())
     # A format that is named is that of a row which would be taken for another by its keys.
     assert read({"instruction": "a", "output": "b", "text": "c"}, format="text").messages[0]["content"] == "c"
 
@@ -222,7 +230,8 @@ def test_a_format_of_ones_own_as_in_the_documentation(own_format):
         "<|im_start|>user\nIt does not start.<|im_end|>\n<|im_start|>assistant\nPlug it in.<|im_end|>"
     )
     assert plan.findings == ("tickets.jsonl: keys of its 1 lines that nothing uses: 'id' (1).",)
-    assert plan.rendering["format"] == "my_formats:tickets"
+    digest = hashlib.sha256((own_format.parent / "my_formats.py").read_bytes()).hexdigest()
+    assert plan.rendering["format"] == f"my_formats:tickets {digest[:12]}"
     with (own_format.parent / "tickets.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"customer": "Hello?", "state": "open"}\n{"state": "solved", "agent": "Yes."}\n')
     with pytest.raises(DataError) as refused:

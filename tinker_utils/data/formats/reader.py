@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from tinker_utils.data.formats.shapes import (
     sharegpt,
     text,
 )
+from tinker_utils.data.template import short_digest
 from tinker_utils.errors import ConfigError, DataError
 
 AUTO = "auto"
@@ -73,13 +75,14 @@ class RowReader:
     @property
     def is_plain(self) -> bool:
         """Return whether a row that has nothing but messages can only be read in one way."""
-        return self.format in (AUTO, MESSAGES) and MESSAGES not in self.columns
+        return self.format in (AUTO, MESSAGES) and not self.columns
 
     @property
     def identity(self) -> dict[str, str]:
         """Return what the settings say of how rows are read, by name; empty where they say nothing."""
         columns = ", ".join(f"{name}: {column}" for name, column in sorted(self.columns.items()))
-        found = {"format": "" if self.format == AUTO else self.format, "columns": columns}
+        format = f"{self.format} {_version(self._own)}" if self._own else self.format
+        found = {"format": "" if format == AUTO else format, "columns": columns}
         return {name: value for name, value in found.items() if value}
 
     def check_columns(self) -> None:
@@ -151,6 +154,14 @@ class RowReader:
 _EXPECTED = (
     '{"messages": [at least one message]}, conversations, prompt and completion, instruction and output, or text'
 )
+
+
+def _version(function: Any) -> str:
+    """Return a digest of the module that a function is from, which tells another version of it."""
+    try:
+        return short_digest(inspect.getsource(inspect.getmodule(function)))  # type: ignore[arg-type]
+    except (OSError, TypeError):  # it has no source
+        return ""
 
 
 def _text(row: Row, source: str, name: str, shadowed: tuple[str, ...]) -> Conversation:
