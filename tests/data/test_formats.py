@@ -263,6 +263,12 @@ def test_no_code_is_imported_because_a_run_directory_names_it(own_format, tmp_pa
         RowReader("json:decoder")
 
 
+def test_what_a_function_raises_is_told_with_the_place(monkeypatch):
+    monkeypatch.setattr(json, "raises", lambda row: row["text"].strip(), raising=False)
+    with pytest.raises(DataError, match=f"^{PLACE}: AttributeError: 'NoneType' object has no attribute 'strip'"):
+        RowReader("json:raises").conversation({"text": None}, PLACE)
+
+
 @pytest.mark.parametrize("returned", [None, [], {"turns": []}])
 def test_a_function_that_returns_no_row_is_said_to(monkeypatch, returned):
     monkeypatch.setattr(json, "returns", lambda row: returned, raising=False)

@@ -110,11 +110,13 @@ def spoken(conversations):
 
 @pytest.mark.parametrize("rows", [ROWS, PAIRS], ids=["messages", "pairs"])
 @pytest.mark.parametrize("name", KINDS)
-def test_any_kind_of_file_gives_the_rows_of_jsonl(tmp_path, name, rows):
+def test_any_kind_of_file_gives_the_rows_of_jsonl(tmp_path, monkeypatch, name, rows):
     (tmp_path / "lines.jsonl").write_bytes(jsonl(rows))
     (tmp_path / name).write_bytes(KINDS[name](rows))
     expected = spoken(read_conversations(tmp_path / "lines.jsonl"))
-    assert spoken(read_conversations(tmp_path / name)) == expected
+    for piece in (16, 1 << 20):
+        monkeypatch.setattr(text, "_PIECE", piece)
+        assert spoken(read_conversations(tmp_path / name)) == expected
     index = ChatIndex(tmp_path / name, lambda conversation: [1])
     assert spoken(index.conversations([4, 0, 1] if rows is ROWS else [2, 0, 1])) == [
         expected[i] for i in ([4, 0, 1] if rows is ROWS else [2, 0, 1])
@@ -218,6 +220,18 @@ def test_what_is_no_data_is_refused_by_what_it_is(tmp_path, name, content, words
         read_conversations(tmp_path / name)
 
 
+def test_bytes_that_are_text_are_read_as_text(tmp_path):
+    of_bytes = pa.struct([("role", pa.string()), ("content", pa.binary())])
+    rows = [{"messages": [{"role": role, "content": "né".encode()} for role in ("user", "assistant")], "id": b"\xff"}]
+    schema = pa.schema([("messages", pa.list_(of_bytes)), ("id", pa.large_binary())])
+    pa.parquet.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+    (conversation,) = read_conversations(tmp_path / "a.parquet")
+    assert [message["content"] for message in conversation.messages] == ["né", "né"]
+    pa.parquet.write_table(pa.table({"prompt": [b"\xff"], "completion": [b"a"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1: `prompt` is an object, neither a text nor"):
+        read_conversations(tmp_path / "a.parquet")
+
+
 def test_a_column_without_a_name_and_blank_rows_of_a_spreadsheet_do_no_harm(tmp_path):
     (tmp_path / "a.csv").write_text(",prompt,completion\n0,a,b\n,,\n1,c,d\n")
     conversations = read_conversations(tmp_path / "a.csv")
@@ -305,8 +319,9 @@ def test_data_are_found_by_their_names(tmp_path, monkeypatch):
     for name, words in (("nowhere.jsonl", "no file"), (str(tmp_path), "a directory")):
         with pytest.raises(DataError, match=f"data.train: expected a file, or NAME:SPLIT .*{words}"):
             sources_of(config(train=name))
-    with pytest.raises(DataError, match="data.revision: is that of a data set on the hub, and none is named"):
-        sources_of(config(train=train, revision="v1"))
+    for name in (train, f"{tmp_path}:test"):
+        with pytest.raises(DataError, match="data.revision: is that of a data set on the hub, and none is named"):
+            sources_of(config(train=name, revision="v1"))
     # A configuration that is resolved means the same from any directory.
     monkeypatch.chdir(tmp_path)
     resolved = config(train="train.parquet", valid=".:test").resolved()
@@ -331,6 +346,11 @@ def test_a_split_of_a_data_set_by_its_name(tmp_path, monkeypatch, saved):
     assert next(iter(plan.chats[0])).source == f"{where}:train: row 1"
     assert list(plan.files) == [f"{where.name}:train", f"{where.name}:test"]
     assert plan.files == prepare(config(train=f"{where}:train", valid=f"{where}:test", train_on="last_turn")).files
+    if saved:
+        made["test"].save_to_disk(tmp_path / "one")
+        named = datasets.load_from_disk(tmp_path / "one").split
+        assert named is None  # so it goes by any name
+        assert len(prepare(config(train=f"{tmp_path / 'one'}:all", train_on="last_turn")).chats[0]) == len(ROWS)
     for split, words in (("nosplit", "nosplit"), ("train", "")):
         name = f"{where if split == 'nosplit' else tmp_path / 'empty'}:{split}"
         with pytest.raises(DataError, match=f"{words}.* cannot be loaded .*expected the name of a data set"):

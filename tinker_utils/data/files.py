@@ -273,7 +273,7 @@ def _ends_with_an_answer(raw: bytes) -> bool:
 
 def _may_hold_surrogates(raw: bytes) -> bool:
     """Return whether a line may hold what cannot be written as UTF-8: only an escape can bring that in."""
-    return b"\\ud" in raw or b"\\uD" in raw
+    return b"\\u" in raw and (b"\\ud" in raw or b"\\uD" in raw)
 
 
 def too_many(problem: str, unusable: int, of: int, max_skipped_share: float) -> str:

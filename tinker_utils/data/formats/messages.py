@@ -40,6 +40,9 @@ def chat_messages(
         raise DataError(f'{source}: `messages` is {kind}; write {{"messages": [at least one message]}}.')
     messages, in_loss = [], {}
     for position, message in enumerate(given):
+        if _is_bare(message):
+            messages.append(message)
+            continue
         try:
             messages.append(_message(message))
             if (flag := _in_loss(message)) is not None:
@@ -58,6 +61,12 @@ def kind_of(value: object) -> str:
     """Return in words what a JSON value is."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+
+
+def _is_bare(message: Any) -> bool:
+    """Return whether it is a message with a role and a text, as most are, and nothing else that had to be looked at."""
+    is_pair = isinstance(message, dict) and len(message) == 2
+    return is_pair and message.get("role") in ROLES and isinstance(message.get("content"), str)
 
 
 def _message(message: object) -> Message:

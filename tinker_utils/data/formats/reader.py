@@ -106,7 +106,7 @@ class RowReader:
         if not isinstance(row, dict):
             raise DataError(f"{source}: expected {_EXPECTED}, received {kind_of(row)}; correct it.")
         given, shadowed = self._renamed(row) if self.columns else (row, ())
-        name, shape = (self.format, self._own) if self._own else self._shape_of(given, sorted(row), source)
+        name, shape = (self.format, self._own) if self._own else self._shape_of(given, row, source)
         try:
             read = shape(given)
             if not isinstance(read, Mapping) or not {"messages", "text"} & read.keys():
@@ -116,16 +116,17 @@ class RowReader:
         except KeyError as error:
             raise DataError(f"{source}: has no {error}, which {name} needs; correct it.") from error
         except Exception as error:  # a function of the user's own raises what it likes
-            raise DataError(f"{source}: {first_line(str(error))}; correct it.") from error
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise DataError(f"{source}: {kind}{first_line(str(error))}; correct it.") from error
         return chat_messages(read, source, name, shadowed)
 
-    def _shape_of(self, row: Row, received: list[str], source: str) -> tuple[str, Shape]:
+    def _shape_of(self, row: Row, received: Row, source: str) -> tuple[str, Shape]:
         if self.format != AUTO:
             keys, shape = _SHAPES[self.format]
             if missing := [key for key in keys if row.get(key) is None]:
                 raise DataError(
                     f"{source}: has no {self._named(missing[0])}, which data.format: {self.format} needs; it has the "
-                    f"keys {quoted(received)}."
+                    f"keys {quoted(sorted(received))}."
                 )
             return self.format, shape
         for name, (keys, shape) in _SHAPES.items():
@@ -134,7 +135,7 @@ class RowReader:
         if "messages" in row:
             return MESSAGES, openai  # whose sentence says that they are null
         raise DataError(
-            f"{source}: expected {_EXPECTED}, received the keys {quoted(received)}; correct it, or say which "
+            f"{source}: expected {_EXPECTED}, received the keys {quoted(sorted(received))}; correct it, or say which "
             "column is which (data.columns: {prompt: question, completion: answer})."
         )
 

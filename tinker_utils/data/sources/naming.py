@@ -60,7 +60,8 @@ def sources_of(config: TrainingConfig) -> tuple[Source, Source | None]:
         DataError: a name is neither a file nor NAME:SPLIT, or several files could be meant.
     """
     train, valid = (_named(config, key, name) for key, name in (("train", config.train), ("valid", config.valid)))
-    if config.revision and not any(isinstance(source, NamedData) for source in (train, valid)):
+    named = [source for source in (train, valid) if isinstance(source, NamedData) and not is_directory(source.name)]
+    if config.revision and not named:
         raise DataError("data.revision: is that of a data set on the hub, and none is named; remove it.")
     directory = config.resolve(config.data_dir)
     if train is None:

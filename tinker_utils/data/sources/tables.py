@@ -60,6 +60,8 @@ def named_rows(named: NamedData) -> Iterator[list[bytes]]:
         if named.is_saved:
             saved = datasets.load_from_disk(named.name)
             data = saved[named.split] if hasattr(saved, "keys") else saved
+            if data.split not in (None, named.split):
+                raise ValueError(f"it is the split {data.split}")
         else:
             data = datasets.load_dataset(named.name, named.config, split=named.split, revision=named.revision)
     except Exception as error:  # of a package that raises what it likes
@@ -90,7 +92,7 @@ def _plain(type: Any) -> Callable[[Any], Any]:
     if hasattr(type, "value_field"):
         member = _plain(type.value_type)
         return lambda values: [None if value is None else member(value) for value in values]
-    if "binary" in str(type):
+    if str(type).startswith(("binary", "large_binary", "fixed_size_binary")):
         return _as_text
     return _struct(type) if str(type).startswith("struct") else lambda value: value
 

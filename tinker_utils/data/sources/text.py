@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -53,7 +54,7 @@ def array_rows(file: IO[bytes], path: Path) -> Iterator[list[bytes]]:
     members = _members(file, path)
     first = next(members, None)
     if first is None or not isinstance(first[0], dict):
-        counts = Counter(kind_of(value) for value, _ in [*([first] if first else []), *members])
+        counts = Counter(kind_of(value) for value, _ in chain([first] if first else [], members))
         raise DataError(
             f"{path}: is {_counted(counts)}; expected an array of objects such as "
             '{"messages": [at least one message]}.'
@@ -87,9 +88,10 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
             raise DataError(f"{path}:1: expected a name of its own for each column, received {quoted(names)}.")
         lines, size, number = [b""] * reader.line_num, 0, reader.line_num
         for fields in reader:
-            lines += [_row(names, fields), *[b""] * (reader.line_num - number - 1)]
-            size, number = size + len(lines[-1]), reader.line_num
-            if size >= _PIECE or len(lines) > _PIECE:
+            row = _row(names, fields)
+            lines += [row, *[b""] * (reader.line_num - number - 1)]
+            size, number = size + len(row) + 1, reader.line_num
+            if size >= _PIECE:
                 yield lines
                 lines, size = [], 0
         yield lines
