@@ -210,8 +210,8 @@ def test_a_file_that_breaks_off_anywhere_is_refused_in_one_sentence(tmp_path, na
         ("a.csv", "prompt,completion\na,b\na,b,c\n", r":3: .*received the keys \['3 fields in 2 columns'\]"),
         ("a.csv", b"prompt,completion\na,b\na,\xff\n", ":3: is not UTF-8 text"),
         ("a.csv", "prompt,completion\n", "has no conversations"),
-        ("a.parquet.gz", gzip.compress(b"PAR1...."), "is a table in a compressed file"),
-        ("a.jsonl", gzip.compress(b'{"text": "a"}\n')[:-1] + b"x", "cannot be read .BadGzipFile: .*damaged"),
+        ("a.parquet.gz", gzip.compress(b"PAR1....", mtime=0), "is a table in a compressed file"),
+        ("a.jsonl", gzip.compress(b'{"text": "a"}\n', mtime=0)[:-1] + b"x", "cannot be read .BadGzipFile: .*damaged"),
     ],
 )  # fmt: skip
 def test_what_is_no_data_is_refused_by_what_it_is(tmp_path, name, content, words):
