@@ -14,7 +14,7 @@ KERNELS ?= 7.3.0 6.31.0
 # Half of a test's time is waiting: three processes share the files of tests. TEST_OPTIONS= runs them in this one.
 TEST_OPTIONS ?= -n 3 --dist loadfile --no-loadscope-reorder
 # benchmarks/NAME.py, each a section of benchmarks/RESULTS.md
-BENCHMARKS ?= engine shared_cores loop sampling start data metrics view spending queue_cycles
+BENCHMARKS ?= engine shared_cores loop sampling start data kinds metrics view spending queue_cycles
 BENCH_INSTALLED := .venv-bench/.installed
 PEERS := build/templates
 # The number of threads decides in which order PyTorch adds up; two make results repeatable on any machine that has them.
@@ -133,7 +133,7 @@ $(PEERS)/.installed: benchmarks/requirements-templates.txt | $(INSTALLED)
 
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet ".[local,notebook,dev]"
+	build/lock/bin/python -m pip install --quiet ".[local,datasets,notebook,dev]"
 	build/lock/bin/python -m pip freeze --all --exclude tinker-utils --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 clean:

@@ -1,5 +1,6 @@
 from .comparison.table import compare as compare
-from .config.settings import TrainingConfig as TrainingConfig, load_config_from_yaml as load_config_from_yaml
+from .config.loading import load_config_from_yaml as load_config_from_yaml
+from .config.settings import TrainingConfig as TrainingConfig
 from .early_stopping import EarlyStopping as EarlyStopping
 from .errors import TinkerUtilsError as TinkerUtilsError
 from .export.adapter import export_adapter as export_adapter

@@ -17,7 +17,8 @@ from typing import Any
 
 from tinker_utils import visualize
 from tinker_utils.basics.redaction import one_sentence
-from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.config.loading import load_config_from_yaml
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, TinkerUtilsError
 

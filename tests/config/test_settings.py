@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tinker_utils.config.settings import LoraConfig, TrainingConfig, dump_config, load_config_from_yaml
+from tinker_utils.config.loading import dump_config, load_config_from_yaml
+from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.errors import ConfigError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "training.yaml"

@@ -7,8 +7,8 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tinker_utils.data import files
 from tinker_utils.data.files import ChatIndex, read_conversations
+from tinker_utils.data.sources import text
 from tinker_utils.errors import DataError
 
 
@@ -75,7 +75,7 @@ def test_as_line_by_line(path, lines, bad, place, mark, end, piece):
     content = [*lines[:place], *bad, *lines[place:]]
     path.write_bytes(mark + b"\n".join(content) + end)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_PIECE", piece)
+        patch.setattr(text, "_PIECE", piece)
         assert_same(path)
 
 

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.config.loading import load_config_from_yaml
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.renderers import renderer_for
 from tinker_utils.data.template_renderer import TemplateRenderer
 from tinker_utils.data.tokenizers import load_tokenizer

@@ -9,7 +9,8 @@ import pytest
 
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.comparison import table
-from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.config.loading import load_config_from_yaml
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.data.files import read_conversations
 from tinker_utils.errors import ConfigError, DataError, MetricsError, RunDirectoryError, TinkerUtilsError

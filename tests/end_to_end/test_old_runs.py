@@ -11,7 +11,8 @@ import pytest
 from support.small_runs import history, records
 
 from tinker_utils.comparison.table import compare, read_run
-from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.config.loading import load_config_from_yaml
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.export.adapter import export_adapter
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import read_metrics

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from tinker_utils.basics.files import MARK
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.comparison import table
-from tinker_utils.config.settings import dump_config, load_config_from_yaml
+from tinker_utils.config.loading import dump_config, load_config_from_yaml
 from tinker_utils.data.files import read_conversations
 from tinker_utils.data.renderers import render
 from tinker_utils.data.report import duplicate_table, length_table, truncation_table
@@ -86,9 +86,18 @@ def overrides(directory: Path, content: bytes) -> None:
 
 def chat(directory: Path, content: bytes) -> None:
     """Chat data, rendered and looked at."""
-    (directory / "train.jsonl").write_bytes(content)
+    _chat(directory / "train.jsonl", content)
+
+
+def separated(directory: Path, content: bytes) -> None:
+    """The same as CSV."""
+    _chat(directory / "train.csv", content)
+
+
+def _chat(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
     with only_sentences():
-        conversations = read_conversations(directory / "train.jsonl")
+        conversations = read_conversations(path)
         duplicate_table(conversations, conversations).to_text()
         rendered = render(conversations, _tokenizer(), 64, "all_assistant")
         for example in rendered.examples[:2]:
@@ -217,6 +226,7 @@ TARGETS: dict[str, Target] = {
     "config": config,
     "overrides": overrides,
     "chat": chat,
+    "separated": separated,
     "metrics": metrics,
     "state": state,
     "samples": samples,

@@ -8,6 +8,7 @@ import pytest
 from tinker_utils.batching import BatchPlan, Example
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.data.rendering import RenderedSet
+from tinker_utils.errors import DataError
 from tinker_utils.plan import estimate
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import DataLengths
@@ -107,13 +108,13 @@ def test_warnings(changes, data, words):
 
 def test_lengths_are_estimated_from_the_sizes_of_lines(tmp_path):
     (tmp_path / "train.jsonl").write_text("x" * 399 + "\n\n" + "x" * 799 + "\n")
-    data = DataLengths.estimate(tmp_path)
+    data = DataLengths.estimate(config(data_dir=tmp_path))
     assert data.train.tolist() == [100, 200]
     assert data.valid is None
     (tmp_path / "valid.jsonl").write_text("x" * 39 + "\n")
-    assert DataLengths.estimate(tmp_path).valid.tolist() == [10]
-    with pytest.raises(OSError, match="missing"):
-        DataLengths.estimate(tmp_path / "missing")
+    assert DataLengths.estimate(config(data_dir=tmp_path)).valid.tolist() == [10]
+    with pytest.raises(DataError, match="missing"):
+        DataLengths.estimate(config(data_dir=tmp_path / "missing"))
 
 
 def test_no_examples_take_nothing():

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinker_utils.config.settings import TrainingConfig, dump_config
+from tinker_utils.config.loading import dump_config
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.local.server.serve import KEY_VARIABLE
 from tinker_utils.run.directory import RunDirectory
 from torture import ledger

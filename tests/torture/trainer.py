@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from tinker_utils.config.settings import load_config_from_yaml
+from tinker_utils.config.loading import load_config_from_yaml
 from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.training.start import fit_blocking
 from torture.subjects import REFUSED

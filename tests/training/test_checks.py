@@ -47,8 +47,8 @@ def own_data(data, tmp_path):
 def test_a_run_without_cautions(quiet, run):
     report = preflight(quiet, run.path)
     assert statuses(report) == dict.fromkeys(
-        ("data", "tokenizer", "steps", "directory", "duplicates", "contents", "lengths", "settings", "service",
-         "evaluation", "cost", "disk"), "ok",
+        ("data", "format", "example", "tokenizer", "steps", "directory", "duplicates", "contents", "lengths",
+         "settings", "service", "evaluation", "cost", "disk"), "ok",
     )  # fmt: skip
     assert found(report, "data") == [("ok", "22 examples for training, 10 for validation.")]
     assert found(report, "steps") == [("ok", "12 in 2 epochs; 6 evaluations.")]

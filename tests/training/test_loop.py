@@ -211,7 +211,7 @@ fit_blocking(
 
 def killed_after(config: TrainingConfig, run: RunDirectory, kind: str, step: int, signal_number: int) -> int:
     """Train in a process of its own, and send it a signal once it has written a record; its exit status."""
-    from tinker_utils.config.settings import dump_config
+    from tinker_utils.config.loading import dump_config
 
     file = run.path.parent / "config.yaml"
     file.write_text(dump_config(config), encoding="utf-8")

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from support.states import state_of
 
-from tinker_utils.config.settings import dump_config
+from tinker_utils.config.loading import dump_config
 from tinker_utils.errors import ResumeError
 from tinker_utils.training.resuming import (
     changes_to_take_up,

@@ -15,8 +15,8 @@ from tinker_utils.comparison.foreign import (
     read_trainer,
 )
 from tinker_utils.comparison.run import Run, curve, placed_on
+from tinker_utils.config.loading import MAX_CONFIG
 from tinker_utils.config.paths import exists, is_directory
-from tinker_utils.config.settings import MAX_CONFIG
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
 from tinker_utils.run.directory import RunDirectory

@@ -32,14 +32,15 @@ HOSTED_KEY = "TINKER_API_KEY"
 _KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD)")
 
 SettingKind = Literal[
-    "integer", "number", "true or false", "text", "path", "names and values", "list of module names", "service",
-    "key variable",
+    "integer", "number", "true or false", "text", "path", "names and values", "names of columns",
+    "list of module names", "service", "key variable",
 ]  # fmt: skip
 
 _KIND_WORDS: dict[SettingKind, str] = {
     "integer": "an integer",
     "true or false": "true or false, without quotes",
     "names and values": "names with values",
+    "names of columns": "keys of a format, each with the name of a column",
     "service": "tinker, local or a URL without a key in it",
     "key variable": "the name of an environment variable in capitals that ends in KEY, TOKEN, SECRET or PASSWORD",
 }
@@ -162,6 +163,13 @@ def _mapping(value: object) -> dict[str, Any] | None:
         return None
 
 
+def _columns(value: object) -> dict[str, str] | None:
+    """Return keys of a format with the names of columns, each of its own."""
+    if not isinstance(value, dict) or not all(_text(name) for pair in value.items() for name in pair):
+        return None
+    return dict(value) if len(set(value.values())) == len(value) else None
+
+
 def _is_mapping(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) and name.isidentifier() for name in value)
 
@@ -206,6 +214,7 @@ _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
     "text": _text,
     "path": _path,
     "names and values": _mapping,
+    "names of columns": _columns,
     "list of module names": _modules,
     "service": _service,
     "key variable": _key_variable,

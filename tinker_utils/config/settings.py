@@ -7,11 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tinker_utils.basics.files import read_bounded
-from tinker_utils.basics.redaction import quoted, without_home
-from tinker_utils.config.paths import as_path, exists, find_upwards, is_directory, is_file
+from tinker_utils.config.paths import as_path, exists, is_directory, is_file
 from tinker_utils.config.rules import (
     ATTENTION_MODULES,
     MLP_MODULES,
@@ -23,7 +19,6 @@ from tinker_utils.config.rules import (
     rules_of,
     setting,
 )
-from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError
 
 
@@ -204,8 +199,40 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     # The data themselves are compared by what they are, tokens and weights, wherever they and the template lie.
     data_dir: Path = setting(
-        Path("data/training"), "data.dir", "path", "it holds train.jsonl and valid.jsonl.", resumable=True
+        Path("data/training"),
+        "data.dir",
+        "path",
+        "it holds train.jsonl and valid.jsonl, or files of another kind.",
+        resumable=True,
     )
+    train: str | None = setting(
+        None, "data.train", "text",
+        "it is a file, or NAME:SPLIT, a split of a data set on the hub or in a directory; null takes train.jsonl of "
+        "data.dir, or train.parquet and the like.",
+        optional=True, resumable=True,
+    )  # fmt: skip
+    valid: str | None = setting(
+        None, "data.valid", "text",
+        "it is the same for validation; null takes valid.jsonl of data.dir and the like, or nothing where data.train "
+        "is given.",
+        optional=True, resumable=True,
+    )  # fmt: skip
+    revision: str | None = setting(
+        None, "data.revision", "text",
+        "it is the commit, tag or branch of a data set on the hub; null takes the newest.",
+        optional=True, resumable=True,
+    )  # fmt: skip
+    format: str = setting(
+        "auto", "data.format", "text",
+        "auto tells the format of each row by its keys; else messages, sharegpt, prompt_completion, alpaca, text, or "
+        "module:function, a function of yours.",
+        resumable=True,
+    )  # fmt: skip
+    columns: Mapping[str, str] = setting(
+        {}, "data.columns", "names of columns",
+        "they are what the data call the keys of a format, such as {prompt: question, completion: answer}.",
+        resumable=True,
+    )  # fmt: skip
     template: str = setting(
         "auto", "data.template", "text",
         "auto is the tokenizer's own chat template; else a file that holds one, or renderer:NAME, a renderer of the "
@@ -248,7 +275,7 @@ class TrainingConfig(Checked):
 
     def resolve(self, path: Path) -> Path:
         """Return an input path that can be opened: below the current directory, or else below `base_dir`."""
-        path = path.expanduser()
+        path = as_path(path, "path")
         return path if path.is_absolute() or exists(path) else self.base_dir / path
 
     def resolved(self) -> TrainingConfig:
@@ -262,7 +289,17 @@ class TrainingConfig(Checked):
             model=model,
             template=str(template.absolute()) if is_file(template) else self.template,
             data_dir=self.resolve(self.data_dir).absolute(),
+            train=self._absolute(self.train),
+            valid=self._absolute(self.valid),
         )
+
+    def _absolute(self, data: str | None) -> str | None:
+        """Return the name of a file or of a directory with a split as an absolute one."""
+        for name, colon, split in ((data or "", "", ""), (data or "").partition(":")):
+            path = self.resolve(Path(name))
+            if is_directory(path) if colon else is_file(path):
+                return f"{path.absolute()}{colon}{split}"
+        return data
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the settings by their dotted keys: what `from_values` takes."""
@@ -279,8 +316,6 @@ class TrainingConfig(Checked):
         return from_values(self.to_flat_dict() | dict(overrides), self.base_dir)
 
 
-# Bytes of a configuration file, at most: one of this project has a few thousand, and YAML is slow to read.
-MAX_CONFIG = 1_000_000
 _LORA_FIELDS = {rule.key: name for name, rule in rules_of(LoraConfig).items()}
 _TRAINING_FIELDS = {rule.key: name for name, rule in rules_of(TrainingConfig).items()}
 # The rule of each setting by its dotted key, in the order of a file.
@@ -291,40 +326,6 @@ RULES: dict[str, Rule] = {
         key=lambda rule: rule.key not in ("service", "model", "service_key_env"),
     )
 }
-
-
-def load_config_from_yaml(
-    path: Path | str, section: str = "cloud", overrides: Mapping[str, Any] | str | None = None
-) -> TrainingConfig:
-    """Read one section of a YAML file.
-
-    Args:
-        path: the file; a relative path is looked for in the current directory and those above it, so that it can be
-            the same for a script and a notebook. Relative paths in the file are meant from the current directory or,
-            where they don't exist there, from the directory above its `configs/` (its own, if that has another name).
-        section: the top-level key to read.
-        overrides: dotted keys and their values, such as `{"training.epochs": 1}`, which win over the file's; a text
-            is read as YAML, for command lines that can pass nothing else.
-
-    Raises:
-        ConfigError: the file or section is missing, a key is unknown or twice there, or a value is not allowed.
-    """
-    where, own = f"{path}, section {section}", dict[str, Any]()
-    try:
-        path = find_upwards(as_path(path, "path"))
-        values = _flatten(_section(path, section))
-        if isinstance(overrides, str):
-            overrides = parse_yaml(overrides) or {}
-        if overrides is not None and not isinstance(overrides, Mapping):
-            raise ConfigError(
-                f"overrides: expected dotted keys and values, received {quoted(overrides)}; write key: value."
-            )
-        own = _flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()})
-        directory = path.resolve().parent
-        return from_values(values | own, directory.parent if directory.name == "configs" else directory)
-    except ConfigError as error:
-        to_blame = "overrides" if str(error).partition(":")[0] in {"overrides", *own} else where
-        raise ConfigError(str(error) if str(error).startswith("overrides:") else f"{to_blame}: {error}") from error
 
 
 def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingConfig:
@@ -338,57 +339,3 @@ def from_values(values: Mapping[str, Any], base_dir: Path = Path()) -> TrainingC
     lora = LoraConfig(**{_LORA_FIELDS[key]: value for key, value in values.items() if key in _LORA_FIELDS})
     rest = {_TRAINING_FIELDS[key]: value for key, value in values.items() if key in _TRAINING_FIELDS}
     return TrainingConfig(lora=lora, base_dir=base_dir, **rest)
-
-
-def dump_config(config: TrainingConfig, section: str = "run") -> str:
-    """Write the configuration as YAML that `load_config_from_yaml(…, section)` reads.
-
-    The home directory is `~`: a run's directory may be shown to others, and moved to another home.
-    """
-    settings: dict[str, Any] = {}
-    for key, value in config.to_flat_dict().items():
-        group, _, leaf = key.rpartition(".")
-        target = settings.setdefault(group, {}) if group else settings
-        target[leaf] = without_home(value) if isinstance(value, str) else value
-    return yaml.safe_dump({section: settings}, sort_keys=False, allow_unicode=True)
-
-
-def _section(path: Path, section: str) -> Mapping[str, Any]:
-    try:
-        text = read_bounded(path, MAX_CONFIG).decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"the file cannot be read ({error.strerror}); give the path of a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("the file is not UTF-8 text; save it as UTF-8.") from error
-    content = parse_yaml(text)
-    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        raise ConfigError("the file holds no sections; write `cloud:` and the settings indented below it.")
-    if section not in content:
-        raise ConfigError(
-            f"there is no such section{did_you_mean(section, list(content))}; the file has {', '.join(content)}."
-        )
-    if not isinstance(content[section], Mapping):
-        raise ConfigError("the section holds no settings; indent them below its name.")
-    return dict(content[section])
-
-
-def _flatten(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by their dotted keys."""
-    groups = {key.partition(".")[0] for key in RULES if "." in key}
-    flat: dict[str, Any] = {}
-    for name, value in section.items():
-        if name in groups and not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{name}: expected settings indented below it, received {quoted(value)}; see configs/training.yaml."
-            )
-        found = {f"{name}.{leaf}": each for leaf, each in value.items()} if name in groups else {str(name): value}
-        for key in found.keys() & flat.keys():
-            raise ConfigError(f"{key}: is given twice; keep one of the two.")
-        flat |= found
-    return flat
-
-
-def _full_key(key: str) -> str:
-    """Return `epochs` for `training.epochs`, where only one setting ends so."""
-    matches = [full for full in RULES if full == key or full.endswith(f".{key}")]
-    return matches[0] if len(matches) == 1 else key

@@ -1,10 +1,5 @@
 from .chat import Conversation as Conversation
-from .files import (
-    TEST_FILE as TEST_FILE,
-    TRAIN_FILE as TRAIN_FILE,
-    VALID_FILE as VALID_FILE,
-    read_conversations as read_conversations,
-)
+from .files import read_conversations as read_conversations
 from .renderers import prompt_tokens as prompt_tokens, render as render
 from .rendering import RenderedSet as RenderedSet
 from .report import (
@@ -15,4 +10,5 @@ from .report import (
     truncation as truncation,
     truncation_table as truncation_table,
 )
+from .sources.naming import TEST_FILE as TEST_FILE, TRAIN_FILE as TRAIN_FILE, VALID_FILE as VALID_FILE
 from .tokenizers import load_tokenizer as load_tokenizer

@@ -22,6 +22,8 @@ class Conversation:
         tools: descriptions of the tools that the model may call.
         in_loss: by their index, whether messages are in the loss, where the line itself says so.
         unused: keys of the line that nothing uses.
+        format: the name of the line's format.
+        is_text: whether it is a plain text: one answer to nothing, all of which is trained on.
     """
 
     messages: tuple[Message, ...]
@@ -29,6 +31,8 @@ class Conversation:
     tools: tuple[Any, ...] = ()
     in_loss: Mapping[int, bool] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    format: str = "messages"
+    is_text: bool = False
 
     def last_assistant(self) -> int | None:
         """Return the index of the last assistant message, or None."""
@@ -41,6 +45,8 @@ class Conversation:
             train_on: `last_assistant`; `last_turn`, all assistant messages behind the user's last one that has any; or
                 `all_assistant`. Only the latter selects one that answers nothing, at the very beginning.
         """
+        if self.is_text:
+            return [0]
         if train_on == "last_assistant" and not self.in_loss and self.messages[-1]["role"] == "assistant":
             return [len(self.messages) - 1] if len(self.messages) > 1 else []  # as most are, and many are asked for
         roles = [message["role"] for message in self.messages]

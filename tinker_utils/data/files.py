@@ -1,4 +1,4 @@
-"""Chat files: read as a whole, or indexed in one pass where they are too large for memory.
+"""The conversations of a source: read as a whole, or indexed in one pass where they are too large for memory.
 
 Indexing takes a few seconds a gigabyte, as `msgspec` decodes the lines that hold nothing unusual. Any other is looked
 at by `parse_conversation`, which decides, and which says what is wrong.
@@ -11,26 +11,25 @@ import json
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from tinker_utils.basics.files import regular
-from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.strict_json import json_problem, may_be_too_deep, parse_json
 from tinker_utils.config.paths import as_path
 from tinker_utils.data.chat import Conversation, Role
-from tinker_utils.data.formats import chat_messages, kind_of
+from tinker_utils.data.formats.reader import MESSAGES, RowReader
+from tinker_utils.data.sources.naming import Source
+from tinker_utils.data.sources.rows import Rows
 from tinker_utils.errors import DataError
 
-TRAIN_FILE, VALID_FILE, TEST_FILE = "train.jsonl", "valid.jsonl", "test.jsonl"
-_PIECE = 1 << 20
+# Rows that are read together where all are read.
+_TOGETHER = 1024
 # Where a line begins, how many bytes it has, and its number.
 _PLACE = np.dtype([("offset", np.int64), ("size", np.uint32), ("number", np.uint32)])
 # Unusable lines whose sentences are kept, and after which a file of which they are the half is read no further.
@@ -74,81 +73,72 @@ _REFUSALS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_conversations(path: Path | str, skip_unusable: bool = False) -> list[Conversation]:
-    """Read all conversations of a chat JSONL file, in their order; blank lines are skipped.
+    """Read all conversations of a file, in their order, each by its keys; blank lines are skipped.
 
     Args:
         path: the file.
         skip_unusable: whether lines that cannot be used are skipped, too, as `prepare` does up to a share of them.
 
     Raises:
-        DataError: the file is missing or empty, or a line is not `{"messages": [{"role": …, "content": …}, …]}`.
+        DataError: the file is missing or empty, of no kind that can be read, or holds what is no conversation.
     """
-    conversations = list(iterate_conversations(as_path(path, "path"), skip_unusable))
+    conversations = list(iterate_conversations(as_path(path, "path"), skip_unusable=skip_unusable))
     if not conversations:
-        raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
+        raise DataError(_empty(path))
     return conversations
 
 
-def iterate_conversations(path: Path, skip_unusable: bool = False) -> Iterator[Conversation]:
-    """Yield the conversations of a file one by one, for files that should not be held in memory; errors as above."""
-    with open_data_file(path) as file:
-        for number, raw in enumerate(file, start=1):
-            if raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
-                try:
-                    yield parse_conversation(raw, path, number)
-                except DataError:
-                    if not skip_unusable:
-                        raise
+def iterate_conversations(
+    source: Source, reader: RowReader | None = None, skip_unusable: bool = False
+) -> Iterator[Conversation]:
+    """Yield the conversations of a source one by one, for those that should not be held in memory; errors as above."""
+    number, reader = 0, reader or RowReader()
+    with Rows(source) as rows:
+        for lines in rows:
+            for raw in lines:
+                number += 1
+                if raw.removeprefix(codecs.BOM_UTF8).strip():
+                    try:
+                        yield parse_conversation(raw, f"{rows.at}{number}", reader)
+                    except DataError:
+                        if not skip_unusable:
+                            raise
 
 
-@contextmanager
-def open_data_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a data file to read it as bytes; raises DataError where it cannot be read."""
+def parse_conversation(raw: bytes, place: str, reader: RowReader) -> Conversation:
+    """Read the conversation that a line of JSON at this place holds; raises DataError where it holds none."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        with open(path, "rb", buffering=1 << 20, opener=regular) as file:
-            yield file
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); the directory must hold train.jsonl and valid.jsonl."
-        ) from error
-
-
-def parse_conversation(raw: bytes, path: Path, number: int) -> Conversation:
-    """Read the conversation that line `number` of a file, `raw`, holds; raises DataError where it holds none."""
-    source = f"{path}:{number}"
-    raw = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").removesuffix(b"\n")
-    try:
-        line = parse_json(raw.decode("utf-8"))
+        row = parse_json(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{source}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
+        raise DataError(f"{place}: is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8.") from error
     except ValueError as error:
-        raise DataError(f"{source}: is not JSON ({json_problem(error)}); write one JSON object per line.") from error
-    if not isinstance(line, dict) or "messages" not in line:
-        received = f"the keys {quoted(sorted(line))}" if isinstance(line, dict) else kind_of(line)
-        raise DataError(
-            f'{source}: expected {{"messages": [at least one message]}}, received {received}; correct the line.'
-        )
+        raise DataError(f"{place}: is not JSON ({json_problem(error)}); write one JSON object per line.") from error
     if _may_hold_surrogates(raw):
         try:
-            json.dumps(line, ensure_ascii=False).encode("utf-8")
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{source}: holds half of a surrogate pair, which is not a character; correct the line."
+                f"{place}: holds half of a surrogate pair, which is not a character; correct it."
             ) from error
-    return chat_messages(line, source)
+    return reader.conversation(row, place)
 
 
 class ChatIndex:
-    """The places of those conversations in a chat file that have something to train on, in the order of the file.
+    """The places of those conversations of a source that have something to train on, in their order.
 
     Args:
-        path: the file. It must not change as long as it is in use.
+        source: a file, which must not change as long as it is in use, or a split of a data set.
         answers: returns which messages of a conversation are trained on.
         max_skipped_share: the share of its lines that may be unusable.
+        reader: reads its rows; by default, each by its keys.
 
     Attributes:
-        path: the file.
+        source: where they are from.
+        name: the same in short.
         sizes: bytes of each conversation's line, uint32, shape [conversations].
+        identity: bytes and SHA-256 of the rows of a data set; a file has its own.
+        formats: how many lines are of each format, of those that can be used.
         unanswered: how many more conversations the file has: those from which nothing can be learned; `reasons` names
             the first 1,000.
         unusable: how many lines cannot be used at all; `problems` says why, of the first 1,000.
@@ -159,33 +149,39 @@ class ChatIndex:
 
     def __init__(
         self,
-        path: Path,
+        source: Source,
         answers: Callable[[Conversation], list[int]] = lambda conversation: conversation.answers("last_assistant"),
         max_skipped_share: float = 0.0,
+        reader: RowReader | None = None,
     ) -> None:
-        self.path = path
+        self.source, self.name = source, Path(str(source)).name
         self.unanswered = self.unusable = 0
         self.problems: list[str] = []
         self.reasons: list[str] = []
+        self.formats: Counter[str] = Counter()
         self._answers = answers
+        self._reader = reader or RowReader()
+        self._expects_messages = self._reader.is_plain  # rows of another format mostly follow each other
         self._reading = threading.Lock()  # a place is sought and read by one thread at a time
-        places = bytearray()
-        with open_data_file(path) as file:
-            for offset, number, lines in _pieces(file):
+        places, offset, number = bytearray(), 0, 1
+        with Rows(source, keep=True) as rows:
+            self._at = rows.at
+            for lines in rows:
                 kept = self._usable(lines, number)
                 lengths = np.array([len(line) for line in lines], np.int64)
                 found = np.empty(len(lines), _PLACE)
                 found["offset"] = offset + np.cumsum(lengths + 1) - lengths - 1  # a newline is no part of its line
                 found["size"], found["number"] = lengths, number + np.arange(len(lines))
                 places += found[kept].tobytes()
-                if self.unusable > max(_MAX_PROBLEMS, (number + len(lines)) / 2):
+                offset, number = offset + int(lengths.sum()) + len(lines), number + len(lines)
+                if self.unusable > max(_MAX_PROBLEMS, number / 2):
                     break
-            self._file = os.dup(file.fileno())
+            self._file, self.identity = rows.descriptor(), rows.identity
         weakref.finalize(self, os.close, self._file)
         self._places = np.frombuffer(places, _PLACE)
         self.sizes: NDArray[np.uint32] = self._places["size"]
         if not self.lines:
-            raise DataError(f'{path}: has no conversations; write one {{"messages": […]}} per line.')
+            raise DataError(_empty(source))
         if self.unusable > max_skipped_share * self.lines:
             raise DataError(too_many(self.problems[0], self.unusable, self.lines, max_skipped_share))
         self._version = self._stat()
@@ -205,20 +201,26 @@ class ChatIndex:
             DataError: the file has been changed.
         """
         if self._stat() != self._version:
-            raise DataError(f"{self.path}: was changed during the run; start again with the new data.")
-        path = str(self.path)  # once: it takes as long as to decode a line
-        return [self._conversation(path, *place) for place in self._places[np.asarray(rows, np.int64)].tolist()]
+            raise DataError(f"{self.source}: was changed during the run; start again with the new data.")
+        return [self._conversation(*place) for place in self._places[np.asarray(rows, np.int64)].tolist()]
 
-    def _conversation(self, path: str, offset: int, size: int, number: int) -> Conversation:
+    def __iter__(self) -> Iterator[Conversation]:
+        for start in range(0, len(self), _TOGETHER):
+            yield from self.conversations(range(start, min(start + _TOGETHER, len(self))))
+
+    def _conversation(self, offset: int, size: int, number: int) -> Conversation:
         with self._reading:
             os.lseek(self._file, offset, os.SEEK_SET)
             raw = os.read(self._file, size)
+        place = f"{self._at}{number}"
+        if not self._reader.is_plain:
+            return parse_conversation(raw, place, self._reader)
         try:
             plain = _decode_plain(raw).messages
         except _REFUSALS:
-            return parse_conversation(raw, self.path, number)
+            return parse_conversation(raw, place, self._reader)
         messages = [{"role": message.role, "content": message.content} for message in plain]
-        return Conversation(tuple(messages), f"{path}:{number}")
+        return Conversation(tuple(messages), place)
 
     def _stat(self) -> tuple[int, int]:
         stat = os.fstat(self._file)
@@ -227,23 +229,29 @@ class ChatIndex:
     def _usable(self, lines: list[bytes], first: int) -> NDArray[np.int64]:
         """Return which lines have something to train on, and count the others, but for blank ones."""
         others: list[int] = []
+        read = 0
         for i, raw in enumerate(lines):
-            if _ends_with_an_answer(raw):
+            if self._expects_messages and raw and _ends_with_an_answer(raw):
                 continue
-            if not raw.removeprefix(codecs.BOM_UTF8 if first + i == 1 else b"").strip():
+            read += 1
+            if not raw.removeprefix(codecs.BOM_UTF8).strip():
                 others.append(i)
                 continue
             try:
-                if self._answers(parse_conversation(raw, self.path, first + i)):
+                conversation = parse_conversation(raw, f"{self._at}{first + i}", self._reader)
+                self.formats[conversation.format] += 1
+                self._expects_messages = self._reader.is_plain and conversation.format == MESSAGES
+                if self._answers(conversation):
                     continue
                 self.unanswered += 1
                 if len(self.reasons) < _MAX_PROBLEMS:
-                    self.reasons.append(f"{self.path}:{first + i}: nothing in it is an answer to train on.")
+                    self.reasons.append(f"{conversation.source}: nothing in it is an answer to train on.")
             except DataError as error:
                 self.unusable += 1
                 if len(self.problems) < _MAX_PROBLEMS:
                     self.problems.append(str(error))
             others.append(i)
+        self.formats += Counter({MESSAGES: len(lines) - read})
         return np.delete(np.arange(len(lines)), others)
 
 
@@ -265,7 +273,7 @@ def _ends_with_an_answer(raw: bytes) -> bool:
 
 def _may_hold_surrogates(raw: bytes) -> bool:
     """Return whether a line may hold what cannot be written as UTF-8: only an escape can bring that in."""
-    return b"\\ud" in raw or b"\\uD" in raw
+    return b"\\u" in raw and (b"\\ud" in raw or b"\\uD" in raw)
 
 
 def too_many(problem: str, unusable: int, of: int, max_skipped_share: float) -> str:
@@ -276,14 +284,5 @@ def too_many(problem: str, unusable: int, of: int, max_skipped_share: float) -> 
     )
 
 
-def _pieces(file: BinaryIO) -> Iterator[tuple[int, int, list[bytes]]]:
-    """Yield a file in pieces of about a megabyte: (offset, number of the first line, the lines)."""
-    offset, number = 0, 1
-    while piece := file.read(_PIECE):
-        piece += file.readline()
-        lines = piece.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        yield offset, number, lines
-        offset += len(piece)
-        number += len(lines)
+def _empty(source: object) -> str:
+    return f'{source}: has no conversations; write one {{"messages": […]}} per line.'

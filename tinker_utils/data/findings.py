@@ -134,7 +134,13 @@ def sentences(findings: Findings, name: str, model: str, of: int) -> Iterator[st
         "rest": "go on behind the last answer that is trained on; what follows is left out",
     }.items():
         if count := counts.get(kind):
-            yield f"{name}: {count:,} of {lines} {what} (the first is line {first[kind].rpartition(':')[2]})."
+            yield f"{name}: {count:,} of {lines} {what} (the first is {_number(first[kind])})."
+
+
+def _number(source: str) -> str:
+    """Return the last part of a place: `line 7` of a text file, or `row 7`."""
+    number = source.rpartition(":")[2].strip()
+    return f"line {number}" if number.isdigit() else number
 
 
 def _is_empty(message: Message) -> bool:

@@ -84,4 +84,4 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
     """Return the tokens of each text, without any that the tokenizer would add by itself."""
     if any(map(is_marked, texts)):
         return [encode_marked(tokenizer, text) for text in texts]
-    return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+    return list(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])

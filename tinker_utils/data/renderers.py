@@ -159,7 +159,7 @@ class CookbookRenderer(Renderer):
         self._package = renderers
         self._name = name
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[Rendered]:
+    def encode_chats(self, conversations: Sequence[Conversation]) -> list[Rendered]:
         """Encode conversations as `Renderer.encode` says, one by one."""
         return [self._rendered(conversation) for conversation in conversations]
 

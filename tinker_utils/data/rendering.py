@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from tinker_utils.batching import Example
 from tinker_utils.data.chat import Conversation, Message
-from tinker_utils.data.loss_mask import Encoded
+from tinker_utils.data.compat import mark_typed
+from tinker_utils.data.loss_mask import Encoded, encode_texts
 from tinker_utils.data.template import short_digest
 
 
@@ -49,7 +50,12 @@ class Renderer(ABC):
         train_on: which messages are trained on, where a line does not say so itself.
         as_before: whether to render as version 0.2 did, for runs that began with it: the newline behind an
             end-of-turn token is in the loss, and what a line says of weights and tools is not heeded.
+
+    Attributes:
+        escaped: special tokens that are nothing but text where somebody has typed them.
     """
+
+    escaped: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Any, train_on: str, as_before: bool = False) -> None:
         self.tokenizer = tokenizer
@@ -62,13 +68,36 @@ class Renderer(ABC):
             return [i for i in replace(conversation, in_loss={}).answers(self.train_on) if i]
         return conversation.answers(self.train_on)
 
-    @abstractmethod
     def encode(self, conversations: Sequence[Conversation]) -> list[Rendered]:
-        """Encode conversations in full length, up to the last trained message.
+        """Encode conversations in full length, up to the last trained message; plain texts to their end.
 
         All texts go to the tokenizer in one call, so that it works on several at once: a few hundred conversations
         make the most of it, and as many have to fit into memory.
         """
+        plain = iter(self._encode_plain([c for c in conversations if c.is_text]))
+        chats = iter(self.encode_chats([c for c in conversations if not c.is_text]))
+        return [next(plain if conversation.is_text else chats) for conversation in conversations]
+
+    @abstractmethod
+    def encode_chats(self, conversations: Sequence[Conversation]) -> list[Rendered]:
+        """Encode conversations, none of them a plain text, as `encode` says."""
+
+    def _encode_plain(self, conversations: Sequence[Conversation]) -> list[Rendered]:
+        """Encode plain texts: begun as the tokenizer begins a text, and ended by its end-of-text token."""
+        if not conversations:
+            return []
+        texts = [c.messages[0]["content"] for c in conversations]
+        texts = mark_typed(texts, self.escaped) if self.escaped else texts
+        (own,), (bare,) = self.tokenizer(["x"])["input_ids"], encode_texts(["x"], self.tokenizer)
+        begin = own[: next((i for i in range(len(own)) if own[i : i + len(bare)] == bare), 0)]
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        rendered = []
+        for tokens in encode_texts(texts, self.tokenizer):
+            added = begin if tokens[: len(begin)] != begin else []
+            ended = [*added, *tokens, *([] if end is None or tokens[-1:] == [end] else [end])]
+            encoded = Encoded(np.array(ended, np.int32), np.arange(len(ended)) >= len(added))
+            rendered.append(Rendered((encoded,), signs=frozenset({"unended"} if end is None else ())))
+        return rendered
 
     @abstractmethod
     def prompt(self, messages: Sequence[Message], tools: tuple[Any, ...] = ()) -> list[int]:

@@ -173,7 +173,7 @@ class StreamedSet:
             raise RenderingError(too_many(problems[0], unusable, chats.lines, max_skipped_share))
         if not usable.any():
             raise DataError(
-                f"{chats.path}: none of {chats.unanswered + rows:,} conversations has a completion token within "
+                f"{chats.source}: none of {chats.unanswered + rows:,} conversations has a completion token within "
                 f"training.max_seq_length = {limit}; raise it, or add assistant messages."
             )
         by_bytes = float(chats.sizes.sum(dtype=np.int64) / chats.sizes[known].sum(dtype=np.int64))

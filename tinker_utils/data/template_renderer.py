@@ -25,8 +25,9 @@ class TemplateRenderer(Renderer):
     def __init__(self, template: ChatTemplate, train_on: str = "last_assistant", as_before: bool = False) -> None:
         super().__init__(template.tokenizer, train_on, as_before)
         self.template = template
+        self.escaped = template.escaped
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[Rendered]:
+    def encode_chats(self, conversations: Sequence[Conversation]) -> list[Rendered]:
         """Encode conversations as `Renderer.encode` says."""
         trained = list(map(self.answers, conversations))
         turns = [(c, i) for c, answers in zip(conversations, trained, strict=True) for i in answers]

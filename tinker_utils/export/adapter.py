@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from tinker_utils.config.loading import load_run_config
 from tinker_utils.config.paths import as_path
-from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import TrainingResult
@@ -67,7 +68,7 @@ def service_of(files: RunDirectory, service: Service | str | None) -> Iterator[S
     if isinstance(service, Service):
         yield service
         return
-    config = load_config_from_yaml(files.config, "run")
+    config = load_run_config(files.config)
     if service is None and config.service not in ("tinker", "local"):
         raise ServiceError(
             f"{files.config}: names the service {config.service}, and no directory is believed in that; if you trust "

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tinker_utils.basics.redaction import one_sentence, quoted
 from tinker_utils.basics.table import Table
 from tinker_utils.batching import Example
-from tinker_utils.config.settings import load_config_from_yaml
+from tinker_utils.config.loading import load_config_from_yaml
 from tinker_utils.errors import ConfigError
 from tinker_utils.export.adapter import best_checkpoint, service_of
 from tinker_utils.export.openai_server import OpenAIServer

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.config.settings import TrainingConfig
-from tinker_utils.data.files import TRAIN_FILE, VALID_FILE
 from tinker_utils.data.rendering import RenderedSet
+from tinker_utils.data.sources.naming import Source, sources_of
+from tinker_utils.data.sources.rows import Rows
 from tinker_utils.data.streaming import StreamedSet
 from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
 from tinker_utils.plan.cost import Prices
@@ -56,10 +56,10 @@ class DataLengths:
         return cls(train.lengths(), held_out, max_seq_length, train.cut, answers, conversation_of)
 
     @classmethod
-    def estimate(cls, directory: Path) -> DataLengths:
-        """Estimate from the sizes of the lines in `directory`; raises OSError where train.jsonl cannot be read."""
-        valid = directory / VALID_FILE
-        return cls(_line_lengths(directory / TRAIN_FILE), _line_lengths(valid) if valid.exists() else None)
+    def estimate(cls, config: TrainingConfig) -> DataLengths:
+        """Estimate from the sizes of the rows of the data; raises DataError where they cannot be read."""
+        train, valid = sources_of(config)
+        return cls(_row_lengths(train), None if valid is None else _row_lengths(valid))
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,7 @@ def _about_data(config: TrainingConfig, data: DataLengths, usable: int) -> Itera
     yield from about_lengths(cut, examples, limit, estimated)
 
 
-def _line_lengths(path: Path) -> NDArray[np.int64]:
-    with path.open("rb") as file:
-        return np.array([len(line) // _BYTES_PER_TOKEN for line in file if line.strip()], dtype=np.int64)
+def _row_lengths(source: Source) -> NDArray[np.int64]:
+    with Rows(source) as rows:
+        sizes = [len(line) + 1 for lines in rows for line in lines if line.strip()]
+    return np.array(sizes, np.int64) // _BYTES_PER_TOKEN

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from tinker_utils.basics.redaction import quoted, without_home
 from tinker_utils.batching import BatchPlan, Example
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.files import TRAIN_FILE, VALID_FILE, ChatIndex
+from tinker_utils.data.files import ChatIndex
 from tinker_utils.data.findings import Findings, look_at_sample, sentences
+from tinker_utils.data.formats.reader import RowReader
 from tinker_utils.data.renderers import prompts_of, renderer_for
 from tinker_utils.data.rendering import RenderedSet, Renderer
+from tinker_utils.data.sources.naming import VALID_FILE, sources_of
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import ConfigError, DataError
@@ -42,8 +45,9 @@ class Plan:
     """A run before it starts.
 
     `valid` is None where there is no validation file, and so no evaluation; `sampled` are the conversations of the
-    validation file whose prompts the model is to answer at each evaluation; `files` are the sizes and SHA-256 digests
-    of the data's files, by name; `data_digest` is over the tokens and weights that are trained on and evaluated, or,
+    validation file whose prompts the model is to answer at each evaluation; `reader` reads a row, and `chats` are the
+    rows for training and those for validation, if there are any; `files` are the sizes and SHA-256 digests of the
+    data's files, by name; `data_digest` is over the tokens and weights that are trained on and evaluated, or,
     where training data is rendered later, over its file and all that decides its rendering; `findings` say what of the
     data is not trained on, or trains what nobody meant; `resumed_at` is the step after which the run was last resumed.
     """
@@ -56,6 +60,8 @@ class Plan:
     prices: Prices | None
     data_digest: str
     sampled: tuple[Conversation, ...] = ()
+    reader: RowReader = field(default_factory=RowReader)
+    chats: tuple[ChatIndex, ...] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
     resumed_at: int = 0
@@ -64,6 +70,11 @@ class Plan:
     def tokenizer(self) -> Any:
         """Return the model's tokenizer."""
         return self.renderer.tokenizer
+
+    @property
+    def rendering(self) -> dict[str, str]:
+        """Return what decides the tokens besides the data: how they are rendered, and what the settings say of rows."""
+        return {**self.renderer.rendering, **self.reader.identity}
 
     @property
     def file_digest(self) -> str:
@@ -180,29 +191,26 @@ def prepare(
         RenderingError: the chat template cannot be used for training.
         ServiceError: the tokenizer cannot be loaded.
     """
-    directory = config.resolve(config.data_dir)
-    train_file, valid_file = directory / TRAIN_FILE, directory / VALID_FILE
-    present = [file for file in (train_file, valid_file) if file.exists()]
+    sources = [source for source in sources_of(config) if source is not None]
+    reader = RowReader(config.format, config.columns, config.base_dir)
     renderer = renderer_for(config, tokenizer or load_tokenizer(config), date, as_before)
     with ThreadPoolExecutor(1) as thread:
-        digests = thread.map(sha256, present)
-        opened = [
-            RenderedFile(ChatIndex(file, renderer.answers, config.max_skipped_share), renderer, config.max_seq_length)
-            for file in (train_file, *present[1:])
-        ]
-        found = dict(zip(present, digests, strict=True))
+        digests = [thread.submit(_identity, source) if isinstance(source, Path) else None for source in sources]
+        chats = tuple(ChatIndex(source, renderer.answers, config.max_skipped_share, reader) for source in sources)
+        found = [digest.result() if digest else each.identity for digest, each in zip(digests, chats, strict=True)]
+    reader.check_columns()
+    opened = [RenderedFile(each, renderer, config.max_seq_length) for each in chats]
     if len(opened) == 1 and config.early_stopping_patience:
         raise DataError(
-            f"{valid_file}: is missing, and early stopping needs it; add it, or set early_stopping_patience: 0."
+            f"{config.resolve(config.data_dir) / VALID_FILE}: is missing, and early stopping needs it; add it, or name "
+            "another by data.valid, or set early_stopping_patience: 0."
         )
     findings = [_watched(file) if _is_small(file) or file is not opened[0] else None for file in opened]
-    valid, asked = None, config.samples_at_evaluation
-    sampled: list[Conversation] = []
+    valid, sampled, unasked = None, list[Conversation](), list[str]()
     for file in opened[1:]:
         valid = render_all(file, config.max_skipped_share)
-        sampled = file.chats.conversations(range(len(file))[:asked])
+        sampled, unasked = _sampled(file, config.samples_at_evaluation)
     train, batches = _planned(opened[0], config)
-    files = {file.name: (file.stat().st_size, digest.hex()) for file, digest in found.items()}
     return Plan(
         config,
         renderer,
@@ -210,11 +218,37 @@ def prepare(
         valid,
         batches,
         prices=prices_for(config.service, config.model),
-        data_digest=_rendering_digest(train, valid, renderer, found[train_file]),
+        data_digest=_rendering_digest(train, valid, renderer, found[0][1], reader),
         sampled=tuple(sampled),
-        files=files,
-        findings=tuple(chain.from_iterable(_told(*each, config) for each in zip(opened, findings, strict=True))),
+        reader=reader,
+        chats=chats,
+        files=_files(chats, found),
+        findings=(*unasked, *chain.from_iterable(map(_told, opened, findings, repeat(config)))),
     )
+
+
+def _sampled(file: RenderedFile, asked: int) -> tuple[list[Conversation], list[str]]:
+    """Return which of the first conversations have a prompt to sample an answer to, and a sentence of those without."""
+    first = file.chats.conversations(range(len(file))[:asked])
+    prompted = [conversation for conversation in first if conversation.last_assistant() != 0]
+    if len(prompted) == len(first):
+        return prompted, []
+    of = f"{len(first) - len(prompted):,} of its first {len(first):,} lines"
+    return prompted, [f"{file.chats.name}: {of} have no prompt to sample an answer to."]
+
+
+def _identity(path: Path) -> tuple[int, bytes]:
+    return path.stat().st_size, sha256(path)
+
+
+def _files(chats: Sequence[ChatIndex], found: Sequence[tuple[int, bytes]]) -> dict[str, tuple[int, str]]:
+    """Return size and digest of each source, by its name; where both have the same, by the whole name."""
+    names = [each.name for each in chats]
+    whole = len(set(names)) < len(names)
+    return {
+        without_home(str(each.source)) if whole else each.name: (size, digest.hex())
+        for each, (size, digest) in zip(chats, found, strict=True)
+    }
 
 
 def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | StreamedSet, BatchPlan]:
@@ -244,20 +278,25 @@ def _told(file: RenderedFile, findings: Findings | None, config: TrainingConfig)
     if file.renderer.as_before:  # the run has begun, and nothing of this is news
         return
     chats, findings = file.chats, findings or look_at_sample(file, config.seed)
-    yield from sentences(findings, chats.path.name, without_home(config.model), len(chats))
+    yield from sentences(findings, chats.name, without_home(config.model), len(chats))
     if skipped := chats.unusable + len(file.problems):
         first = file.unusable()[0]
-        yield f"{chats.path.name}: {skipped:,} of {chats.lines:,} lines are skipped, as they cannot be used: {first}"
+        yield f"{chats.name}: {skipped:,} of {chats.lines:,} lines are skipped, as they cannot be used: {first}"
 
 
 def _rendering_digest(
-    train: RenderedSet | StreamedSet, valid: RenderedSet | None, renderer: Renderer, train_digest: bytes
+    train: RenderedSet | StreamedSet,
+    valid: RenderedSet | None,
+    renderer: Renderer,
+    train_digest: bytes,
+    reader: RowReader,
 ) -> str:
     """Return a digest of what is trained on and evaluated."""
     digest = hashlib.sha256()
     if isinstance(train, StreamedSet):
         digest.update(train_digest + json.dumps([*renderer.identity.items()]).encode())
         digest.update(renderer.rendering["tokenizer"].encode())
+        digest.update(json.dumps(reader.identity).encode() if reader.identity else b"")
     for rendered in (train, valid):
         for example in rendered.examples if isinstance(rendered, RenderedSet) else ():
             digest.update(len(example.tokens).to_bytes(4, "little"))

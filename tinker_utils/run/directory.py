@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from tinker_utils.basics.files import MARK, NotOwnError, check_own, check_own_directory, own, read_bounded, replace
+from tinker_utils.config.loading import MAX_CONFIG
 from tinker_utils.config.paths import as_path, exists, find_upwards
-from tinker_utils.config.settings import MAX_CONFIG
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run import lock
 from tinker_utils.run.state import RunState, decode_state, encode_state

@@ -15,7 +15,8 @@ import numpy as np
 
 from tinker_utils.batching import Batch, in_batches
 from tinker_utils.config.settings import TrainingConfig
-from tinker_utils.data.files import TEST_FILE, ChatIndex
+from tinker_utils.data.files import ChatIndex
+from tinker_utils.data.sources.naming import TEST_FILE, data_file
 from tinker_utils.data.streaming import RenderedFile, render_all
 from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.loss import t975
@@ -207,7 +208,8 @@ async def _trained(
 def _test_batches(plan: Plan) -> list[Batch]:
     """Return the examples of test.jsonl beside the training data; raises DataError where there is none."""
     config = plan.config
-    chats = ChatIndex(config.data_dir / TEST_FILE, plan.renderer.answers, config.max_skipped_share)
+    file = data_file(config.data_dir, TEST_FILE)
+    chats = ChatIndex(file, plan.renderer.answers, config.max_skipped_share, plan.reader)
     rendered = render_all(RenderedFile(chats, plan.renderer, config.max_seq_length), config.max_skipped_share)
     return list(in_batches(rendered.examples, _TESTED_TOGETHER))
 

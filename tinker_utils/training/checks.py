@@ -11,10 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.table import Table
 from tinker_utils.config.settings import TrainingConfig
-from tinker_utils.data.files import TEST_FILE, TRAIN_FILE, VALID_FILE, iterate_conversations
+from tinker_utils.data.chat import Conversation
+from tinker_utils.data.files import ChatIndex, iterate_conversations
 from tinker_utils.data.report import conversation_key
+from tinker_utils.data.sources.naming import TEST_FILE, data_file
 from tinker_utils.data.streaming import StreamedSet
 from tinker_utils.errors import (
     ConfigError,
@@ -194,7 +199,7 @@ def check_start(
     checks: list[Check] = []
     if plan is not None:
         if not same_data:
-            checks += _of_duplicates(config)
+            checks += _of_duplicates(plan)
             checks += warn_or_pass("contents", plan.findings, "All that the lines hold is used, and each answer ends.")
         checks += _of_lengths(plan)
     cautions = (*about_settings(config), *about_service(config))
@@ -209,9 +214,25 @@ def check_start(
 def _of_plan(plan: Plan) -> Iterator[Check]:
     held_out = f", {len(plan.valid.examples):,} for validation" if plan.valid else ""
     yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
+    yield from map(_of_format, plan.chats)
+    yield Check("example", "ok", _first_example(plan))
     yield Check("tokenizer", "ok", "It loads, and its chat template separates prompts from answers.")
     steps, epochs = plan.total_steps, plan.config.epochs
     yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {plan.forecast.evaluations:,} evaluations.")
+
+
+def _of_format(chats: ChatIndex) -> Check:
+    """Return which format the rows of a file are in; several in one file are seldom meant."""
+    found = " and ".join(f"{count:,} rows in the format {name}" for name, count in chats.formats.most_common())
+    return Check("format", "warn" if len(chats.formats) > 1 else "ok", f"{chats.name}: {found}.")
+
+
+def _first_example(plan: Plan) -> str:
+    """Return the first training example in words, as the model reads it and as it is to go on."""
+    example = plan.example()
+    begin = int(np.argmax(example.weights > 0)) + 1
+    prompt, completion = (plan.tokenizer.decode(part) for part in (example.tokens[:begin], example.tokens[begin:]))
+    return f"The first example: {quoted(prompt)} is followed by {quoted(completion)}."
 
 
 def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
@@ -235,39 +256,39 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
         yield Check.failed("directory", error)
 
 
-def _of_duplicates(config: TrainingConfig) -> list[Check]:
+def _of_duplicates(plan: Plan) -> list[Check]:
     """Look for conversations that stand twice, above all those that the model is trained and then tested on."""
-    directory = config.resolve(config.data_dir)
     sentences: list[str] = []
-    train, keys = _looked_through(directory / TRAIN_FILE)  # was read before, so it can be
+    (train, keys), *held_out = (_looked_through(chats.name, chats) for chats in plan.chats)
+    known = set(keys)
+    if repeated := len(keys) - len(known):
+        sentences.append(f"{repeated:,} of {train} repeat an earlier one.")
     try:
-        known = set(keys)
-        if repeated := len(keys) - len(known):
-            sentences.append(f"{repeated:,} of {train} repeat an earlier one.")
-        for file in (directory / VALID_FILE, directory / TEST_FILE):
-            held_out, keys = _looked_through(file) if file.exists() else ("", [])
-            if shared := sum(key in known for key in keys):
-                sentences.append(
-                    f"{shared:,} of {held_out} are also in {train}: "
-                    "their loss does not measure performance on unseen data."
-                )
-    except DataError as error:  # of test.jsonl: no run needs it, and the others were read before
+        test = data_file(plan.config.resolve(plan.config.data_dir), TEST_FILE)
+        if test.exists():
+            held_out.append(_looked_through(test.name, iterate_conversations(test, plan.reader, skip_unusable=True)))
+    except DataError as error:  # no run needs it
         sentences.append(str(error))
+    for name, keys in held_out:
+        if shared := sum(key in known for key in keys):
+            sentences.append(
+                f"{shared:,} of {name} are also in {train}: their loss does not measure performance on unseen data."
+            )
     return warn_or_pass(
         "duplicates", sentences, f"No duplicates within {train}, nor between them and the held-out data."
     )
 
 
-def _looked_through(file: Path) -> tuple[str, list[int]]:
+def _looked_through(name: str, conversations: Iterable[Conversation]) -> tuple[str, list[int]]:
     """Return in words how much of a file was looked through, and a hash of what each conversation in it says."""
     keys: list[int] = []
     characters = 0
-    for conversation in iterate_conversations(file, skip_unusable=True):
+    for conversation in conversations:
         characters += sum(len(message["content"]) for message in conversation.messages)
         if characters > _LOOKED_THROUGH:
-            return f"the first {len(keys):,} conversations in {file.name}", keys
+            return f"the first {len(keys):,} conversations in {name}", keys
         keys.append(hash(conversation_key(conversation)))
-    return f"{len(keys):,} conversations in {file.name}", keys
+    return f"{len(keys):,} conversations in {name}", keys
 
 
 def _of_lengths(plan: Plan) -> list[Check]:

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.config.changes import SettingChange, setting_changes
-from tinker_utils.config.settings import TrainingConfig, load_config_from_yaml
+from tinker_utils.config.loading import load_run_config
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.template import DATE, NO_DATE
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import ConfigError, ResumeError
@@ -70,7 +71,7 @@ def changes_to_take_up(run: RunDirectory, state: RunState, plan: Plan) -> list[S
         ResumeError: a setting that decides what is learned differs, or the data do; the message shows each difference.
     """
     try:
-        before = load_config_from_yaml(run.config, "run")
+        before = load_run_config(run.config)
     except ConfigError as error:
         raise ResumeError(f"the run cannot be resumed: {error}") from error
     changes = setting_changes(before, plan.config)
@@ -105,11 +106,13 @@ def prepared(config: TrainingConfig, preparation: Plan | None, state: RunState |
 
 def _changes_of_data(state: RunState, plan: Plan) -> list[str]:
     """Return how the data that a run began with differ from those of now."""
-    before, now = state.rendering, plan.renderer.rendering
+    before, now = state.rendering, plan.rendering
     digest = plan.file_digest if before is None else plan.data_digest
     if state.data_digest == digest:
         return []
-    changes = [f"the {name}: {old} → {now.get(name)}" for name, old in (before or {}).items() if old != now.get(name)]
+    began_with = before or now
+    was, is_now = ({name: each.get(name, "none") for name in began_with | now} for each in (began_with, now))
+    changes = [f"the {name}: {was[name]} → {is_now[name]}" for name in was if was[name] != is_now[name]]
     files = state.provenance.data if state.provenance else {}
     for name, (_, new) in plan.files.items():
         if name in files and files[name].sha256 != new:

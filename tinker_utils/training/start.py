@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tinker_utils.basics.redaction import one_sentence, without_home
 from tinker_utils.config.changes import setting_changes
-from tinker_utils.config.settings import TrainingConfig, dump_config
+from tinker_utils.config.loading import dump_config
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import ConfigError, RunDirectoryError, TinkerUtilsError
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.archive import archive
@@ -149,7 +150,7 @@ def _first_state(plan: Plan, points: list[ResumePoint], before: RunState | None,
         best_checkpoint=before.best_checkpoint,
         spent=before.spent,
         data_digest=plan.file_digest if plan.renderer.as_before else plan.data_digest,
-        rendering=None if plan.renderer.as_before else plan.renderer.rendering,
+        rendering=None if plan.renderer.as_before else plan.rendering,
         provenance=made_with,
         resume_points=[point for point in reversed(points) if point.path],
         periodic_checkpoints=before.periodic_checkpoints,

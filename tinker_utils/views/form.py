@@ -21,7 +21,7 @@ import ipywidgets as widgets  # type: ignore[import-untyped]
 from tinker_utils.basics.table import NO_MATHEMATICS
 from tinker_utils.config.rules import Rule
 from tinker_utils.config.settings import RULES, TrainingConfig
-from tinker_utils.errors import ConfigError
+from tinker_utils.errors import ConfigError, DataError
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import DataLengths, Forecast, forecast
 from tinker_utils.plan.plan import Plan
@@ -122,9 +122,8 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
         alert = f'<div role="alert">{warnings_html(refusals)}</div>' if refusals else ""
         if in_use_here():
             alert += "<p>A run is training: what is changed here is for the next one.</p>"
-        if self._data is None:
-            train = config.resolve(config.data_dir) / "train.jsonl"
-            content = warnings_html([f"{train}: cannot be read, so steps and costs are not known."])
+        if isinstance(self._data, DataError):
+            content = warnings_html([f"Steps and costs are not known: {self._data}"])
         else:
             content = _consequences_html(
                 forecast(config, self._data, prices_for(config.service, config.model)),
@@ -151,13 +150,13 @@ def _consequences_html(follows: Forecast, exact: bool) -> str:
     return f'<div role="status" aria-live="polite">{figures_html(figures)}{warnings_html(follows.warnings)}</div>'
 
 
-def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | None:
+def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | DataError:
     if plan is not None:
         return DataLengths.of(plan.train, plan.valid, config.max_seq_length)
     try:
-        return DataLengths.estimate(config.resolve(config.data_dir))
-    except OSError:
-        return None
+        return DataLengths.estimate(config)
+    except DataError as error:
+        return error
 
 
 def _input(rule: Rule, value: Any) -> Any:

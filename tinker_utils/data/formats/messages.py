@@ -1,4 +1,4 @@
-"""A line of a file, decoded → the conversation that it holds, with nothing of it lost without a word.
+"""A row of OpenAI's chat format, decoded → the conversation that it holds, with nothing of it lost without a word.
 
 Messages reach the chat template with all their keys. Only what says which of them are in the loss is taken out.
 """
@@ -18,10 +18,18 @@ IN_LOSS = ("weight", "train", "trainable")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def chat_messages(line: Mapping[str, Any], source: str) -> Conversation:
+def chat_messages(
+    line: Mapping[str, Any], source: str, format: str = "messages", unused: tuple[str, ...] = ()
+) -> Conversation:
     """Read OpenAI's chat format: `messages`, and `tools` if there are any.
 
     Keys without a value (null) are taken for absent, and a message without content beside tool calls has an empty one.
+
+    Args:
+        line: the row, decoded.
+        source: its place.
+        format: the name of the format that the row was in.
+        unused: keys of the row that have no place among those of `line`.
 
     Raises:
         DataError: something in it cannot be used; the sentence begins with `source`.
@@ -32,24 +40,33 @@ def chat_messages(line: Mapping[str, Any], source: str) -> Conversation:
         raise DataError(f'{source}: `messages` is {kind}; write {{"messages": [at least one message]}}.')
     messages, in_loss = [], {}
     for position, message in enumerate(given):
+        if _is_bare(message):
+            messages.append(message)
+            continue
         try:
             messages.append(_message(message))
             if (flag := _in_loss(message)) is not None:
                 in_loss[position] = flag
         except ValueError as error:
-            raise DataError(f"{source}: message {position + 1} {error}; correct the line.") from error
+            raise DataError(f"{source}: message {position + 1} {error}; correct it.") from error
     try:
         tools = _tools(line.get("tools"))
     except ValueError as error:
-        raise DataError(f"{source}: {error}; correct the line.") from error
-    unused = tuple(sorted(key for key, value in line.items() if key not in ("messages", "tools") and value is not None))
-    return Conversation(tuple(messages), source, tools, in_loss, unused)
+        raise DataError(f"{source}: {error}; correct it.") from error
+    others = {key for key, value in line.items() if key not in ("messages", "tools") and value not in (None, "")}
+    return Conversation(tuple(messages), source, tools, in_loss, tuple(sorted({*others, *unused})), format)
 
 
 def kind_of(value: object) -> str:
     """Return in words what a JSON value is."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+
+
+def _is_bare(message: Any) -> bool:
+    """Return whether it is a message with a role and a text, as most are, and nothing else that had to be looked at."""
+    is_pair = isinstance(message, dict) and len(message) == 2
+    return is_pair and message.get("role") in ROLES and isinstance(message.get("content"), str)
 
 
 def _message(message: object) -> Message:
@@ -103,7 +120,7 @@ def _in_loss(message: Mapping[str, Any]) -> bool | None:
 
 def _tools(tools: object) -> tuple[Any, ...]:
     """Return the schemas of a line's tools, which may be JSON as a text, all together or one by one."""
-    tools = _decoded(tools, "tools")
+    tools = _decoded(tools, "tools") if tools != "" else None
     if tools is None:
         return ()
     if not isinstance(tools, list):

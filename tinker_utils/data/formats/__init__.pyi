@@ -1,0 +1,2 @@
+from .messages import chat_messages as chat_messages
+from .reader import RowReader as RowReader

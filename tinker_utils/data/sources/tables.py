@@ -1,0 +1,120 @@
+"""Tables in Arrow's memory layout → lines of JSON: Parquet, Arrow and Feather files, data sets of the hub.
+
+Arrow gives each row all keys that any row has: the tools of a conversation get the parameters of all others. Those
+without a value are left out, as they are in JSON.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import IO, Any
+
+import msgspec
+
+from tinker_utils.basics.redaction import first_line
+from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.data.sources.naming import NamedData
+from tinker_utils.errors import DataError
+
+# Bytes in memory of rows that become JSON together, and how many they may be.
+_TOGETHER, _MAX_ROWS = 1 << 20, 4096
+
+
+def parquet_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
+    """Yield the rows of a Parquet file as lines, a page after the other."""
+    parquet = _package("pyarrow.parquet", place).ParquetFile(file, buffer_size=_TOGETHER, pre_buffer=False)
+    groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+    largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    rows = min(_MAX_ROWS, max(1, _TOGETHER // max(1, largest)))
+    yield from _lines(parquet.iter_batches(rows))
+
+
+def arrow_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
+    """Yield the rows of an Arrow file or stream as lines.
+
+    A record batch may be as large as the file. So that is mapped into memory, and let go of again piece by piece.
+    """
+    arrow, ipc = _package("pyarrow", place), _package("pyarrow.ipc", place)
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content, pool = arrow.py_buffer(mapped), arrow.system_memory_pool()  # which gives back at once what is freed
+    if mapped[:6] == b"ARROW1":
+        opened = ipc.open_file(content, memory_pool=pool)
+        batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+    else:
+        batches = ipc.open_stream(content, memory_pool=pool)
+    advice = getattr(mmap, "MADV_DONTNEED", None)  # Windows has none
+    yield from _lines(batches, partial(mapped.madvise, advice) if advice else bool)
+
+
+def named_rows(named: NamedData) -> Iterator[list[bytes]]:
+    """Yield the rows of a split of a data set as lines.
+
+    Raises:
+        DataError: there is none of this name and split, or it cannot be had.
+    """
+    datasets = _package("datasets", named)
+    try:
+        if named.is_saved:
+            saved = datasets.load_from_disk(named.name)
+            data = saved[named.split] if hasattr(saved, "keys") else saved
+            if data.split not in (None, named.split):
+                raise ValueError(f"it is the split {data.split}")
+        else:
+            data = datasets.load_dataset(named.name, named.config, split=named.split, revision=named.revision)
+    except Exception as error:  # of a package that raises what it likes
+        cause = error.__cause__ or error  # that it could not be generated says nothing
+        raise DataError(
+            f"{named}: cannot be loaded ({type(cause).__name__}: {first_line(str(cause))}); expected the name of a "
+            "data set on the hub, or a directory that holds one, and one of its splits."
+        ) from error
+    tables = data.with_format("arrow").iter(_MAX_ROWS)
+    yield from _lines(batch for table in tables for batch in table.to_batches())
+
+
+def _lines(batches: Iterable[Any], let_go: Callable[[], object] = bool) -> Iterator[list[bytes]]:
+    encode, plain = msgspec.json.Encoder(enc_hook=str).encode, None
+    for batch in batches:
+        plain = plain or _struct(batch.schema)
+        rows = max(1, _TOGETHER * batch.num_rows // max(1, batch.nbytes))
+        for start in range(0, batch.num_rows, rows):
+            let_go()
+            yield [encode(plain(row)) for row in batch.slice(start, rows).to_pylist()]
+        del batch  # before the next one is unpacked
+
+
+def _plain(type: Any) -> Callable[[Any], Any]:
+    """Return what makes a value of this type, other than None, what it is in JSON."""
+    if getattr(type, "extension_name", "") == "arrow.json":  # a text; so `datasets` keeps what has no one type
+        return parse_json
+    if hasattr(type, "value_field"):
+        member = _plain(type.value_type)
+        return lambda values: [None if value is None else member(value) for value in values]
+    if str(type).startswith(("binary", "large_binary", "fixed_size_binary")):
+        return _as_text
+    return _struct(type) if str(type).startswith("struct") else lambda value: value
+
+
+def _struct(fields: Iterable[Any]) -> Callable[[Any], Any]:
+    members = [(field.name, _plain(field.type)) for field in fields]
+    return lambda row: {name: plain(row[name]) for name, plain in members if row[name] is not None}
+
+
+def _as_text(value: bytes) -> Any:
+    """Return the text that bytes are, as some programs write one; else an object, which is no text anywhere."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"bytes": len(value)}
+
+
+def _package(name: str, place: object) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f"{place}: needs the package {name.partition('.')[0]} to be read ({first_line(str(error))}); install "
+            "tinker-utils[datasets]."
+        ) from error
