@@ -14,6 +14,7 @@ from measure import say, table
 
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import MetricsWriter
+from tinker_utils.run.state import Activity, Planned, RunState
 
 RECORDS = (100, 100_000)
 SECONDS, EVALUATE_EVERY = 120.0, 15.0
@@ -67,10 +68,8 @@ def running(path: Path, records: int) -> RunDirectory:
             file.write(json.dumps(train(step)) + "\n")
             if step % 1000 == 0:
                 file.write(json.dumps(evaluation(step)) + "\n")
-    plan = {"total_steps": 2 * records, "epochs": 2, "patience": 5}
-    run.write_state(
-        {"status": "running", "activity": {"state": "training", "since": 0, "detail": "training"}, "plan": plan}
-    )
+    plan = Planned(total_steps=2 * records, epochs=2, patience=5)
+    run.write_state(RunState(activity=Activity("training", 0, "training"), plan=plan))
     return run
 
 
