@@ -119,12 +119,17 @@ async def test_an_outage_is_told_of_while_it_lasts_and_changes_nothing(
 
 
 async def test_a_pause_is_told_of_with_the_services_reason(faulty, config, service, run, whole, quick_to_tell):
-    faulty.faults = [
-        Fault("retrieve_future", paused("two other runs come first"), on=about(":9"), times=6),
-        Fault("optim_step", refused(402, b'{"detail": "the card has expired"}'), skip=7, times=2),
-        Fault("optim_step", refused(503), skip=11, times=3),
-    ]
-    await fit(through(faulty, config), run.path)
+    capacity = Fault("retrieve_future", paused("two other runs come first"), on=about(":9"), times=1000)
+    payment = Fault("optim_step", refused(402, b'{"detail": "the card has expired"}'), skip=7, times=1)
+    down = Fault("optim_step", refused(503), skip=11, times=1000)
+    faulty.faults = [capacity, payment, down]
+
+    def observe(record):  # what has been told of ends
+        if record.get("kind") == "waiting":
+            capacity.times *= "two other runs" not in record["message"]
+            down.times *= "503" not in record["message"]
+
+    await fit(through(faulty, config), run.path, on_record=observe)
     kinds, messages = zip(*told(run), strict=True)
     assert kinds == ("waiting", "answered") * (len(kinds) // 2)
     for cause in ("for the answer to step 4: paused: two other runs come first", "402", "the service answers 503"):
