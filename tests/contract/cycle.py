@@ -20,7 +20,7 @@ from support.small_runs import write_small_data
 
 from tinker_utils import TrainingConfig, connect, export_adapter, fit_blocking, load_config_from_yaml, sample_answers
 from tinker_utils.config.settings import LoraConfig
-from tinker_utils.data.chat import read_conversations
+from tinker_utils.data.files import read_conversations
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.run.directory import RunDirectory
 
