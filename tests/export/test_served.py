@@ -260,6 +260,10 @@ def test_a_run_without_a_checkpoint_or_without_its_data(whole, service, server, 
     (moved / "config.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match="nowhere"):
         check_served(moved, server.base_url, "mine", service=service)
+    # Nor is code imported that the directory names; with a plan of one's own there is no need for it.
+    (moved / "config.yaml").write_text(text.replace("format: auto", "format: nowhere:found"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="nowhere:found is code, which is not imported"):
+        check_served(moved, server.base_url, "mine", service=service)
     # Where there is no validation set, rows of the training set are taken.
     data = tmp_path / "data"
     shutil.copytree(config.data_dir, data)

@@ -32,8 +32,8 @@ _MEMORY = Path("/dev/shm")
 BUILD = Path("build") / "fuzz"
 # Thousandths of the cases: what has more to parse has more of them.
 SHARES = {
-    "config": 120, "directory": 60, "overrides": 60, "chat": 80, "separated": 30, "metrics": 110, "state": 120,
-    "samples": 60, "trainer": 60, "cookbook": 60, "checkpoint": 60, "wire": 120, "strangers": 60,
+    "config": 110, "directory": 60, "overrides": 60, "chat": 80, "separated": 30, "metrics": 110, "state": 110,
+    "samples": 60, "trainer": 60, "cookbook": 60, "checkpoint": 60, "served": 20, "wire": 120, "strangers": 60,
 }  # fmt: skip
 _MAX_LENGTH = 4096  # bytes of a case
 _UNGUIDED = ("strangers",)  # what is reached runs in a process of its own

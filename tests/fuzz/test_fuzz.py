@@ -9,12 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fuzz import files, strangers, wire
+from fuzz.__main__ import SHARES
 from fuzz.mutation import mutated
 
 CASES = 300
 quick = settings(
     max_examples=CASES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_each_target_has_its_share_of_a_campaign() -> None:
+    assert {*files.TARGETS, "wire", "strangers"} == SHARES.keys()
+    assert sum(SHARES.values()) == 1000
 
 
 @pytest.mark.filterwarnings("ignore")  # what is drawn with absurd values

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tinker_utils.basics.redaction import one_sentence, quoted
 from tinker_utils.basics.table import Table
 from tinker_utils.batching import Example
-from tinker_utils.config.loading import load_config_from_yaml
+from tinker_utils.config.loading import load_config_from_yaml, load_run_config
 from tinker_utils.errors import ConfigError
 from tinker_utils.export.adapter import best_checkpoint, service_of
 from tinker_utils.export.openai_server import OpenAIServer
@@ -116,7 +116,8 @@ def check_served(
     server = OpenAIServer(url, key_env)
     files, checkpoint = best_checkpoint(run)
     name = server.only_adapter() if model is None else model
-    config = load_config_from_yaml(files.config, "run")
+    # Where the user's own plan has the data, nothing that the directory names is read or imported.
+    config = load_run_config(files.config) if preparation else load_config_from_yaml(files.config, "run")
     planned = preparation.config if preparation else config
     examples = _spread(prepared(planned, preparation, files.read_state()), rows)
     served = [server.logprobs(name, example.tokens.tolist()) for example in examples]

@@ -53,8 +53,13 @@ def chat_messages(
         tools = _tools(line.get("tools"))
     except ValueError as error:
         raise DataError(f"{source}: {error}; correct it.") from error
-    others = {key for key, value in line.items() if key not in ("messages", "tools") and value not in (None, "")}
-    return Conversation(tuple(messages), source, tools, in_loss, tuple(sorted({*others, *unused})), format)
+    left = unused_keys(line, ("messages", "tools"), unused)
+    return Conversation(tuple(messages), source, tools, in_loss, left, format)
+
+
+def unused_keys(row: Mapping[str, Any], used: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys of a row that have a value and are not used, and some more, in their order."""
+    return tuple(sorted({*more, *(key for key, value in row.items() if key not in used and value not in (None, ""))}))
 
 
 def kind_of(value: object) -> str:

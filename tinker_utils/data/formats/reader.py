@@ -12,7 +12,7 @@ from typing import Any
 from tinker_utils.basics.redaction import first_line, quoted
 from tinker_utils.config.rules import did_you_mean
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.formats.messages import chat_messages, kind_of
+from tinker_utils.data.formats.messages import chat_messages, kind_of, unused_keys
 from tinker_utils.data.formats.shapes import (
     Row,
     Shape,
@@ -169,9 +169,9 @@ def _text(row: Row, source: str, name: str, shadowed: tuple[str, ...]) -> Conver
     """Return a plain text as a conversation of one answer to nothing."""
     if not isinstance(row["text"], str) or not row["text"]:
         raise ValueError(f"`text` is {kind_of(row['text'])}, not a text" if row["text"] != "" else "`text` is empty")
-    others = {key for key, value in row.items() if key != "text" and value not in (None, "")}
     message = {"role": "assistant", "content": row["text"]}
-    return Conversation((message,), source, unused=tuple(sorted({*others, *shadowed})), format=name, is_text=True)
+    unused = unused_keys(row, ("text",), shadowed)
+    return Conversation((message,), source, unused=unused, format=name, is_text=True)
 
 
 def _imported(name: str, base_dir: Path) -> Any:
