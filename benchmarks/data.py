@@ -18,7 +18,7 @@ from tinker_utils.data.files import ChatIndex
 from tinker_utils.data.renderers import as_renderer
 from tinker_utils.data.template import Tokenizer
 from tinker_utils.data.tokenizers import load_tokenizer
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "train.jsonl"
 # Words in the prompt and in the answer, and rows of such a file.

@@ -18,7 +18,7 @@ from measure import say, table
 from data import lines, peak_megabytes
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.tokenizers import load_tokenizer
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 
 ROWS, TOGETHER = 440_000, 10_000
 SOURCE = "source.jsonl"

@@ -16,7 +16,8 @@ from shapes import PROJECTIONS, Shape, make_model
 
 from data import lines
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
-from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.plan.plan import Plan
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.service.client import connect
 from tinker_utils.training.start import fit_blocking
 

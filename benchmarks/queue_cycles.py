@@ -22,7 +22,8 @@ from support.clocked_service import ClockedService  # noqa: E402
 from tinker_utils.batching import in_batches  # noqa: E402
 from tinker_utils.config.settings import LoraConfig, TrainingConfig  # noqa: E402
 from tinker_utils.local import start_local_service  # noqa: E402
-from tinker_utils.plan.plan import Plan, prepare  # noqa: E402
+from tinker_utils.plan.plan import Plan  # noqa: E402
+from tinker_utils.plan.preparing import prepare  # noqa: E402
 from tinker_utils.run.directory import RunDirectory  # noqa: E402
 from tinker_utils.service.client import Service, connect  # noqa: E402
 from tinker_utils.service.model import Model, Submitted  # noqa: E402

@@ -5,7 +5,7 @@ from .early_stopping import EarlyStopping as EarlyStopping
 from .errors import TinkerUtilsError as TinkerUtilsError
 from .export.adapter import export_adapter as export_adapter
 from .export.served import check_served as check_served
-from .plan.plan import prepare as prepare
+from .plan.preparing import prepare as prepare
 from .run.metrics import read_metrics as read_metrics
 from .run.state import TrainingResult as TrainingResult
 from .service.client import connect as connect

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -46,9 +48,13 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Examples that make one optimizer step, or one request of an evaluation."""
+    """Examples that make one optimizer step, or one request of an evaluation.
+
+    `sources` says which of several sources each is from, where they are trained on.
+    """
 
     data: tuple[Example, ...]
+    sources: tuple[int, ...] = ()
 
     @cached_property
     def tokens(self) -> int:
@@ -68,15 +74,80 @@ class Batch:
         return [example.weights / np.float32(self.completion_tokens) for example in self.data]
 
 
-@lru_cache(maxsize=2)
-def epoch_order(conversations: int, seed: int, epoch: int) -> NDArray[np.int32]:
+def epoch_order(conversations: int, seed: int, epoch: int, source: int = 0) -> NDArray[np.int32]:
     """Return the order of an epoch, from 1: a permutation of 0…conversations - 1 fixed by seed and epoch.
 
     It sorts the raw output of PCG64, which NumPy promises not to change, rather than call `Generator.permutation`,
     about which it promises nothing: a run that is resumed after an upgrade still sees the batches that were left.
+
+    Args:
+        conversations: how many there are.
+        seed: what else decides the order.
+        epoch: … and the epoch; 0 is that of subsets which stay the same.
+        source: from 1, of several sources that are each put in an order of their own.
     """
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(conversations)
+    entropy = [seed, epoch, source] if source else [seed, epoch]
+    keys = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(conversations)
     order = np.argsort(keys, kind="stable").astype(np.int32)
+    order.setflags(write=False)
+    return order
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How much an epoch takes of each source; the conversations of all sources stand one source behind the other.
+
+    Attributes:
+        sizes: conversations of each source.
+        draws: how many of them an epoch takes, drawn anew for each epoch; none twice in one.
+    """
+
+    sizes: tuple[int, ...]
+    draws: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, sizes: Sequence[int], weights: Sequence[float] | None = None, limits: Sequence[int | None] | None = None
+    ) -> Mixture:
+        """Return how much to take of each source.
+
+        Without weights all of each source, up to its limit. With weights their shares are exactly those of the weights:
+        an epoch has as many whole units of them, such as 7 and 3 conversations for 0.7 and 0.3, as the sources have,
+        up to their limits. Where not even one unit fits, shares are those of the weights to half a conversation.
+        """
+        most = [min(size, limit or size) for size, limit in zip(sizes, limits or [None] * len(sizes), strict=True)]
+        if weights is None:
+            return cls(tuple(sizes), tuple(most))
+        given = [Fraction(str(weight)) for weight in weights]
+        whole = [int(share * math.lcm(*(each.denominator for each in given))) for share in given]
+        unit = [share // math.gcd(*whole) for share in whole]
+        units = min(Fraction(each, share) for each, share in zip(most, unit, strict=True))
+        units = Fraction(int(units)) or units
+        return cls(tuple(sizes), tuple(int(units * share + Fraction(1, 2)) for share in unit))
+
+    @property
+    def total(self) -> int:
+        """Return how many conversations an epoch has."""
+        return sum(self.draws)
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int32]:
+        """Return an epoch's conversations in their order, shape [total]."""
+        return _mixed_order(self, seed, epoch)
+
+    def source_of(self, conversations: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Return which source conversations are from, of the same shape."""
+        return np.searchsorted(np.cumsum(self.sizes), conversations, side="right")
+
+
+@lru_cache(maxsize=2)
+def _mixed_order(mixture: Mixture, seed: int, epoch: int) -> NDArray[np.int32]:
+    if mixture.draws == mixture.sizes:
+        return epoch_order(mixture.total, seed, epoch)
+    drawn, start = [], 0
+    for source, (size, draw) in enumerate(zip(mixture.sizes, mixture.draws, strict=True), 1):
+        drawn.append(start + np.sort(epoch_order(size, seed, epoch, source)[:draw]))
+        start += size
+    order = np.concatenate(drawn)[epoch_order(mixture.total, seed, epoch)].astype(np.int32)
     order.setflags(write=False)
     return order
 
@@ -87,7 +158,8 @@ class BatchPlan:
 
     A batch has the examples of `batch_size` conversations: mostly one of each. The last batch of an epoch may be
     smaller; it is trained on too. A conversation without an example has a place in the order, and is skipped in its
-    batch. Steps that are `skipped` have a batch that is not to be trained on.
+    batch. Steps that are `skipped` have a batch that is not to be trained on. `mixture` says how much is taken of each
+    of several sources; None takes all conversations in each epoch.
     """
 
     conversations: Sequence[tuple[Example, ...]]
@@ -95,11 +167,16 @@ class BatchPlan:
     seed: int
     epochs: int
     skipped: frozenset[int] = frozenset()
+    mixture: Mixture | None = None
+
+    @cached_property
+    def _mixture(self) -> Mixture:
+        return self.mixture or Mixture.of([len(self.conversations)])
 
     @property
     def steps_per_epoch(self) -> int:
         """Return optimizer steps in one epoch."""
-        return -(-len(self.conversations) // self.batch_size)
+        return -(-self._mixture.total // self.batch_size)
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -113,17 +190,25 @@ class BatchPlan:
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch, from 1, that step `step`, from 1, belongs to."""
-        return (step - 1) // self.steps_per_epoch + 1
+        return (max(step, 1) - 1) // self.steps_per_epoch + 1
+
+    def order(self, epoch: int) -> NDArray[np.int32]:
+        """Return the conversations of an epoch, in their order."""
+        return self._mixture.order(self.seed, epoch)
 
     def indices(self, step: int) -> NDArray[np.int32]:
         """Return which conversations step `step` trains on, shape [batch_size] or less at an epoch's end."""
-        order = epoch_order(len(self.conversations), self.seed, self.epoch_of(step))
         start = (step - 1) % self.steps_per_epoch * self.batch_size
-        return order[start : start + self.batch_size]
+        return self.order(self.epoch_of(step))[start : start + self.batch_size]
 
     def batch(self, step: int) -> Batch:
         """Return the batch of step `step`, from 1."""
-        return Batch(tuple(example for i in self.indices(step).tolist() for example in self.conversations[i]))
+        rows = self.indices(step)
+        found = list(
+            zip(self._mixture.source_of(rows).tolist(), map(self.conversations.__getitem__, rows.tolist()), strict=True)
+        )
+        sources = tuple(source for source, examples in found for _ in examples)
+        return Batch(tuple(example for _, examples in found for example in examples), sources)
 
 
 def in_batches(examples: Sequence[Example], batch_size: int) -> Iterator[Batch]:

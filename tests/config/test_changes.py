@@ -24,6 +24,8 @@ REFUSED = {
     "training.max_seq_length": 64,
     "training.train_on": "all_assistant",
     "training.seed": 7,
+    "training.eval_examples": 100,
+    "training.monitor": "val_loss/task",
 }
 TAKEN_UP = {
     "training.epochs": 3,
@@ -31,6 +33,7 @@ TAKEN_UP = {
     "training.checkpoint_interval_steps": 3,
     "training.eval_interval_steps": 3,
     "training.eval_at_epoch_end": False,
+    "training.eval_at_start": False,
     "training.checkpoint_ttl_seconds": 3600,
     "training.resume_from_checkpoint": False,
     "training.early_stopping_patience": 3,
@@ -45,6 +48,7 @@ TAKEN_UP = {
     "data.dir": "elsewhere",
     "data.train": "elsewhere.parquet",
     "data.valid": "org/name:test",
+    "data.valid_fraction": 0.1,
     "data.revision": "v1",
     "data.format": "alpaca",
     "data.columns": {"prompt": "question"},

@@ -11,8 +11,8 @@ import pytest
 import tinker_utils
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data import findings as module
-from tinker_utils.plan import plan as planning
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan import preparing
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.training.checks import preflight
 
 PACKAGED = Path(tinker_utils.__file__).parent / "local" / "base_model"
@@ -142,7 +142,7 @@ def test_unusable_lines_are_skipped_up_to_a_share_with_the_remedy_for_that_line(
 
 
 def test_of_a_large_file_a_seeded_sample_is_looked_at(told, monkeypatch):
-    monkeypatch.setattr(planning, "_RENDERED_AT_ONCE", 0)
+    monkeypatch.setattr(preparing, "_RENDERED_AT_ONCE", 0)
     monkeypatch.setattr(module, "SAMPLE", 5)
     monkeypatch.setattr("tinker_utils.data.streaming.BLOCK", 3)
     lines = [PLAIN | {"id": number} for number in range(40)]

@@ -22,7 +22,7 @@ from tinker_utils.data.formats.reader import RowReader
 from tinker_utils.data.renderers import as_renderer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import ConfigError, DataError
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.training.checks import preflight
 
 PLACE = "train.jsonl:1"
@@ -296,7 +296,7 @@ def test_the_report_says_which_format_was_recognized_and_shows_an_example(tmp_pa
 def test_what_the_settings_say_of_rows_is_part_of_what_identifies_a_run(tmp_path, monkeypatch):
     rows = [{"question": "a", "long": "b " * 40, "short": "b"}] * 8
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr("tinker_utils.plan.plan._RENDERED_AT_ONCE", 0)  # as a large file
+    monkeypatch.setattr("tinker_utils.plan.preparing._RENDERED_AT_ONCE", 0)  # as a large file
     config = TrainingConfig(service="local", model="tiny", data_dir=tmp_path)
     plans = [
         prepare(config.with_overrides({"data.columns": {"prompt": "question", "completion": name}}))

@@ -13,7 +13,7 @@ from tinker_utils.data.renderers import renderer_for
 from tinker_utils.data.template_renderer import TemplateRenderer
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import ConfigError
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.training.checks import preflight
 
 

@@ -25,7 +25,7 @@ from tinker_utils.data.sources import kinds, text
 from tinker_utils.data.sources.naming import NamedData, data_file, sources_of
 from tinker_utils.data.sources.rows import Rows
 from tinker_utils.errors import DataError
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 
 
 def tool(name, **parameters):
@@ -297,12 +297,19 @@ def config(**settings):
     return TrainingConfig(service="local", model="tiny", **settings)
 
 
+def found(**settings):
+    """What is trained on and what is evaluated, where each is one source."""
+    sources = sources_of(config(**settings))
+    (train,) = sources.train
+    return train.source, sources.valid.get("")
+
+
 def test_data_are_found_by_their_names(tmp_path, monkeypatch):
-    assert sources_of(config(data_dir=tmp_path)) == (tmp_path / "train.jsonl", None)
+    assert found(data_dir=tmp_path) == (tmp_path / "train.jsonl", None)
     (tmp_path / "train.parquet").touch()
     (tmp_path / "valid.json.zst").touch()
     (tmp_path / "train.txt").touch()
-    assert sources_of(config(data_dir=tmp_path)) == (tmp_path / "train.parquet", tmp_path / "valid.json.zst")
+    assert found(data_dir=tmp_path) == (tmp_path / "train.parquet", tmp_path / "valid.json.zst")
     (tmp_path / "train.csv.gz").touch()
     with pytest.raises(DataError, match=r"holds train.csv.gz and train.parquet; keep one"):
         data_file(tmp_path, "train.jsonl")
@@ -310,11 +317,11 @@ def test_data_are_found_by_their_names(tmp_path, monkeypatch):
     assert data_file(tmp_path, "train.jsonl") == tmp_path / "train.jsonl"
     # What is named comes first; without a name for validation, nothing is taken from somewhere else.
     train = str(tmp_path / "train.parquet")
-    assert sources_of(config(data_dir=tmp_path, train=train)) == (tmp_path / "train.parquet", None)
-    assert sources_of(config(data_dir=tmp_path, valid=train)) == (tmp_path / "train.jsonl", tmp_path / "train.parquet")
-    hub = config(train="org/name:main:train[:10%]", valid="org/name:test", revision="v1")
+    assert found(data_dir=tmp_path, train=train) == (tmp_path / "train.parquet", None)
+    assert found(data_dir=tmp_path, valid=train) == (tmp_path / "train.jsonl", tmp_path / "train.parquet")
     named = NamedData("org/name", "train[:10%]", "main", "v1")
-    assert sources_of(hub) == (named, NamedData("org/name", "test", None, "v1"))
+    hub = found(train="org/name:main:train[:10%]", valid="org/name:test", revision="v1")
+    assert hub == (named, NamedData("org/name", "test", None, "v1"))
     assert str(named) == "org/name:main:train[:10%]"
     for name, words in (("nowhere.jsonl", "no file"), (str(tmp_path), "a directory")):
         with pytest.raises(DataError, match=f"data.train: expected a file, or NAME:SPLIT .*{words}"):
@@ -326,6 +333,34 @@ def test_data_are_found_by_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     resolved = config(train="train.parquet", valid=".:test").resolved()
     assert (resolved.train, resolved.valid) == (train, f"{tmp_path}:test")
+    several = config(
+        train=["train.parquet", {"path": "train.jsonl"}], valid={"a": ".:test", "b": "org/name:test"}
+    ).resolved()
+    assert several.train == [{"path": train}, {"path": str(tmp_path / "train.jsonl")}]
+    assert several.valid == {"a": f"{tmp_path}:test", "b": "org/name:test"}
+
+
+def test_sources_are_called_by_as_few_words_as_tell_them_apart(tmp_path):
+    for place in ("one/web.jsonl", "two/web.jsonl.gz", "one/web.csv", "code.jsonl"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).touch()
+
+    def names(*places):
+        return [each.name for each in sources_of(config(train=[str(tmp_path / place) for place in places])).train]
+
+    assert names("one/web.jsonl", "code.jsonl") == ["web", "code"]
+    assert names("one/web.jsonl", "one/web.csv") == ["web.jsonl", "web.csv"]
+    assert names("one/web.jsonl", "two/web.jsonl.gz") == ["one-web.jsonl", "two-web.jsonl"]
+    with pytest.raises(DataError, match=r"web.jsonl is named twice; name it once, with a larger weight"):
+        names("one/web.jsonl", "one/web.jsonl")
+    hub = sources_of(config(train=["org/name:train", "org/other:train"], data_dir=tmp_path)).train
+    assert [each.name for each in hub] == ["name:train", "other:train"]
+
+
+def test_what_is_held_out_has_no_file_beside_it(tmp_path):
+    (tmp_path / "valid.jsonl").touch()
+    with pytest.raises(DataError, match=r"data.valid_fraction: is 0.1, but .*valid.jsonl is there for validation"):
+        sources_of(config(data_dir=tmp_path, valid_fraction=0.1))
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -11,7 +11,7 @@ from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.errors import DataError
 from tinker_utils.plan import estimate
 from tinker_utils.plan.cost import prices_for
-from tinker_utils.plan.estimate import DataLengths
+from tinker_utils.plan.estimate import DataLengths, SetLengths
 from tinker_utils.plan.plan import Plan
 
 
@@ -26,7 +26,11 @@ def forecast(settings, data):
 
 
 def lengths(train=(100,) * 10, valid=(50,) * 4, **other):
-    return DataLengths(np.array(train), None if valid is None else np.array(valid), **other)
+    return DataLengths(np.array(train), () if valid is None else (of_set(valid),), **other)
+
+
+def of_set(lengths):
+    return SetLengths(np.array(lengths, dtype=np.int64), np.arange(len(lengths)))
 
 
 def config(**changes):
@@ -50,11 +54,11 @@ def config(**changes):
 def test_it_counts_what_the_steps_come_to(changes, has_validation):
     settings = config(**changes)
     train = rendered(range(20, 63))
-    valid = rendered(range(30, 41)) if has_validation else None
+    sets = {"": rendered(range(30, 41))} if has_validation else {}
     plan = BatchPlan(train.by_conversation, settings.batch_size, settings.seed, settings.epochs)
     prices = prices_for(settings.service, settings.model)
-    prepared = Plan(settings, None, train, valid, plan, prices, "")
-    follows = forecast(settings, DataLengths.of(prepared.train, prepared.valid, settings.max_seq_length))
+    prepared = Plan(settings, None, train, sets, plan, prices)
+    follows = forecast(settings, prepared.lengths)
     assert follows.examples == 43
     assert follows.steps == prepared.total_steps
     assert follows.steps_per_epoch == plan.steps_per_epoch
@@ -62,8 +66,11 @@ def test_it_counts_what_the_steps_come_to(changes, has_validation):
     steps = range(1, prepared.total_steps + 1)
     assert follows.tokens == sum(plan.batch(step).tokens for step in steps)
     assert follows.evaluations == prepared.forecast.evaluations == sum(map(prepared.evaluates, steps))
-    evaluated = follows.evaluations * sum(range(30, 41)) if has_validation else 0
-    assert follows.cost_usd == (prices and pytest.approx(prepared.cost_usd(follows.tokens, evaluated)))
+    # … and once more, of the base model.
+    evaluations = (follows.evaluations + 1) * has_validation
+    assert follows.eval_tokens == evaluations * sum(range(30, 41))
+    cost = prepared.cost_usd(follows.tokens, follows.eval_tokens, evaluations)
+    assert follows.cost_usd == (prices and pytest.approx(cost))
 
 
 def test_by_hand():
@@ -81,7 +88,7 @@ def test_a_shorter_limit_cuts_examples_and_their_tokens():
 
 def test_what_was_cut_when_it_was_counted():
     settings = config(max_seq_length=32)
-    data = DataLengths(np.array([20, 31, 31, 31]), np.array([5]), cut_at=32, cut=2)
+    data = DataLengths(np.array([20, 31, 31, 31]), (of_set([5]),), cut_at=32, cut=2)
     assert "2 of 4 examples are longer than 32 tokens, and are cut." in forecast(settings, data).warnings
     *_, longer = forecast(dataclasses.replace(settings, max_seq_length=64), data).warnings
     assert longer.startswith("2 longer examples were cut to 32 tokens")
@@ -95,7 +102,7 @@ def test_what_was_cut_when_it_was_counted():
         ({"lora": LoraConfig(rank=64)}, {}, "Rank 64 has room to memorize 10 examples"),
         ({"service": "tinker"}, {}, "lora.alpha = 32 and lora.dropout = 0.05 are sent as metadata only"),
         ({"service": "https://example.org"}, {}, "a server other than the embedded one may use its own values"),
-        ({}, {"valid": None}, "There is no valid.jsonl"),
+        ({}, {"valid": None}, "There are no validation data"),
         ({"eval_interval_steps": 0, "eval_at_epoch_end": False}, {}, "No evaluation is planned"),
         ({"early_stopping_patience": 0}, {}, "Early stopping is off"),
         ({"service": "https://example.org", "budget_usd": 1.0}, {}, "training.budget_usd cannot be applied"),
@@ -110,9 +117,9 @@ def test_lengths_are_estimated_from_the_sizes_of_lines(tmp_path):
     (tmp_path / "train.jsonl").write_text("x" * 399 + "\n\n" + "x" * 799 + "\n")
     data = DataLengths.estimate(config(data_dir=tmp_path))
     assert data.train.tolist() == [100, 200]
-    assert data.valid is None
+    assert data.valid == ()
     (tmp_path / "valid.jsonl").write_text("x" * 39 + "\n")
-    assert DataLengths.estimate(config(data_dir=tmp_path)).valid.tolist() == [10]
+    assert DataLengths.estimate(config(data_dir=tmp_path)).valid[0].tokens.tolist() == [10]
     with pytest.raises(DataError, match="missing"):
         DataLengths.estimate(config(data_dir=tmp_path / "missing"))
 

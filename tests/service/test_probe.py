@@ -243,7 +243,7 @@ def test_the_hosted_service_is_asked_only_when_told_to_and_the_price_is_shown(co
 
 def _preflight_offline(config, run, monkeypatch):
     """The hosted service cannot be reached from a test: nothing answers at its address."""
-    from tinker_utils.plan.plan import prepare
+    from tinker_utils.plan.preparing import prepare
 
     plan = prepare(dataclasses.replace(config, service="local", model="tiny"))
     monkeypatch.setattr("tinker_utils.training.checks.ask_for_models", lambda config: {})

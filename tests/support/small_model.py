@@ -76,7 +76,7 @@ class SmallModel:
         per_token = self._step_loss(self.kinds.count("step"))
         return self._submit(Request("step", lambda: (loss_of(batch, per_token), dict(self._figures)), (batch,)))
 
-    def submit_evaluation(self, batches: Sequence[Batch]) -> Request:
+    def submit_evaluation(self, batches: Sequence[Batch], special_ids: Any = None) -> Request:
         per_token = self._val_loss(self.kinds.count("evaluation"))
         losses = [loss_of(batch, per_token) for batch in batches]
         return self._submit(Request("evaluation", lambda: losses, tuple(batches)))

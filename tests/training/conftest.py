@@ -6,7 +6,7 @@ import pytest
 from support.small_runs import write_small_data
 
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.spending import Spending
 from tinker_utils.run.state import RunState

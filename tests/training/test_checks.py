@@ -17,7 +17,7 @@ from support.small_runs import records
 from tinker_utils import preflight
 from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirectoryError, ServiceError
 from tinker_utils.plan.cost import Prices
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.training.checks import Check, PreflightReport
 from tinker_utils.training.start import fit
 
@@ -207,7 +207,9 @@ async def test_a_run_records_its_cautions_once_and_not_again_what_it_looked_at_b
     report = preflight(leaking, run.path, service=service)
     await fit(leaking, run.path, service=service)
     notices = [record["message"] for record in records(run, "notice") if record["kind"] == "warning"]
-    assert notices == report.warnings
+    *before, size = notices
+    assert before == report.warnings
+    assert "with 22 examples the loss is known to ±" in size, "as the first evaluation shows"
     assert any("22 of 22 conversations in valid.jsonl" in notice for notice in notices)
 
 

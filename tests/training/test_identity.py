@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import tinker_utils
-from tinker_utils.batching import Batch, Example
+from tinker_utils.batching import Example
 from tinker_utils.errors import ResumeError
 from tinker_utils.loss import pool
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
+from tinker_utils.plan.validation import Look
 from tinker_utils.service.model import BatchLoss
 from tinker_utils.training.checks import preflight
 from tinker_utils.training.recorder import _evaluation
@@ -98,9 +99,9 @@ def test_a_run_of_version_0_2_keeps_its_mask(short):
 
 def test_the_unit_of_errors_is_the_conversation():
     examples = [Example(np.arange(n + 1, dtype=np.int32), np.ones(n, np.float32)) for n in (2, 3, 4, 5)]
-    batches = [Batch(tuple(examples[:3])), Batch(tuple(examples[3:]))]
+    look = Look("", tuple(examples), np.array([0, 0, 1, 2]))
     losses = [BatchLoss((1.0, 3.0, 6.0), 10.0, None), BatchLoss((5.0,), 5.0, None)]
-    evaluation = _evaluation(batches, losses, np.array([0, 0, 1, 2]))
+    evaluation = _evaluation(look, losses)
     assert evaluation.totals == (4.0, 6.0, 5.0)
     assert evaluation.completion_tokens == (5, 4, 5)
     assert evaluation.pooled == pool([4.0, 6.0, 5.0], [5, 4, 5])

@@ -29,7 +29,7 @@ from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirector
 from tinker_utils.export.adapter import export_adapter, loading_lines
 from tinker_utils.local import start_local_service
 from tinker_utils.plan.cost import Prices
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import DataFile
 from tinker_utils.run.status import RunFollower
@@ -587,14 +587,14 @@ def test_stopping_state_in_run_json_matches_the_evaluations(whole):
 def test_data_that_are_rendered_while_they_are_trained_on_give_the_same_run(
     whole, config, service, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("tinker_utils.plan.plan._RENDERED_AT_ONCE", 0)
+    monkeypatch.setattr("tinker_utils.plan.preparing._RENDERED_AT_ONCE", 0)
     run = RunDirectory(tmp_path / "run")
     fit_blocking(config, run.path, service=service)
     assert history(run) == history(whole.run)
 
 
 def test_a_batch_that_has_lost_all_its_answers_is_passed_over(config, service, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinker_utils.plan.plan._RENDERED_AT_ONCE", 0)
+    monkeypatch.setattr("tinker_utils.plan.preparing._RENDERED_AT_ONCE", 0)
     lengths = prepare(config).train.lengths() + 1
     answers = {"messages": [{"role": "user", "content": "long " * 300}, {"role": "assistant", "content": "x"}]}
     data = tmp_path / "data"
@@ -617,7 +617,7 @@ def test_a_batch_that_has_lost_all_its_answers_is_passed_over(config, service, t
 
 def test_lines_that_turn_out_to_be_unusable_while_training_are_told_of(config, service, tmp_path, monkeypatch):
     """Of a file that is rendered as it is trained on, most lines meet the chat template after the run has begun."""
-    monkeypatch.setattr("tinker_utils.plan.plan._RENDERED_AT_ONCE", 0)
+    monkeypatch.setattr("tinker_utils.plan.preparing._RENDERED_AT_ONCE", 0)
     monkeypatch.setattr("tinker_utils.data.streaming.BLOCK", 2)
     data = tmp_path / "data"
     shutil.copytree(config.data_dir, data)

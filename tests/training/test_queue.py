@@ -8,7 +8,7 @@ import pytest
 from support.clocked_service import ClockedService
 from support.small_runs import history, records
 
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.service.client import connect
 from tinker_utils.training.start import fit
 

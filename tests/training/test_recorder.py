@@ -8,7 +8,6 @@ import pytest
 from support.small_model import loss_of
 from support.small_runs import records
 
-from tinker_utils.batching import in_batches
 from tinker_utils.run import figures
 from tinker_utils.run.figures import Figure
 from tinker_utils.run.status import RunFollower
@@ -30,8 +29,7 @@ def train(recorder, plan, step, per_token=1.0, of_service=None, log=False):
 
 
 def evaluate(recorder, plan, step, per_token):
-    batches = list(in_batches(plan.valid.examples, 256))
-    return recorder.evaluated(step, batches, [loss_of(batch, per_token) for batch in batches])
+    return recorder.evaluated(step, [loss_of(batch, per_token) for look in plan.looks(step) for batch in look.batches])
 
 
 def test_a_train_record_pools_its_steps_by_their_tokens(recorder, small_plan, run):

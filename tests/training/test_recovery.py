@@ -35,7 +35,7 @@ from support.small_runs import adapter_bytes, history, records
 
 from tinker_utils.errors import ResultLostError, ServiceError, ServiceTimeoutError
 from tinker_utils.local.protocol.tensors import parse_forward_backward
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.run.status import RunFollower
 from tinker_utils.training import waiting
 from tinker_utils.training.start import fit, fit_blocking

@@ -12,7 +12,7 @@ from support.small_runs import adapter_bytes, records
 
 from tinker_utils.errors import ResumeError, RunDirectoryError
 from tinker_utils.plan.cost import Prices
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import Spent
 from tinker_utils.training.checks import preflight
@@ -175,7 +175,7 @@ async def test_what_was_spent_outlasts_the_loss_of_run_json(config, service, run
     first = run.read_state().spent
     run.state.unlink()
     await fit(short, run.path, service=service)
-    assert run.read_state().spent == Spent(2 * first.tokens, 2 * first.eval_tokens)
+    assert run.read_state().spent == Spent(2 * first.tokens, 2 * first.eval_tokens, 2 * first.evaluations)
     assert any("run.json was lost" in record["message"] for record in records(run, "notice"))
     assert (run.path / "previous" / "1" / "metrics.jsonl").exists()
 

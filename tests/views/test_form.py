@@ -12,6 +12,7 @@ from tinker_utils.config.rules import rules_of
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.errors import ConfigError
+from tinker_utils.plan.estimate import DataLengths
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.views.form import config_form
 
@@ -33,9 +34,13 @@ def config(tmp_path):
     )
 
 
+def plan_of(train):
+    return SimpleNamespace(lengths=DataLengths.of(train, [rendered(10, 100)], 2048))
+
+
 @pytest.fixture
 def plan():
-    return SimpleNamespace(train=rendered(1000, 500), valid=rendered(10, 100))
+    return plan_of(rendered(1000, 500))
 
 
 def control(form, name):
@@ -134,7 +139,7 @@ def test_what_is_not_allowed_stays_with_a_sentence_and_the_figures_are_those_wit
 )
 def test_what_is_likely_to_do_harm_is_said(config, name, value, caution):
     example = Example(np.zeros(501, np.int32), np.repeat(np.float32([0, 1]), [100, 400]))
-    form = config_form(config, SimpleNamespace(train=RenderedSet((example,) * 1000), valid=rendered(10, 100)))
+    form = config_form(config, plan_of(RenderedSet((example,) * 1000)))
     assert caution not in said(form)
     control(form, name).value = value
     assert caution in said(form)

@@ -10,7 +10,7 @@ import pytest
 from tinker_utils.batching import Example
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import ConfigError
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.views.tokens import MaskView, alignment_table, stretches
 
 

@@ -37,5 +37,7 @@ def setting_changes(before: TrainingConfig, now: TrainingConfig) -> list[Setting
 def as_text(value: object) -> str:
     """Return a setting's value as it is written in YAML."""
     if isinstance(value, list):
-        return f"[{', '.join(map(str, value))}]"
+        return f"[{', '.join(map(as_text, value))}]"
+    if isinstance(value, dict) and value:
+        return f"{{{', '.join(f'{name}: {as_text(each)}' for name, each in value.items())}}}"
     return _WORDS[value] if value is None or isinstance(value, bool) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def _loaded(
             )
         return config
     except ConfigError as error:
-        to_blame = "overrides" if str(error).partition(":")[0] in {"overrides", *own} else where
+        to_blame = "overrides" if re.split("[:,]", str(error), maxsplit=1)[0] in {"overrides", *own} else where
         raise ConfigError(str(error) if str(error).startswith("overrides:") else f"{to_blame}: {error}") from error
 
 
@@ -82,8 +83,16 @@ def dump_config(config: TrainingConfig, section: str = "run") -> str:
     for key, value in config.to_flat_dict().items():
         group, _, leaf = key.rpartition(".")
         target = settings.setdefault(group, {}) if group else settings
-        target[leaf] = without_home(value) if isinstance(value, str) else value
+        target[leaf] = _portable(value)
     return yaml.safe_dump({section: settings}, sort_keys=False, allow_unicode=True)
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _portable(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_portable(each) for each in value]
+    return without_home(value) if isinstance(value, str) else value
 
 
 def _section(path: Path, section: str) -> Mapping[str, Any]:

@@ -31,9 +31,13 @@ HOSTED_KEY = "TINKER_API_KEY"
 # What such variables hold is blacked out wherever it would be shown, and no key looks like such a name.
 _KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD)")
 
+# Names of validation sets stand in records and pictures; `whole` is a set's own, beside a subset of it.
+WHOLE = "whole"
+SET_NAME = re.compile(rf"(?!{WHOLE}$)[A-Za-z0-9_][A-Za-z0-9_.-]{{0,63}}")
+
 SettingKind = Literal[
     "integer", "number", "true or false", "text", "path", "names and values", "names of columns",
-    "list of module names", "service", "key variable",
+    "list of module names", "service", "key variable", "training data", "validation data", "figure",
 ]  # fmt: skip
 
 _KIND_WORDS: dict[SettingKind, str] = {
@@ -42,6 +46,9 @@ _KIND_WORDS: dict[SettingKind, str] = {
     "names and values": "names with values",
     "names of columns": "keys of a format, each with the name of a column",
     "service": "tinker, local or a URL without a key in it",
+    "training data": "a name, or a list of names or of {path: name, weight: share, limit: conversations}",
+    "validation data": "a name, or names of sets, each with the name of its data",
+    "figure": "val_loss, or val_loss/SET",
     "key variable": "the name of an environment variable in capitals that ends in KEY, TOKEN, SECRET or PASSWORD",
 }
 
@@ -170,6 +177,48 @@ def _columns(value: object) -> dict[str, str] | None:
     return dict(value) if len(set(value.values())) == len(value) else None
 
 
+def _training_data(value: object) -> str | list[dict[str, Any]] | None:
+    """Return the name of a source, or what is said of each of several."""
+    if not isinstance(value, list):
+        return _text(value)
+    sources = [{"path": source} if isinstance(source, str) else source for source in value]
+    checked = [_source(source, f"data.train, source {i}") for i, source in enumerate(sources, 1)]
+    if len({"weight" in source for source in checked}) > 1:
+        raise ConfigError("data.train: some sources have a weight and some have none; give each one, or none of them.")
+    return checked or None
+
+
+def _source(source: object, key: str) -> dict[str, Any]:
+    if not isinstance(source, dict) or not _text(source.get("path")):
+        raise ConfigError(f"{key}: expected a name, or {{path: name}}, received {quoted(source)}; correct it.")
+    checked = {"path": source["path"]}
+    for name, value in source.items():
+        if name == "weight":
+            rule = Rule(
+                f"{key}, weight", "number", "it is its share beside the others' weights.", 0, 1e9, open_low=True
+            )
+            checked[name] = rule.check(value)
+        elif name == "limit":
+            rule = Rule(f"{key}, limit", "integer", "it is the most conversations of it in an epoch.", 1, 2**31)
+            checked[name] = rule.check(value)
+        elif name != "path":
+            raise ConfigError(f"{key}: there is no {quoted(name)}; a source has a path, a weight and a limit.")
+    return checked
+
+
+def _validation_data(value: object) -> str | dict[str, str] | None:
+    """Return the name of a source, or those of several sets."""
+    if not isinstance(value, dict):
+        return _text(value)
+    named = all(isinstance(name, str) and SET_NAME.fullmatch(name) for name in value)
+    return dict(value) if value and named and all(map(_text, value.values())) else None
+
+
+def _figure(value: object) -> str | None:
+    name, _, of = value.partition("/") if isinstance(value, str) else ("", "", "")
+    return value if name == "val_loss" and (value == name or SET_NAME.fullmatch(of)) else None  # type: ignore[return-value]
+
+
 def _is_mapping(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) and name.isidentifier() for name in value)
 
@@ -218,6 +267,9 @@ _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
     "list of module names": _modules,
     "service": _service,
     "key variable": _key_variable,
+    "training data": _training_data,
+    "validation data": _validation_data,
+    "figure": _figure,
 }
 
 

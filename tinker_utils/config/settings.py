@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,21 @@ class TrainingConfig(Checked):
         "true evaluates at the end of each epoch, too, which makes epochs comparable.",
         group="Evaluation", resumable=True,
     )  # fmt: skip
+    eval_at_start: bool = setting(
+        True, "training.eval_at_start", "true or false",
+        "true evaluates the base model before the first step, which shows what training gains, or loses.",
+        group="Evaluation", resumable=True,
+    )  # fmt: skip
+    eval_examples: int | None = setting(
+        None, "training.eval_examples", "integer",
+        "it is the number of conversations of each validation set that are evaluated, the same each time, and all of "
+        "them beside that at the ends of epochs; null takes all each time.",
+        low=2, high=10**9, optional=True, group="Evaluation",
+    )  # fmt: skip
+    monitor: str = setting(
+        "val_loss", "training.monitor", "figure",
+        "it is what early stopping and the best checkpoint go by; of several validation sets, val_loss is the first's.",
+    )  # fmt: skip
     checkpoint_ttl_seconds: int | None = setting(
         None, "training.checkpoint_ttl_seconds", "integer",
         "it is the time after which a periodic checkpoint expires, unless it is the best or the latest; null keeps it.",
@@ -205,17 +220,24 @@ class TrainingConfig(Checked):
         "it holds train.jsonl and valid.jsonl, or files of another kind.",
         resumable=True,
     )
-    train: str | None = setting(
-        None, "data.train", "text",
-        "it is a file, or NAME:SPLIT, a split of a data set on the hub or in a directory; null takes train.jsonl of "
-        "data.dir, or train.parquet and the like.",
+    train: str | Sequence[Mapping[str, Any]] | None = setting(
+        None, "data.train", "training data",
+        "it is a file, or NAME:SPLIT, a split of a data set on the hub or in a directory, or a list of several, mixed "
+        "by weight; null takes train.jsonl of data.dir, or train.parquet and the like.",
         optional=True, resumable=True,
     )  # fmt: skip
-    valid: str | None = setting(
-        None, "data.valid", "text",
-        "it is the same for validation; null takes valid.jsonl of data.dir and the like, or nothing where data.train "
-        "is given.",
+    valid: str | Mapping[str, str] | None = setting(
+        None, "data.valid", "validation data",
+        "it is a file or NAME:SPLIT for validation, or several with names, such as {task: a.jsonl, general: b.jsonl}; "
+        "null takes valid.jsonl of data.dir and the like, or nothing where data.train is given.",
         optional=True, resumable=True,
+    )  # fmt: skip
+    valid_fraction: float = setting(
+        0.0, "data.valid_fraction", "number",
+        "it is the share of prompts of the training data that are held out for validation, with all their answers; "
+        "lines that are added later move none of them.",
+        low=0, high=1, open_high=True, resumable=True,
+        usual=(0, 0.5), harm="less is trained on than is held out",
     )  # fmt: skip
     revision: str | None = setting(
         None, "data.revision", "text",
@@ -293,8 +315,12 @@ class TrainingConfig(Checked):
             valid=self._absolute(self.valid),
         )
 
-    def _absolute(self, data: str | None) -> str | None:
-        """Return the name of a file or of a directory with a split as an absolute one."""
+    def _absolute(self, data: Any) -> Any:
+        """Return the name of a file or of a directory with a split as an absolute one; of several, each."""
+        if isinstance(data, list):
+            return [{**source, "path": self._absolute(source["path"])} for source in data]
+        if isinstance(data, dict):
+            return {name: self._absolute(each) for name, each in data.items()}
         for name, colon, split in ((data or "", "", ""), (data or "").partition(":")):
             path = self.resolve(Path(name))
             if is_directory(path) if colon else is_file(path):

@@ -7,6 +7,7 @@ at by `parse_conversation`, which decides, and which says what is wrong.
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import os
 import threading
@@ -132,8 +133,10 @@ class ChatIndex:
         answers: returns which messages of a conversation are trained on.
         max_skipped_share: the share of its lines that may be unusable.
         reader: reads its rows; by default, each by its keys.
+        holds_out: says which conversations are held out for validation; None holds out none.
 
     Attributes:
+        held_out: those, an index of their own; None where none are.
         source: where they are from.
         name: the same in short.
         sizes: bytes of each conversation's line, uint32, shape [conversations].
@@ -153,6 +156,7 @@ class ChatIndex:
         answers: Callable[[Conversation], list[int]] = lambda conversation: conversation.answers("last_assistant"),
         max_skipped_share: float = 0.0,
         reader: RowReader | None = None,
+        holds_out: Callable[[Conversation], bool] | None = None,
     ) -> None:
         self.source, self.name = source, Path(str(source)).name
         self.unanswered = self.unusable = 0
@@ -163,7 +167,7 @@ class ChatIndex:
         self._reader = reader or RowReader()
         self._expects_messages = self._reader.is_plain  # rows of another format mostly follow each other
         self._reading = threading.Lock()  # a place is sought and read by one thread at a time
-        places, offset, number = bytearray(), 0, 1
+        places, held_out, offset, number = bytearray(), bytearray(), 0, 1
         with Rows(source, keep=True) as rows:
             self._at = rows.at
             for lines in rows:
@@ -173,6 +177,8 @@ class ChatIndex:
                 found["offset"] = offset + np.cumsum(lengths + 1) - lengths - 1  # a newline is no part of its line
                 found["size"], found["number"] = lengths, number + np.arange(len(lines))
                 places += found[kept].tobytes()
+                if holds_out:
+                    held_out += bytes(holds_out(self._parsed(lines[i], "")) for i in kept.tolist())
                 offset, number = offset + int(lengths.sum()) + len(lines), number + len(lines)
                 if self.unusable > max(_MAX_PROBLEMS, number / 2):
                     break
@@ -185,6 +191,20 @@ class ChatIndex:
         if self.unusable > max_skipped_share * self.lines:
             raise DataError(too_many(self.problems[0], self.unusable, self.lines, max_skipped_share))
         self._version = self._stat()
+        self.held_out: ChatIndex | None = self._split(np.frombuffer(held_out, np.bool_)) if holds_out else None
+
+    def _split(self, held_out: NDArray[np.bool_]) -> ChatIndex:
+        """Return an index of what is held out, and keep the rest."""
+        other = copy.copy(self)
+        other._file = os.dup(self._file)
+        weakref.finalize(other, os.close, other._file)
+        other.name = f"{self.name}, held out"
+        other.unanswered, other.unusable, other.problems, other.reasons = 0, 0, [], []
+        other.held_out, other.formats = None, Counter()  # formats are told of the file as a whole
+        for index, chosen in ((other, held_out), (self, ~held_out)):
+            index._places = self._places[chosen]
+        self.sizes, other.sizes = self._places["size"], other._places["size"]
+        return other
 
     def __len__(self) -> int:
         return len(self._places)
@@ -212,7 +232,9 @@ class ChatIndex:
         with self._reading:
             os.lseek(self._file, offset, os.SEEK_SET)
             raw = os.read(self._file, size)
-        place = f"{self._at}{number}"
+        return self._parsed(raw, f"{self._at}{number}")
+
+    def _parsed(self, raw: bytes, place: str) -> Conversation:
         if not self._reader.is_plain:
             return parse_conversation(raw, place, self._reader)
         try:

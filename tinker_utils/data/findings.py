@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.batching import epoch_order
 from tinker_utils.data.chat import Conversation, Message
+from tinker_utils.data.joined import sources_of_rows
 from tinker_utils.data.rendering import Rendered, Renderer
 from tinker_utils.data.streaming import RenderedFile
 from tinker_utils.data.template import any_of, special_tokens
@@ -95,13 +96,23 @@ class Findings:
         return self._lost[shape]
 
 
-def look_at_sample(file: RenderedFile, seed: int) -> Findings:
+LookAt = Callable[[int, Conversation, frozenset[str]], None]
+
+
+def looking(file: RenderedFile, findings: Sequence[Findings]) -> LookAt:
+    """Return what has each row looked at by the findings of its source."""
+
+    def look_at(row: int, conversation: Conversation, signs: frozenset[str]) -> None:
+        findings[int(sources_of_rows(file.chats, np.array(row)))].look_at(conversation, signs)
+
+    return look_at
+
+
+def look_at_sample(file: RenderedFile, seed: int, look_at: LookAt) -> None:
     """Look at a seeded sample of a file that is rendered while it is trained on."""
     rows = np.sort(epoch_order(len(file), seed, 1)[:SAMPLE]).tolist()
-    findings = Findings(file.renderer)
     for row, conversation in zip(rows, file.chats.conversations(rows), strict=True):
-        findings.look_at(conversation, file.signs.get(row, frozenset()))
-    return findings
+        look_at(row, conversation, file.signs.get(row, frozenset()))
 
 
 def sentences(findings: Findings, name: str, model: str, of: int) -> Iterator[str]:

@@ -137,6 +137,7 @@ class RenderedSet:
         unusable: conversations and lines that cannot be used; `problems` says why.
         reasons: of lines that are not trained on, why: unusable ones, and others.
         conversation_of: of each example, which conversation it is from, int64, shape [examples].
+        source_of: of each conversation, which source it is from, int64, shape [conversations].
     """
 
     examples: tuple[Example, ...]
@@ -147,10 +148,13 @@ class RenderedSet:
     problems: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     conversation_of: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    source_of: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         if not len(self.conversation_of):  # each is one of its own
             object.__setattr__(self, "conversation_of", np.arange(len(self.examples)))
+        if not len(self.source_of):
+            object.__setattr__(self, "source_of", np.zeros(len(np.unique(self.conversation_of)), np.int64))
 
     @cached_property
     def tokens(self) -> int:

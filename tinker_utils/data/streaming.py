@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinker_utils.batching import Batch, BatchPlan, Example, epoch_order
+from tinker_utils.batching import Batch, BatchPlan, Example
 from tinker_utils.data.chat import Conversation
-from tinker_utils.data.files import ChatIndex, too_many
+from tinker_utils.data.files import too_many
+from tinker_utils.data.joined import Chats, sources_of_rows
 from tinker_utils.data.rendering import RenderedSet, Renderer
 from tinker_utils.errors import DataError, RenderingError
 
@@ -45,13 +46,13 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         problems: why rows that were rendered cannot be used.
         lost: where rows are whose whole answer is cut off.
         signs: of rows that were rendered and bear some, their `Rendered.signs`.
-        watch: is called with each conversation that is rendered, and its signs, where it is set.
+        watch: is called with each row that is rendered, its conversation and its signs, where it is set.
 
     Raises (when a row is asked for):
         DataError: the file has been changed.
     """
 
-    def __init__(self, chats: ChatIndex, renderer: Renderer, max_seq_length: int) -> None:
+    def __init__(self, chats: Chats, renderer: Renderer, max_seq_length: int) -> None:
         self.chats = chats
         self.renderer = renderer
         self.max_seq_length = max_seq_length
@@ -60,7 +61,7 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
         self.problems: dict[int, str] = {}
         self.lost: dict[int, str] = {}
         self.signs: dict[int, frozenset[str]] = {}
-        self.watch: Callable[[Conversation, frozenset[str]], None] | None = None
+        self.watch: Callable[[int, Conversation, frozenset[str]], None] | None = None
         self._held: deque[dict[int, tuple[Example, ...]]] = deque(maxlen=_BLOCKS_HELD)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._ahead: Future[None] | None = None
@@ -125,7 +126,7 @@ class RenderedFile(Sequence[tuple[Example, ...]]):
             elif each.encoded and not examples:
                 self.lost[row] = conversation.source
             if self.watch:
-                self.watch(conversation, each.signs)
+                self.watch(row, conversation, each.signs)
             if each.signs:
                 self.signs[row] = each.signs
         return found
@@ -191,6 +192,11 @@ class StreamedSet:
             reasons=(*problems, *(f"{source}: {behind}" for source in examples.lost.values()), *chats.reasons),
         )
 
+    @property
+    def source_of(self) -> NDArray[np.int64]:
+        """Return which source each row is from, shape [rows]."""
+        return sources_of_rows(self.examples.chats, np.arange(len(self.examples)))
+
     def read_once(self) -> int:
         """Return about how many tokens one pass has if each conversation is one example: its longest."""
         file = self.examples
@@ -238,7 +244,7 @@ class StreamedPlan(BatchPlan):
     def read_ahead(self, step: int) -> None:
         """Have the batch of a step rendered, and begin with those that follow it in its epoch."""
         start = (step - 1) % self.steps_per_epoch * self.batch_size + self.batch_size
-        order = epoch_order(len(self.conversations), self.seed, self.epoch_of(step))
+        order = self.order(self.epoch_of(step))
         self.conversations.read_ahead(self.indices(step), order[start : start + 2 * BLOCK])
 
 
@@ -247,4 +253,5 @@ def render_all(file: RenderedFile, max_skipped_share: float = 0.0) -> RenderedSe
     conversations = tuple(file)
     counts = StreamedSet.of(file, max_skipped_share)
     names = ("cut", "skipped", "unanswered", "unusable", "problems", "reasons")
-    return RenderedSet.of(conversations, **{name: getattr(counts, name) for name in names})
+    source_of = counts.source_of[[bool(examples) for examples in conversations]]
+    return RenderedSet.of(conversations, source_of=source_of, **{name: getattr(counts, name) for name in names})

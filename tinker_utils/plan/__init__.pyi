@@ -11,4 +11,5 @@ from .estimate import (
     learning_rate as learning_rate,
     warmup_steps as warmup_steps,
 )
-from .plan import Plan as Plan, prepare as prepare
+from .plan import Plan as Plan
+from .preparing import prepare as prepare

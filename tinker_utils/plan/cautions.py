@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from tinker_utils.config.address import in_the_clear, named_address
 from tinker_utils.config.rules import ATTENTION_MODULES, MLP_MODULES, UNEMBED_MODULES
 from tinker_utils.config.settings import RULES, TrainingConfig
+from tinker_utils.loss import PooledLoss
 
+# How many times worse than the threshold a validation loss may be known, and the least threshold that counts for this.
+_KNOWN_WORSE, _LEAST_THRESHOLD = 5, 0.01
 _GROUPS = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
 
 
@@ -54,7 +57,10 @@ def about_address(config: TrainingConfig) -> Iterator[str]:
 def about_evaluation(config: TrainingConfig, has_validation: bool, evaluations: int) -> Iterator[str]:
     """Yield reasons why overfitting would go unseen, or would not end the run."""
     if not has_validation:
-        yield "There is no valid.jsonl: nothing is evaluated, and nothing can stop the run early."
+        yield (
+            "There are no validation data: nothing is evaluated, and nothing can stop the run early; add valid.jsonl, "
+            "or set data.valid_fraction."
+        )
     elif not evaluations:
         yield "No evaluation is planned before the run ends: lower training.eval_interval_steps."
     elif not config.early_stopping_patience:
@@ -65,6 +71,33 @@ def about_evaluation(config: TrainingConfig, has_validation: bool, evaluations: 
             f"but only {evaluations:,} are planned; lower training.early_stopping_patience or "
             "training.eval_interval_steps."
         )
+
+
+def about_eval_tokens(evaluated: int, trained: int) -> Iterator[str]:
+    """Yield that the evaluations read far more than the training does."""
+    if evaluated > 1.5 * trained:
+        yield (
+            f"The evaluations read {evaluated:,} tokens, {evaluated / max(trained, 1):.1f} times as many as are "
+            "trained on: set training.eval_examples, or raise training.eval_interval_steps."
+        )
+
+
+def about_size(examples: int, pooled: PooledLoss, threshold: float) -> str:
+    """Return what an evaluation shows of a validation set that is too small to judge by; empty if it is not.
+
+    Evaluations of one run are compared example by example, which takes most of the noise out of their difference: what
+    is said here begins where the loss itself is known several times worse than the threshold.
+    """
+    least = _KNOWN_WORSE * max(threshold, _LEAST_THRESHOLD)
+    if pooled.loss is None or (pooled.margin is not None and pooled.margin <= least):
+        return ""
+    if pooled.margin is None:
+        return f"{examples:,} examples are too few to say how well the loss is known; hold out more."
+    return (
+        f"with {examples:,} examples the loss is known to ± {pooled.margin:.2g} nats per token (95%): between runs, a "
+        f"difference below that is noise; the threshold is {threshold:g}. Hold out more, or set "
+        "training.early_stopping_significance, which judges each difference by its own error."
+    )
 
 
 def about_money(config: TrainingConfig, cost_usd: float | None) -> Iterator[str]:

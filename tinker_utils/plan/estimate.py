@@ -7,19 +7,29 @@ types. Here is also the learning rate of each step: a linear warm-up, then const
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinker_utils.batching import Mixture
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.data.sources.naming import Source, sources_of
 from tinker_utils.data.sources.rows import Rows
 from tinker_utils.data.streaming import StreamedSet
-from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
+from tinker_utils.errors import ConfigError
+from tinker_utils.plan.cautions import (
+    about_eval_tokens,
+    about_evaluation,
+    about_lengths,
+    about_money,
+    about_service,
+    about_settings,
+)
 from tinker_utils.plan.cost import Prices
+from tinker_utils.plan.validation import subset
 
 # Until the tokenizer has counted: about four characters of English are one token of a large vocabulary, and JSON's own
 # characters make up for the chat template's tokens.
@@ -29,42 +39,65 @@ _AMPLE_RANK, _SMALL_DATA = 32, 100_000
 
 
 @dataclass(frozen=True, eq=False)
+class SetLengths:
+    """Tokens that the model reads of each example of a validation set, and which conversation it is from."""
+
+    tokens: NDArray[np.int64]
+    conversation_of: NDArray[np.int64]
+
+    def read(self, config: TrainingConfig) -> tuple[int, int]:
+        """Return the tokens of an evaluation, and those that one at an epoch's end takes besides."""
+        tokens = np.minimum(self.tokens, config.max_seq_length - 1)  # the last token is only a target
+        chosen = subset(self.conversation_of, config.eval_examples, config.seed)
+        return int(tokens[chosen].sum()), 0 if chosen.all() else int(tokens.sum())
+
+
+@dataclass(frozen=True, eq=False)
 class DataLengths:
-    """Tokens that the model reads of each example, int64, shape [examples]; `valid` is None without a file.
+    """Tokens that the model reads of each example, int64, shape [examples]; of validation sets, the watched one first.
 
     `answer_at` says before which of them the first completion token is, shape [examples]; None where that is not known.
     `cut_at` is the max_seq_length that `cut` examples were cut to before they were counted; it is None where the
     lengths are estimated from the files' sizes. `conversation_of` says which conversation each example is from, shape
-    [examples]; None where each is one of its own.
+    [examples]; None where each is one of its own. `source_of` says which source each conversation is from; None where
+    there is but one.
     """
 
     train: NDArray[np.int64]
-    valid: NDArray[np.int64] | None
+    valid: tuple[SetLengths, ...] = ()
     cut_at: int | None = None
     cut: int = 0
     answer_at: NDArray[np.int64] | None = None
     conversation_of: NDArray[np.int64] | None = None
+    source_of: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, train: RenderedSet | StreamedSet, valid: RenderedSet | None, max_seq_length: int) -> DataLengths:
+    def of(cls, train: RenderedSet | StreamedSet, valid: Iterable[RenderedSet], max_seq_length: int) -> DataLengths:
         """Count in data that was rendered with `max_seq_length`."""
         answers = conversation_of = None
         if isinstance(train, RenderedSet):
             answers = np.array([np.argmax(example.weights > 0) for example in train.examples], dtype=np.int64)
             conversation_of = train.conversation_of
-        held_out = None if valid is None else valid.lengths()
-        return cls(train.lengths(), held_out, max_seq_length, train.cut, answers, conversation_of)
+        held_out = tuple(SetLengths(each.lengths(), each.conversation_of) for each in valid)
+        return cls(
+            train.lengths(), held_out, max_seq_length, train.cut, answers, conversation_of, source_of=train.source_of
+        )
 
     @classmethod
     def estimate(cls, config: TrainingConfig) -> DataLengths:
         """Estimate from the sizes of the rows of the data; raises DataError where they cannot be read."""
-        train, valid = sources_of(config)
-        return cls(_row_lengths(train), None if valid is None else _row_lengths(valid))
+        sources = sources_of(config)
+        rows = [_row_lengths(each.source) for each in sources.train]
+        train, source_of = np.concatenate(rows), np.repeat(np.arange(len(rows)), list(map(len, rows)))
+        held_out = np.random.default_rng(config.seed).random(len(train)) < config.valid_fraction
+        valid = [train[held_out]] if config.valid_fraction else map(_row_lengths, sources.valid.values())
+        sets = tuple(SetLengths(lengths, np.arange(len(lengths))) for lengths in valid)
+        return cls(train[~held_out], sets, source_of=source_of[~held_out])
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run, if nothing stops it early. `cost_usd` is None where no price is known."""
+    """A run, if nothing stops it early: `tokens` are trained on; `cost_usd` is None where no price is known."""
 
     examples: int
     steps_per_epoch: int
@@ -72,6 +105,7 @@ class Forecast:
     warmup_steps: int
     evaluations: int
     tokens: int
+    eval_tokens: int
     cost_usd: float | None
     warnings: tuple[str, ...]
 
@@ -90,22 +124,32 @@ def forecast(
     limit = config.max_seq_length - 1  # the last token is only a target
     kept = slice(None) if data.answer_at is None else data.answer_at < limit
     usable = data.train[kept]
-    conversations = len(usable) if data.conversation_of is None else len(np.unique(data.conversation_of[kept]))
-    per_epoch = -(-conversations // config.batch_size)
-    steps = per_epoch * config.epochs
-    valid = np.zeros(0, np.int64) if data.valid is None else np.minimum(data.valid, limit)
-    evaluations = 0 if data.valid is None else _evaluations(config, per_epoch)
+    of = np.arange(len(data.train)) if data.conversation_of is None else data.conversation_of
+    left, of = np.unique(of[kept], return_inverse=True)
     # What was cut to no more than this is not cut again: an entry may be several examples of one conversation.
     is_cut = data.cut_at is not None and data.cut_at <= config.max_seq_length
-    tokens = int((usable if is_cut else np.minimum(usable, limit)).sum()) * config.epochs
+    read = np.bincount(of, usable if is_cut else np.minimum(usable, limit)).astype(np.int64)
+    source_of = np.zeros(len(left), np.int64) if data.source_of is None else data.source_of[left]
+    mixture = mixture_of(config, np.bincount(source_of, minlength=1))
+    per_epoch = -(-mixture.total // config.batch_size)
+    steps = per_epoch * config.epochs
+    tokens = _tokens(read, mixture, config)
+    evaluations = _evaluations(config, per_epoch) if data.valid else 0
+    # The base model is evaluated, too; it is no evaluation that could stop the run.
+    looks = evaluations + (config.eval_at_start if data.valid else 0)
+    each, whole = (
+        sum(counts) for counts in zip((0, 0), *(lengths.read(config) for lengths in data.valid), strict=True)
+    )
+    eval_tokens = each * looks + whole * _evaluated_ends(config, per_epoch)
     if prompts is None:
-        prompts = valid[: config.samples_at_evaluation].tolist()
-    cost = None if prices is None else prices.of_run(tokens, int(valid.sum()) * evaluations, evaluations, prompts)
+        prompts = np.minimum(data.valid[0].tokens, limit)[: config.samples_at_evaluation].tolist() if data.valid else []
+    cost = None if prices is None else prices.of_run(tokens, eval_tokens, looks, prompts)
     warnings = (
         *about_settings(config),
         *_about_rank(config, data),
         *about_service(config),
-        *about_evaluation(config, data.valid is not None, evaluations),
+        *about_evaluation(config, bool(data.valid), evaluations),
+        *about_eval_tokens(eval_tokens, tokens),
         *_about_data(config, data, len(usable)),
         *about_money(config, cost),
     )
@@ -116,6 +160,7 @@ def forecast(
         warmup_steps=warmup_steps(steps, config.warmup_ratio),
         evaluations=evaluations,
         tokens=tokens,
+        eval_tokens=eval_tokens,
         cost_usd=cost,
         warnings=warnings,
     )
@@ -140,6 +185,39 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup: int, schedul
     if schedule == "linear":
         return peak * (1 - done)
     return peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def mixture_of(config: TrainingConfig, sizes: Sequence[int] | NDArray[np.int64]) -> Mixture:
+    """Return how many conversations an epoch takes of each source, of which there are so many.
+
+    Raises:
+        ConfigError: the weight of a source is so small that none of it is in an epoch.
+    """
+    listed = config.train if isinstance(config.train, list) else [{}]
+    sizes = [*map(int, sizes), *[0] * (len(listed) - len(sizes))]
+    weighted = "weight" in listed[0]
+    weights, limits = [each.get("weight") for each in listed], [each.get("limit") for each in listed]
+    mixture = Mixture.of(sizes, weights if weighted else None, limits)
+    for source, draw in zip(listed, mixture.draws, strict=True):
+        if weighted and not draw:
+            raise ConfigError(
+                f"data.train: {source['path']} has the weight {source['weight']:g}, which is none of the "
+                f"{mixture.total:,} conversations of an epoch; raise it, or leave the source out."
+            )
+    return mixture
+
+
+def _tokens(read: NDArray[np.int64], mixture: Mixture, config: TrainingConfig) -> int:
+    """Return the tokens of all epochs, from those of each conversation, shape [conversations]."""
+    if mixture.draws == mixture.sizes:
+        return int(read.sum()) * config.epochs
+    return sum(int(read[mixture.order(config.seed, epoch)].sum()) for epoch in range(1, config.epochs + 1))
+
+
+def _evaluated_ends(config: TrainingConfig, steps_per_epoch: int) -> int:
+    """Return how many ends of epochs an evaluation follows."""
+    periods = evaluation_periods(config, steps_per_epoch)
+    return sum(any(end * steps_per_epoch % period == 0 for period in periods) for end in range(1, config.epochs + 1))
 
 
 def _evaluations(config: TrainingConfig, steps_per_epoch: int) -> int:

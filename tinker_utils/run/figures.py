@@ -7,12 +7,12 @@ metrics.jsonl, train.log, the columns that readers keep, the live view and the t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tinker_utils.loss import PooledLoss
-from tinker_utils.run.state import Progress
+from tinker_utils.run.state import Progress, SourceWindow
 
 # Numbers in different units say nothing about each other, though some look alike: a mean of means gives the tokens of
 # short answers more weight than those of long ones, a sum grows with the batch, and a preference is no likelihood.
@@ -52,15 +52,26 @@ class Evaluated:
     Attributes:
         epoch: that of the step after which it was made, from 1.
         batches: number of requests for the validation set.
-        pooled: the loss over the whole set.
-        best: the lowest loss before this one, in nats per completion token; None at the first evaluation.
-        difference: the paired difference to the evaluation that `best` is of; None where it is not known.
-        is_best: whether this one is now the best.
+        pooled: the loss over what was evaluated.
+        bits_per_byte: bits for each byte of completion text; None where it is not known.
     """
 
     epoch: int
     batches: int
     pooled: PooledLoss
+    bits_per_byte: float | None
+
+
+@dataclass(frozen=True)
+class Compared(Evaluated):
+    """The content of a val record of the watched validation set.
+
+    Attributes:
+        best: the lowest loss before this one, in nats per completion token; None at the first evaluation.
+        difference: the paired difference to the evaluation that `best` is of; None where it is not known.
+        is_best: whether this one is now the best.
+    """
+
     best: float | None
     difference: PooledLoss | None
     is_best: bool
@@ -149,13 +160,20 @@ TRAIN = (
         logged=True, label="gradient norm", optional=True,
     ),
 )  # fmt: skip
-VAL = (
+# What each validation set has, and what only the watched one has.
+_OF_EACH_SET = (
     TRAIN[0],
     Figure(
         "val_loss", "`val_loss_total / completion_tokens`", lambda e: e.pooled.loss,
         _NATS, logged=True, label="validation loss", margin="val_loss_margin",
     ),
     Figure("val_batches", "number of requests for the validation set", lambda e: e.batches),
+    Figure(
+        "val_bits_per_byte",
+        "bits for each byte of completion text, which models with other tokenizers can be compared by; null without "
+        "logprobs",
+        lambda e: e.bits_per_byte, "bits per byte", logged=True, label="bits per byte", optional=True,
+    ),
     Figure("val_loss_total", "the set's negative log-likelihood", lambda e: e.pooled.total, "nats"),
     Figure("completion_tokens", "of the validation set", lambda e: e.pooled.completion_tokens, "tokens"),
     Figure(
@@ -164,6 +182,8 @@ VAL = (
     ),
     Figure("val_loss_margin", "half the width of its 95% band", lambda e: e.pooled.margin, _NATS),
     Figure("perplexity", "exp of `val_loss`", lambda e: e.pooled.perplexity),
+)  # fmt: skip
+_OF_WATCHED = (
     Figure(
         "val_diff_best", "`val_loss` minus that of the best evaluation before this one; negative: this one is better",
         lambda e: None if e.best is None or e.pooled.loss is None else e.pooled.loss - e.best, _NATS, logged=True,
@@ -175,10 +195,26 @@ VAL = (
     Figure(
         "val_diff_best_margin", "half the width of its 95% band", lambda e: e.difference and e.difference.margin, _NATS,
     ),
-    Figure("is_best", "whether it is the lowest so far", lambda e: e.is_best, logged=True),
+    Figure(
+        "is_best", "whether it is the lowest so far; never at step 0, of the base model", lambda e: e.is_best,
+        logged=True,
+    ),
 )  # fmt: skip
+VAL = (*_OF_EACH_SET, *_OF_WATCHED)
 
 
-def fields_of(figures: Sequence[Figure], about: Window | Evaluated) -> dict[str, float | int | bool | None]:
-    """Return a record's fields by name: what is computed of `figures`, `TRAIN` or `VAL`."""
-    return {figure.name: figure.of(about) for figure in figures if figure.of is not None}
+def fields_of(about: Window | Evaluated) -> dict[str, float | int | bool | None]:
+    """Return a record's fields by name: those of its figures that are computed."""
+    of_set = VAL if isinstance(about, Compared) else _OF_EACH_SET
+    return {each.name: each.of(about) for each in (TRAIN if isinstance(about, Window) else of_set) if each.of}
+
+
+def of_sources(windows: Mapping[str, SourceWindow]) -> dict[str, float | int]:
+    """Return the fields of a train record that are about single sources, of several that are trained on."""
+    fields: dict[str, float | int] = {}
+    for name, window in sorted(windows.items()):
+        fields |= {
+            f"train_loss/{name}": window.nll / window.completion_tokens,
+            f"completion_tokens/{name}": window.completion_tokens,
+        }
+    return fields

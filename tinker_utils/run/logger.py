@@ -24,7 +24,7 @@ from tinker_utils.run.state import Activity, RunState, Standing, Status
 OnRecord = Callable[[Record], object]
 
 # What train.log shows of an event, after the figures that it shows of train and val records.
-_OF_EVENTS = ("best_step", "best_val_loss", "kind", "status", "path", "reason", "message")
+_OF_EVENTS = ("monitor", "best_step", "best_val_loss", "start_val_loss", "kind", "status", "path", "reason", "message")
 
 
 def encode_record(record: Mapping[str, Any]) -> str:
@@ -138,7 +138,8 @@ class RunLogger(Closing):
     def end(self, status: Status, reason: str, step: int) -> None:
         """Write the run's last record, and how it ended into run.json."""
         progress = self.state.progress or Standing()
-        best = {"best_step": progress.best_step, "best_val_loss": progress.best_val_loss}
+        names = ("best_step", "best_val_loss", "start_val_loss")
+        best = {name: getattr(progress, name) for name in names}
         self.record("end", step, status=status, reason=reason, **best)
         self.sync()
         self.publish(status=status, reason=reason)
@@ -161,7 +162,8 @@ def log_line(record: Record) -> str:
     """Return a record as train.log has it: one line for a person."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["timestamp"]))
     own = dict.fromkeys(figure.name for figure in (*figures.TRAIN, *figures.VAL) if figure.logged)
-    names = ("step", *own, *_OF_EVENTS)
+    sources = [name for name in record if name.startswith("train_loss/")]
+    names = ("step", "set", *own, *sources, *_OF_EVENTS)
     parts = [f"{name}={one_sentence(_short(record[name]))}" for name in names if record.get(name) is not None]
     return f"{moment} {record['type']:<10} {' '.join(parts)}"
 

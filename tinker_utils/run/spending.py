@@ -22,7 +22,7 @@ from tinker_utils.run.state import Spent
 
 
 class Spending(Closing):
-    """Tokens trained on and evaluated since the run began; a context manager that closes the file.
+    """Tokens trained on and evaluated since the run began, and evaluations; a context manager that closes the file.
 
     Args:
         file: where it is written down.
@@ -36,7 +36,7 @@ class Spending(Closing):
     def __init__(self, file: Path, before: Spent | None = None, bills: bool = False) -> None:
         self._path = file
         self._bills = bills
-        self.tokens = self.eval_tokens = 0
+        self.tokens = self.eval_tokens = self.evaluations = 0
         repair_last_line(file)
         with writing(file):
             content = file.read_bytes() if file.exists() else b""
@@ -45,21 +45,34 @@ class Spending(Closing):
         for line in content.split(b"\n"):
             with contextlib.suppress(ValueError, RecursionError):
                 entry = msgspec.json.decode(line, type=Spent)
-                self.tokens += entry.tokens
-                self.eval_tokens += entry.eval_tokens
+                self._count(entry)
         before = before or Spent()
-        if before.tokens > self.tokens or before.eval_tokens > self.eval_tokens:
-            self.sent(0, max(before.tokens - self.tokens, 0), max(before.eval_tokens - self.eval_tokens, 0))
+        more = before.tokens - self.tokens, before.eval_tokens - self.eval_tokens, before.evaluations - self.evaluations
+        if any(count > 0 for count in more):
+            self._note(0, Spent(*(max(count, 0) for count in more)))
 
     def sent(self, step: int, tokens: int, eval_tokens: int = 0) -> None:
-        """Note what is about to be sent: tokens of step `step` to train on, or to evaluate after it."""
-        line = json.dumps({"step": step, "tokens": tokens, "eval_tokens": eval_tokens}) + "\n"
+        """Note what is about to be sent: tokens of step `step` to train on, or of an evaluation after it."""
+        self._note(step, Spent(tokens, eval_tokens, evaluations=int(eval_tokens > 0)))
+
+    def _note(self, step: int, spent: Spent) -> None:
+        line = json.dumps({"step": step, **msgspec.structs.asdict(spent)}) + "\n"
         with writing(self._path):
             self._file.write(line)
             if self._bills:
                 self._file.sync()
-        self.tokens += tokens
-        self.eval_tokens += eval_tokens
+        self._count(spent)
+
+    def _count(self, spent: Spent) -> None:
+        self.tokens += spent.tokens
+        self.eval_tokens += spent.eval_tokens
+        # Older versions did not write how many; each of their lines is of one evaluation.
+        self.evaluations += spent.evaluations or int(spent.eval_tokens > 0)
+
+    @property
+    def all(self) -> tuple[int, int, int]:
+        """Return the tokens trained on, those evaluated, and the number of evaluations."""
+        return self.tokens, self.eval_tokens, self.evaluations
 
     def close(self) -> None:
         """Close the file."""

@@ -57,31 +57,44 @@ class Standing(msgspec.Struct, kw_only=True):
     cost_usd: Number | None = None
     best_step: Count | None = None
     best_val_loss: Number | None = None
+    start_val_loss: Number | None = None
     evals_without_improvement: Count = 0
 
 
 class Spent(msgspec.Struct):
-    """Tokens that were sent to be trained on and evaluated; spending.jsonl has them one by one."""
+    """Tokens that were sent to be trained on and evaluated, and in how many evaluations; spending.jsonl has each."""
 
     tokens: Count = 0
     eval_tokens: Count = 0
+    evaluations: Count = 0
+
+
+class SourceWindow(msgspec.Struct):
+    """The steps since the last train record, as far as one source is concerned; `nll` is in nats."""
+
+    nll: Number = 0.0
+    completion_tokens: Count = 0
 
 
 class Progress(msgspec.Struct, kw_only=True):
     """Counters of a run up to and including `step`.
 
     The window holds the steps since the last train record: its negative log-likelihood in nats, its tokens and time.
-    Discarded are steps that were in flight when an evaluation ended the run: trained and paid, but no part of the
-    result. Skipped are steps whose loss or gradient was not finite, and whose batches were then not trained on.
+    `start_val_loss` is that of the base model. Discarded are steps that were in flight when an evaluation ended the
+    run: trained and paid, but no part of the result. Skipped are steps whose loss or gradient was not finite, and whose
+    batches were then not trained on.
     """
 
     step: Count = 0
     tokens: Count = 0
     completion_tokens: Count = 0
     eval_tokens: Count = 0
+    evaluations: Count = 0
+    start_val_loss: Number | None = None
     window_nll: Number = 0.0
     window_tokens: Count = 0
     window_completion_tokens: Count = 0
+    window_sources: dict[str, SourceWindow] = {}
     window_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     discarded_steps: Count = 0
     discarded_tokens: Count = 0
@@ -237,6 +250,7 @@ class TrainingResult:
         completion_tokens: how many of these the loss was taken over.
         best_step: the step of the lowest validation loss; None where nothing was evaluated.
         best_val_loss: that loss, in nats per completion token.
+        start_val_loss: that of the base model, before the first step; None where it was not evaluated.
         best_checkpoint: `tinker://` path of the state at that step, or of the last one where nothing was evaluated.
         cost_usd: dollars for all that was trained and evaluated; None where no price is known.
     """
@@ -249,6 +263,7 @@ class TrainingResult:
     completion_tokens: int
     best_step: int | None
     best_val_loss: float | None
+    start_val_loss: float | None
     best_checkpoint: str | None
     cost_usd: float | None
 
@@ -273,6 +288,7 @@ class TrainingResult:
             completion_tokens=progress.completion_tokens_seen,
             best_step=progress.best_step,
             best_val_loss=progress.best_val_loss,
+            start_val_loss=progress.start_val_loss,
             best_checkpoint=state.best_checkpoint,
             cost_usd=progress.cost_usd,
         )

@@ -39,11 +39,13 @@ class BatchLoss:
             returned no logprobs.
         total: their sum, or the service's own sum where there are no logprobs.
         reported: the service's own `loss:sum` in the same unit as `total`, None where it gives none.
+        of_text: as `total`, of those completion tokens that are text; None where they were not told apart.
     """
 
     totals: tuple[float, ...] | None
     total: float
     reported: float | None
+    of_text: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,17 @@ class Model:
             lambda: (_batch_loss(passed.result(), batch, batch.completion_tokens), figures_of(stepped.result())),
         )
 
-    def submit_evaluation(self, batches: Sequence[Batch]) -> Submitted[list[BatchLoss]]:
+    def submit_evaluation(
+        self, batches: Sequence[Batch], special_ids: NDArray[np.int64] | None = None
+    ) -> Submitted[list[BatchLoss]]:
         """Submit forward passes at the weights that the requests submitted so far lead to, without gradients.
 
-        Its result is the loss of each batch.
+        Its result is the loss of each batch; with `special_ids`, also of those completion tokens that are none of them.
         """
         futures = self._forward(batches)
         return Submitted(
-            futures, lambda: [_batch_loss(f.result(), batch, 1) for f, batch in zip(futures, batches, strict=True)]
+            futures,
+            lambda: [_batch_loss(f.result(), batch, 1, special_ids) for f, batch in zip(futures, batches, strict=True)],
         )
 
     def submit_logprobs(self, batches: Sequence[Batch]) -> Submitted[list[NDArray[np.float64]]]:
@@ -195,10 +200,11 @@ def logprobs_of(output: Any) -> list[NDArray[np.float64]]:
     return [np.asarray(row["logprobs"].data, np.float64) for row in output.loss_fn_outputs]
 
 
-def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
+def _batch_loss(output: Any, batch: Batch, scale: float, special_ids: NDArray[np.int64] | None = None) -> BatchLoss:
     """Return a response as a loss; `scale` turns the service's own sum, taken with the weights sent, into nats."""
     try:
         sums, totals = output.metrics or {}, _totals(output.loss_fn_outputs, batch)
+        of_text = None if special_ids is None else _totals(output.loss_fn_outputs, batch, special_ids)
         reported = float(sums["loss:sum"]) * scale if sums.get("loss:sum") is not None else None
     except (ValueError, TypeError, AttributeError) as error:
         raise ResultLostError(
@@ -206,7 +212,7 @@ def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
             "again; a run resumes from its latest checkpoint."
         ) from error
     if totals is not None:
-        return BatchLoss(totals, float(np.sum(totals)), reported)
+        return BatchLoss(totals, float(np.sum(totals)), reported, None if of_text is None else float(np.sum(of_text)))
     if reported is None:
         raise ServiceError(
             "reading a loss: the service returned neither logprobs nor loss:sum, so there is no loss to train on; "
@@ -215,13 +221,17 @@ def _batch_loss(output: Any, batch: Batch, scale: float) -> BatchLoss:
     return BatchLoss(None, reported, reported)
 
 
-def _totals(outputs: Sequence[Mapping[str, Any]], batch: Batch) -> tuple[float, ...] | None:
-    """Return the negative log-likelihood of each example; None where the service returned no logprobs."""
+def _totals(
+    outputs: Sequence[Mapping[str, Any]], batch: Batch, but: NDArray[np.int64] | None = None
+) -> tuple[float, ...] | None:
+    """Return each example's negative log-likelihood, but for some tokens; None where the service gave no logprobs."""
     logprobs = [each.get("logprobs") for each in outputs]
     if len(logprobs) != len(batch.data) or any(each is None for each in logprobs):
         return None
     return tuple(
-        negative_log_likelihood(each.to_numpy(), example.weights)
+        negative_log_likelihood(
+            each.to_numpy(), example.weights if but is None else example.weights * ~np.isin(example.target_tokens, but)
+        )
         for each, example in zip(logprobs, batch.data, strict=True)
         if each is not None
     )

@@ -20,7 +20,8 @@ from tinker_utils.data.sources.naming import TEST_FILE, data_file
 from tinker_utils.data.streaming import RenderedFile, render_all
 from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.loss import t975
-from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.plan.plan import Plan
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.run.directory import RunDirectory, run_path
 from tinker_utils.run.metrics import read_metrics
 from tinker_utils.run.series import MetricsLog
@@ -230,6 +231,7 @@ def evaluations_of(log: MetricsLog) -> tuple[StudyEvaluation, ...]:
             int(tokens[np.searchsorted(steps, record["step"], side="right")]),
         )
         for record in log.val
+        if record["step"] > 0  # before it is the base model
     )
 
 

@@ -18,6 +18,7 @@ from tinker_utils.basics.table import Table
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import ChatIndex, iterate_conversations
+from tinker_utils.data.joined import joined, parts_of
 from tinker_utils.data.report import conversation_key
 from tinker_utils.data.sources.naming import TEST_FILE, data_file
 from tinker_utils.data.streaming import StreamedSet
@@ -30,7 +31,14 @@ from tinker_utils.errors import (
     ServiceError,
     TinkerUtilsError,
 )
-from tinker_utils.plan.cautions import about_evaluation, about_lengths, about_money, about_service, about_settings
+from tinker_utils.plan.cautions import (
+    about_eval_tokens,
+    about_evaluation,
+    about_lengths,
+    about_money,
+    about_service,
+    about_settings,
+)
 from tinker_utils.plan.cost import prices_for, token_cost
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.archive import to_archive
@@ -212,9 +220,11 @@ def check_start(
 
 
 def _of_plan(plan: Plan) -> Iterator[Check]:
-    held_out = f", {len(plan.valid.examples):,} for validation" if plan.valid else ""
+    sets = (f"{len(each.examples):,} for validation{f' ({name})' if name else ''}" for name, each in plan.sets.items())
+    held_out = "".join(f", {one}" for one in sets)
     yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
-    yield from map(_of_format, plan.chats)
+    for chats in (*plan.chats, *plan.held_out):
+        yield from map(_of_format, (part for part in parts_of(chats) if part.formats))
     yield Check("example", "ok", _first_example(plan))
     yield Check("tokenizer", "ok", "It loads, and its chat template separates prompts from answers.")
     steps, epochs = plan.total_steps, plan.config.epochs
@@ -259,7 +269,7 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
 def _of_duplicates(plan: Plan) -> list[Check]:
     """Look for conversations that stand twice, above all those that the model is trained and then tested on."""
     sentences: list[str] = []
-    (train, keys), *held_out = (_looked_through(chats.name, chats) for chats in plan.chats)
+    (train, keys), *held_out = (_looked_through(chats.name, chats) for chats in (joined(plan.chats), *plan.held_out))
     known = set(keys)
     if repeated := len(keys) - len(known):
         sentences.append(f"{repeated:,} of {train} repeat an earlier one.")
@@ -335,7 +345,11 @@ def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | No
 
 
 def _of_evaluation(plan: Plan) -> list[Check]:
-    cautions = about_evaluation(plan.config, plan.valid is not None, plan.forecast.evaluations)
+    follows = plan.forecast
+    cautions = [
+        *about_evaluation(plan.config, bool(plan.sets), follows.evaluations),
+        *about_eval_tokens(follows.eval_tokens, follows.tokens),
+    ]
     return warn_or_pass("evaluation", cautions, "Evaluations are frequent enough for early stopping.")
 
 
@@ -381,4 +395,4 @@ def _records(plan: Plan | None) -> int:
         return 0
     config, steps = plan.config, plan.total_steps
     saves = steps // config.checkpoint_interval_steps if config.checkpoint_interval_steps else 0
-    return steps // config.log_interval_steps + 2 * plan.forecast.evaluations + saves
+    return steps // config.log_interval_steps + (1 + len(plan.sets)) * plan.forecast.evaluations + saves

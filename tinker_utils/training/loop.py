@@ -3,10 +3,11 @@
 What is in flight, and when. A step is a `forward_backward` and an `optim_step`, submitted together. Where an evaluation
 is due after it, `forward` over the validation set and `save_state` follow at once, behind the step and before the next
 one. Nothing is waited for in between: `training.steps_in_flight` steps (4, or 2 with `service: local`), and whatever
-stands behind them, are with the service while the loop waits for the first answer. With 2, and evaluations after every
-second step:
+stands behind them, are with the service while the loop waits for the first answer. With 2, and evaluations of the base
+model and after every second step:
 
-    submitted at first     step 1, step 2, evaluation 2, save 2
+    submitted at first     evaluation 0, step 1, step 2, evaluation 2, save 2
+    evaluation 0 …         nothing
     step 1 is answered     step 3
     step 2 is answered     step 4, evaluation 4, save 4
     evaluation 2 …         nothing: steps 3 and 4 are in flight already
@@ -47,6 +48,7 @@ _ADVICE = (
 )
 _NOT_FINITE = f"the loss or the gradient of step {{step}} is not finite: {_ADVICE}"
 _NO_NUMBER = f"the validation loss after step {{step}} is NaN, so the weights are not usable: {_ADVICE}"
+_NO_START = "the validation loss of the base model is NaN: nothing can be learned from it; try another service or model"
 _TIDY_SECONDS = 30
 # Seconds until an embedded server that was killed is seen to have ended; its connections break first.
 _ENDING_SECONDS = 0.5
@@ -150,7 +152,7 @@ class TrainingLoop:
         if self.ending is not None:
             return "stopping", f"finishing the requests in flight: {self.ending[1]}"
         if work.kind == "evaluation":
-            return "evaluating", f"evaluating after step {work.step}"
+            return "evaluating", f"evaluating after step {work.step}" if work.step else "evaluating the base model"
         return "training", "training"
 
     def _trained(self, work: Work) -> None:
@@ -175,11 +177,11 @@ class TrainingLoop:
         # NaN comes of spoiled weights, also where no step has shown it: the save behind it must not count. Infinity
         # may be one token that the model holds for impossible.
         spoiled = any(math.isnan(loss.total) for loss in losses)
-        if spoiled and self._may_skip(work.step):
+        if spoiled and work.step and self._may_skip(work.step):
             raise SpoiledStepError(work.step, "the loss of the evaluation after")
-        decision = self._recorder.evaluated(work.step, work.batches, losses)
+        decision = self._recorder.evaluated(work.step, losses)
         if spoiled:
-            self._cut(work.step - 1, "failed", _NO_NUMBER.format(step=work.step))
+            self._cut(max(work.step - 1, 0), "failed", _NO_NUMBER.format(step=work.step) if work.step else _NO_START)
         elif decision.stop:
             self._end_early()
 
@@ -267,7 +269,7 @@ class TrainingLoop:
             recorder.record_early_stop()
         recorder.publish()
         await self._tidy()
-        self._logger.end(status, reason, recorder.progress.step)
+        self._logger.end(status, "; ".join(filter(None, (reason, recorder.harm))), recorder.progress.step)
         return TrainingResult.from_state(self._logger.run.path, self._logger.state)
 
     async def _tidy(self) -> None:

@@ -1,7 +1,8 @@
 """The requests in flight: submits what a run does next, and hands out what is answered next.
 
-Requests of one model run in the order of their submission. Behind each step stand, in line, the evaluation and the save
-that are due after it; the next steps wait behind these, so that the service never waits for the run.
+Requests of one model run in the order of their submission. First stands the evaluation of the base model. Behind each
+step stand, in line, the evaluation and the save that are due after it; the next steps wait behind these, so that the
+service never waits for the run.
 """
 
 from __future__ import annotations
@@ -11,15 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tinker_utils.batching import Batch, in_batches
+from tinker_utils.batching import Batch
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.spending import Spending
 from tinker_utils.service.model import Model, Submitted
 from tinker_utils.training.generations import Generations
-
-# Examples in one request of an evaluation: few requests, as each takes a round trip before the next can be sent; and
-# each far below the protocol's 1,024 examples.
-_EVALUATED_TOGETHER = 256
 
 Kind = Literal["step", "skipped step", "evaluation", "save"]
 _WORDS: dict[Kind, str] = {
@@ -70,9 +67,7 @@ class RequestQueue:
         self._spending = spending
         self._submitted = self._saved = step
         self._works: deque[Work] = deque()
-        valid = plan.valid
-        self._valid_batches = tuple(in_batches(valid.examples, _EVALUATED_TOGETHER)) if valid else ()
-        self._eval_tokens = sum(batch.tokens for batch in self._valid_batches)
+        self._begins = step == 0  # nothing was submitted yet
 
     @property
     def complete(self) -> bool:
@@ -90,15 +85,30 @@ class RequestQueue:
 
     def fill(self) -> str | None:
         """Submit as many steps as should be in flight; returns why no further one may be, once that is so."""
+        if self._begins:
+            if not self._affordable(0):
+                return self._over_budget("evaluating the base model")
+            self._submit_evaluation(0)
+            self._begins = False
         while not self.complete and sum(work.kind == "step" for work in self._works) < self._plan.config.in_flight:
-            step, budget = self._submitted + 1, self._plan.config.budget_usd
-            if budget is not None:
-                tokens = self._spending.tokens + self._plan.batches.batch(step).tokens
-                eval_tokens = self._spending.eval_tokens + (self._eval_tokens if self._plan.evaluates(step) else 0)
-                if (self._plan.cost_usd(tokens, eval_tokens) or 0.0) > budget:
-                    return f"the next step would exceed training.budget_usd = ${budget:g}"
-            self._submit(step)
+            if not self._affordable(self._submitted + 1):
+                return self._over_budget("the next step")
+            self._submit(self._submitted + 1)
         return None
+
+    def _affordable(self, step: int) -> bool:
+        """Return whether the budget lasts for a step and the evaluation after it."""
+        budget = self._plan.config.budget_usd
+        if budget is None:
+            return True
+        tokens, eval_tokens, evaluations = self._spending.all
+        looks = self._plan.looks(step)
+        tokens += self._plan.batches.batch(step).tokens if step else 0
+        eval_tokens += sum(look.tokens for look in looks)
+        return (self._plan.cost_usd(tokens, eval_tokens, evaluations + bool(looks)) or 0.0) <= budget
+
+    def _over_budget(self, what: str) -> str:
+        return f"{what} would exceed training.budget_usd = ${self._plan.config.budget_usd:g}"
 
     def save_last(self) -> None:
         """Submit a save of the last step submitted, unless there is one."""
@@ -113,7 +123,6 @@ class RequestQueue:
 
     def _submit(self, step: int) -> None:
         self._submitted = step
-        evaluates = self._plan.evaluates(step)
         if step in self._plan.batches.skipped:
             self._works.append(Work("skipped step", step, _NOTHING))
         else:
@@ -122,13 +131,18 @@ class RequestQueue:
             rate = self._plan.learning_rate(step)
             trained = self._model.submit_step(batch, rate, config.weight_decay, config.grad_clip_norm)
             self._works.append(Work("step", step, trained, (batch,)))
-        if evaluates:
-            self._spending.sent(step, 0, self._eval_tokens)
-            request = self._model.submit_evaluation(self._valid_batches)
-            self._works.append(Work("evaluation", step, request, self._valid_batches))
-        if evaluates or self._plan.checkpoints(step):
+        self._submit_evaluation(step)
+
+    def _submit_evaluation(self, step: int) -> None:
+        """Submit what is due after a step; of the base model, before the first one, nothing is saved."""
+        if looks := self._plan.looks(step):
+            batches = tuple(batch for look in looks for batch in look.batches)
+            self._spending.sent(step, 0, sum(look.tokens for look in looks))
+            request = self._model.submit_evaluation(batches, self._plan.special_ids)
+            self._works.append(Work("evaluation", step, request, batches))
+        if step and (looks or self._plan.checkpoints(step)):
             self._submit_save(step)
-        if evaluates:
+        if looks:
             self.generations.submit(step)
 
     def _submit_save(self, step: int) -> None:

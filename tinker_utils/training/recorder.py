@@ -8,17 +8,27 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinker_utils.batching import Batch
 from tinker_utils.early_stopping import Decision
 from tinker_utils.loss import disagreement
+from tinker_utils.plan.cautions import about_size
 from tinker_utils.plan.plan import Plan
+from tinker_utils.plan.validation import Look
 from tinker_utils.run import figures
 from tinker_utils.run.evaluations import Evaluation, PastEvaluations
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import Checkpoint, FollowingStep, ResumePoint, Roles, Spent, Standing, StoppingState
+from tinker_utils.run.state import (
+    Checkpoint,
+    FollowingStep,
+    ResumePoint,
+    Roles,
+    SourceWindow,
+    Spent,
+    Standing,
+    StoppingState,
+)
 from tinker_utils.service.model import BatchLoss
 from tinker_utils.training.replay import Replay
 from tinker_utils.training.resuming import resume_points, stopper_at
@@ -49,6 +59,7 @@ class Recorder:
         self._spending = spending
         self._plan = plan
         self._warned: set[str] = set()  # what was said once
+        self._sized = self.progress.evaluations > 0  # whether it was told how well the validation set can judge
         self._refused_before = len(plan.batches.refused)  # of which preflight tells
         self._window_began = time.monotonic() - self.progress.window_seconds
         self._replay = Replay(point.following)
@@ -66,11 +77,21 @@ class Recorder:
         progress.window_nll += loss.total
         progress.window_tokens += batch.tokens
         progress.window_completion_tokens += batch.completion_tokens
+        self._count_sources(batch, loss)
         self._cross_check(step, loss)
         if math.isfinite(loss.total) and batch.completion_tokens:
             self._prove(step, loss.total / batch.completion_tokens, batch.completion_tokens)
         if log:
             self.record_window(of_service)
+
+    def _count_sources(self, batch: Batch, loss: BatchLoss) -> None:
+        """Add a step to the losses of the sources that its batch is from, where there are several."""
+        if len(self._plan.sources) < 2 or loss.totals is None:
+            return
+        for source, example, total in zip(batch.sources, batch.data, loss.totals, strict=True):
+            window = self.progress.window_sources.setdefault(self._plan.sources[source], SourceWindow())
+            window.nll += total
+            window.completion_tokens += example.completion_tokens
 
     def _prove(self, step: int, loss: float, completion_tokens: int) -> None:
         """Say what a resume has lost, as this step shows; or keep its loss, for a resume from the checkpoint before."""
@@ -115,12 +136,13 @@ class Recorder:
             epoch=self._plan.batches.epoch_of(progress.step),
             seconds=now - self._window_began,
             learning_rate=self._plan.learning_rate(progress.step),
-            cost_usd=self._plan.cost_usd(progress.tokens, progress.eval_tokens),
+            cost_usd=self._plan.cost_usd(progress.tokens, progress.eval_tokens, progress.evaluations),
         )
-        own = figures.fields_of(figures.TRAIN, window)
+        own = figures.fields_of(window) | figures.of_sources(progress.window_sources)
         extra = {key.partition(":")[0]: value for key, value in (of_service or {}).items()}
         self.logger.record("train", progress.step, **own, **{k: v for k, v in extra.items() if k not in own})
         progress.window_nll, progress.window_tokens, progress.window_completion_tokens = 0.0, 0, 0
+        progress.window_sources = {}
         self._window_began = now
         if refused := self._plan.batches.refused[self._refused_before :]:
             self._warn_once("refused", progress.step, f"{refused[0]} The line is skipped, and so is each of its kind.")
@@ -135,23 +157,52 @@ class Recorder:
         """Leave a pause out of the tokens per second."""
         self._window_began += seconds
 
-    def evaluated(self, step: int, batches: Sequence[Batch], losses: Sequence[BatchLoss]) -> Decision:
-        """Write a val record, and say what the evaluation means."""
-        valid = self._plan.valid
-        evaluation = _evaluation(batches, losses, None if valid is None else valid.conversation_of)
-        self.progress.eval_tokens += sum(batch.tokens for batch in batches)
+    def evaluated(self, step: int, losses: Sequence[BatchLoss]) -> Decision:
+        """Write a val record of each validation set, and say what the evaluation means."""
+        looks, left = self._plan.looks(step), list(losses)
+        self.progress.eval_tokens += sum(look.tokens for look in looks)
+        self.progress.evaluations += 1
         for loss in losses:
             self._cross_check(step, loss)
-        best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
-        decision = self._decide(step, evaluation)
-        epoch = self._plan.batches.epoch_of(step)
-        evaluated = figures.Evaluated(epoch, len(batches), evaluation.pooled, best, difference, decision.is_best)
-        self.logger.record("val", step, **figures.fields_of(figures.VAL, evaluated))
+        decision = Decision(is_best=False, improved=False, stop=False)
+        for look in looks:
+            own, left = left[: len(look.batches)], left[len(look.batches) :]
+            evaluation = _evaluation(look, own)
+            about = self._plan.batches.epoch_of(step), len(own), evaluation.pooled, self._bits_per_byte(look, own)
+            if look.watched:
+                best, difference = self.best, self._past.difference(self.stopper.best_step, evaluation)
+                decision = self._decide(step, evaluation)
+                record = figures.fields_of(figures.Compared(*about, best, difference, decision.is_best))
+            else:
+                record = figures.fields_of(figures.Evaluated(*about))
+            self.logger.record("val", step, **({"set": look.set} if look.set else {}), **record)
+            if look.watched:
+                self._judge_size(step, look, evaluation)
         return decision
 
+    def _bits_per_byte(self, look: Look, losses: Sequence[BatchLoss]) -> float | None:
+        """Return bits for each byte of the text; None where the service gives no logprobs, or there is no text."""
+        nats = [loss.of_text for loss in losses if loss.of_text is not None]
+        size = self._plan.text_bytes(look) if len(nats) == len(losses) else 0
+        return sum(nats) / math.log(2) / size if size else None
+
+    def _judge_size(self, step: int, look: Look, evaluation: Evaluation) -> None:
+        """Say, once, that the validation set is too small to judge by, as its first evaluation shows."""
+        if self._sized:
+            return
+        self._sized = True
+        if sentence := about_size(len(evaluation.completion_tokens), evaluation.pooled, self.stopper.threshold):
+            self._warn_once("size", step, f"validation{f', {look.set}' if look.set else ''}: {sentence}")
+
     def _decide(self, step: int, evaluation: Evaluation) -> Decision:
-        """Return whether the evaluation is the best and an improvement; if so, later ones are compared with it."""
+        """Return whether the evaluation is the best and an improvement; if so, later ones are compared with it.
+
+        That of the base model is neither: there is no checkpoint to go back to, and patience has not begun.
+        """
         stopper = self.stopper
+        if step == 0:
+            self.progress.start_val_loss = _finite(evaluation.pooled.loss)
+            return Decision(is_best=False, improved=False, stop=False)
         difference = self._past.difference(stopper.anchor_step, evaluation)
         error = None if difference is None else difference.stderr
         if stopper.significance and math.isfinite(stopper.anchor) and error is None:
@@ -195,9 +246,11 @@ class Recorder:
 
     def record_early_stop(self) -> None:
         """Write the record of a run that stopped for want of improvement."""
+        several = {"monitor": f"val_loss/{self._plan.watched}"} if self._plan.watched else {}
         self.logger.record(
             "early_stop",
             self.progress.step,
+            **several,
             best_val_loss=self.best,
             evals_without_improvement=self.stopper.evals_without_improvement,
             best_step=self.stopper.best_step,
@@ -208,21 +261,33 @@ class Recorder:
         """Return the lowest validation loss so far, in nats per completion token."""
         return self.stopper.best if self.stopper.best_step is not None else None
 
+    @property
+    def harm(self) -> str:
+        """Return that training made the model worse, in words; empty where it did not, or where that is not known."""
+        start = self.progress.start_val_loss
+        if start is None or self.best is None or start >= self.best:
+            return ""
+        return (
+            f"training made the model worse: the validation loss was {start:.4f} before the first step, and at best "
+            f"{self.best:.4f} after step {self.stopper.best_step}"
+        )
+
     def publish(self) -> None:
         """Bring run.json up to the counters of now."""
         progress = self.progress
-        spent = Spent(self._spending.tokens, self._spending.eval_tokens)
+        spent = Spent(*self._spending.all)
         standing = Standing(
             step=progress.step,
-            epoch=self._plan.batches.epoch_of(max(progress.step, 1)),
+            epoch=self._plan.batches.epoch_of(progress.step),
             tokens_seen=progress.tokens,
             completion_tokens_seen=progress.completion_tokens,
             discarded_steps=progress.discarded_steps,
             discarded_tokens=progress.discarded_tokens,
             skipped_steps=progress.skipped_steps,
-            cost_usd=self._plan.cost_usd(spent.tokens, spent.eval_tokens),
+            cost_usd=self._plan.cost_usd(*self._spending.all),
             best_step=self.stopper.best_step,
             best_val_loss=self.best,
+            start_val_loss=progress.start_val_loss,
             evals_without_improvement=self.stopper.evals_without_improvement,
         )
         now = resume_points(self.logger.state)[0].checkpoints
@@ -230,14 +295,15 @@ class Recorder:
         self.logger.publish(progress=standing, best_checkpoint=result.path if result else None, spent=spent)
 
 
-def _evaluation(
-    batches: Sequence[Batch], losses: Sequence[BatchLoss], conversation_of: NDArray[np.int64] | None
-) -> Evaluation:
+def _evaluation(look: Look, losses: Sequence[BatchLoss]) -> Evaluation:
     """Return an evaluation conversation by conversation, also where one is several examples."""
-    weights = np.array([example.completion_tokens for batch in batches for example in batch.data])
+    weights = np.array([example.completion_tokens for example in look.examples])
     totals = np.array([total for loss in losses for total in loss.totals or ()])
-    groups = np.arange(len(weights)) if conversation_of is None else conversation_of
     known = len(totals) == len(weights) > 0
-    by_conversation = tuple(np.bincount(groups, totals).tolist()) if known else None
-    tokens = tuple(np.bincount(groups, weights).astype(int).tolist())
+    by_conversation = tuple(np.bincount(look.conversation_of, totals).tolist()) if known else None
+    tokens = tuple(np.bincount(look.conversation_of, weights).astype(int).tolist())
     return Evaluation(sum(loss.total for loss in losses), by_conversation, tokens)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

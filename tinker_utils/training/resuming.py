@@ -14,7 +14,8 @@ from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.template import DATE, NO_DATE
 from tinker_utils.early_stopping import EarlyStopping
 from tinker_utils.errors import ConfigError, ResumeError
-from tinker_utils.plan.plan import Plan, prepare
+from tinker_utils.plan.plan import Plan
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import Progress, ResumePoint, Roles, RunState, StoppingState
 

@@ -90,7 +90,8 @@ async def fit(
             archive(run)
         run.write_config(dump_config(config))
         points[0] = with_fresh_patience(points[0], before, plan)
-        # Git may take its time, and must not hold up the event loop, on which a live view draws.
+        # Git may take its time, and so may large sets: neither must hold up the event loop, where a live view draws.
+        await asyncio.to_thread(plan.count_bytes)
         made_with = await asyncio.to_thread(provenance, plan)
         state = _first_state(plan, points, before, made_with)
         state.server = server or (before.server if before else None)

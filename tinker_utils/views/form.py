@@ -145,6 +145,7 @@ def _consequences_html(follows: Forecast, exact: bool) -> str:
         ("warm-up", f"{follows.warmup_steps:,}", "steps"),
         ("evaluations", f"{follows.evaluations:,}", ""),
         ("tokens", about + short(follows.tokens), "trained on"),
+        ("tokens", about + short(follows.eval_tokens), "evaluated"),
         ("cost", cost, "if nothing stops it early"),
     )
     return f'<div role="status" aria-live="polite">{figures_html(figures)}{warnings_html(follows.warnings)}</div>'
@@ -152,7 +153,7 @@ def _consequences_html(follows: Forecast, exact: bool) -> str:
 
 def _lengths(config: TrainingConfig, plan: Plan | None) -> DataLengths | DataError:
     if plan is not None:
-        return DataLengths.of(plan.train, plan.valid, config.max_seq_length)
+        return plan.lengths
     try:
         return DataLengths.estimate(config)
     except DataError as error:

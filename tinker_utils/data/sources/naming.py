@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,25 +50,81 @@ class NamedData:
 Source = Path | NamedData
 
 
-def sources_of(config: TrainingConfig) -> tuple[Source, Source | None]:
-    """Return where the training data and the validation data are; None where nothing is evaluated.
+@dataclass(frozen=True)
+class TrainingSource:
+    """A source that is trained on.
+
+    Attributes:
+        source: the file or split.
+        name: what its losses are called by.
+        weight: its share beside the others' weights; None where all of it is taken.
+        limit: the most conversations that an epoch takes of it.
+    """
+
+    source: Source
+    name: str
+    weight: float | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The data of a run: what is trained on, and the validation sets by name; the only one has the name ``."""
+
+    train: tuple[TrainingSource, ...]
+    valid: Mapping[str, Source]
+
+
+def sources_of(config: TrainingConfig) -> Sources:
+    """Return where the training data and the validation data are.
 
     What is not named is the file `train.jsonl` or `valid.jsonl` of `data.dir`, or one of another kind; where only the
-    training data are named, there is no validation.
+    training data are named, there is no validation but what `data.valid_fraction` holds out of them.
 
     Raises:
-        DataError: a name is neither a file nor NAME:SPLIT, or several files could be meant.
+        DataError: a name is neither a file nor NAME:SPLIT, one is there twice, or several files could be meant.
     """
-    train, valid = (_named(config, key, name) for key, name in (("train", config.train), ("valid", config.valid)))
-    named = [source for source in (train, valid) if isinstance(source, NamedData) and not is_directory(source.name)]
+    given, directory = config.to_flat_dict(), config.resolve(config.data_dir)
+    train, valid = given["data.train"], given["data.valid"]
+    listed = train if isinstance(train, list) else [{"path": train}] if train else []
+    found = [(_named(config, "train", each["path"]), each.get("weight"), each.get("limit")) for each in listed]
+    sets = {name: _named(config, "valid", each) for name, each in valid.items()} if isinstance(valid, dict) else {}
+    if isinstance(valid, str):
+        sets[""] = _named(config, "valid", valid)
+    if not listed:
+        found = [(data_file(directory, TRAIN_FILE), None, None)]
+        if not sets and exists(usual := data_file(directory, VALID_FILE)):
+            sets[""] = usual
+    _check(config, [source for source, *_ in found], sets)
+    names = _names([source for source, *_ in found])
+    return Sources(tuple(TrainingSource(a, name, *b) for name, (a, *b) in zip(names, found, strict=True)), sets)
+
+
+def _check(config: TrainingConfig, train: Sequence[Source], sets: Mapping[str, Source]) -> None:
+    named = [each for each in (*train, *sets.values()) if isinstance(each, NamedData) and not is_directory(each.name)]
     if config.revision and not named:
         raise DataError("data.revision: is that of a data set on the hub, and none is named; remove it.")
-    directory = config.resolve(config.data_dir)
-    if train is None:
-        train = data_file(directory, TRAIN_FILE)
-        found = valid or data_file(directory, VALID_FILE)
-        valid = found if isinstance(found, NamedData) or found.exists() else None
-    return train, valid
+    if twice := next((each for each in train if train.count(each) > 1), None):
+        raise DataError(f"data.train: {twice} is named twice; name it once, with a larger weight.")
+    if config.valid_fraction and sets:
+        there = " and ".join(map(str, sets.values()))
+        raise DataError(
+            f"data.valid_fraction: is {config.valid_fraction:g}, but {there} is there for validation; name the "
+            "training data by data.train alone, or set data.valid_fraction: 0."
+        )
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """Return what to call each source, in as few words as tell them apart, and without a slash."""
+    paths = [uncompressed(each) if isinstance(each, Path) else Path(str(each)) for each in sources]
+    stems = [path.stem if path.suffix.lower() in _SUFFIXES else path.name for path in paths]
+    parts = [[stem, path.name, *path.parent.parts[::-1]] for stem, path in zip(stems, paths, strict=True)]
+    names = stems
+    for depth in range(1, max(map(len, parts))):
+        if len(set(names)) == len(names):
+            break
+        names = ["-".join(part.strip("/\\") for part in each[1 : 1 + depth][::-1]) for each in parts]
+    return names
 
 
 def data_file(directory: Path, name: str) -> Path:
@@ -100,9 +156,7 @@ def _is_readable(path: Path) -> bool:
     return uncompressed(path).suffix.lower() in _SUFFIXES
 
 
-def _named(config: TrainingConfig, role: str, name: str | None) -> Source | None:
-    if name is None:
-        return None
+def _named(config: TrainingConfig, role: str, name: str) -> Source:
     path = config.resolve(Path(name))
     if is_file(path):
         return path
