@@ -18,6 +18,7 @@ def small_config(tmp_path_factory):
     return TrainingConfig(
         service="local", model="tiny", lora=LoraConfig(rank=4), epochs=2, learning_rate=1e-3, lr_schedule="constant",
         log_interval_steps=3, checkpoint_interval_steps=4, eval_interval_steps=2, steps_in_flight=2,
+        eval_at_start=False,
         data_dir=write_small_data(tmp_path_factory.mktemp("small-data")),
     )  # fmt: skip
 
