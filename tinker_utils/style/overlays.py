@@ -16,8 +16,9 @@ from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray
-from tinker_utils.style.curves import MARKED_POINTS, means
+from tinker_utils.style.lines import MARKED_POINTS
 from tinker_utils.style.palette import INK, PALE_INK, SERIES, WHITE, style_axes
+from tinker_utils.style.reduction import means
 
 AXIS_WORDS: dict[Axis, str] = {"step": "step", "tokens": "tokens trained on", "dollars": "dollars spent"}
 
