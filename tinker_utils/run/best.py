@@ -24,8 +24,8 @@ class BaseModel:
     beats_training: bool
 
     def words(self, loss: str) -> str:
-        """Return a few words on it, `loss` being its loss as it is written there."""
-        return f"base model {loss}" + (f": {WORSE}" if self.beats_training else "")
+        """Return its loss, as `loss` writes it, and what it says of the training."""
+        return f"{loss}: {WORSE}" if self.beats_training else loss
 
 
 def lowest(steps: NDArray[np.float64], losses: NDArray[np.float64]) -> int | None:

@@ -20,7 +20,7 @@ from tinker_utils.run.best import lowest
 from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.figures import UNIT_WORDS
 from tinker_utils.run.metrics import ema
-from tinker_utils.run.series import FloatArray, MetricsLog
+from tinker_utils.run.series import FloatArray, MetricsLog, column
 from tinker_utils.style.legend import ROW_HEIGHT, draw_legend, rows_of, shortened
 from tinker_utils.style.lines import MAX_SETS, Quantity, draw_evaluations, draw_marks, draw_sources, draw_train
 from tinker_utils.style.palette import INK, PALE_INK, WHITE, style_axes
@@ -76,7 +76,7 @@ def figure(
     rows = rows_of(upper)
     _lay_out(drawing, len(rows), title)
     draw_legend(upper, rows)
-    places = np.concatenate([steps, *(log.val_column("step", name) for name in log.sets)])
+    places = np.concatenate([steps, *(column(records, "step") for records in log.sets.values())])
     if len(places) and places.min() == places.max():  # matplotlib would show a hundredth of a step
         upper.set_xlim(places[0] - 1, places[0] + 1)
     if not len(steps) and not log.val:
@@ -119,7 +119,7 @@ def describe(log: MetricsLog, smoothing: float = DEFAULT_SMOOTHING) -> str:
     if best is not None:
         parts.append(f"lowest {best:.4g}" + (f" at step {step:,}" if step is not None else ""))
     if base := log.base_model():
-        parts.append(base.words(f"{base.loss:.4g}"))
+        parts.append(f"base model {base.words(f'{base.loss:.4g}')}")
     stop = log.early_stop_step()
     sentences = (
         f"Training curves: {', '.join(parts) or 'no record yet'}.",

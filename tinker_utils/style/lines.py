@@ -120,7 +120,7 @@ def draw_marks(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     if base is not None:
         value = float(_shown(np.array([base.loss]), quantity)[0])
         axes.plot(
-            [0], [value], label=base.words(f"{value:.4g}"), gid="base model",
+            [0], [value], label=f"base model {base.words(f'{value:.4g}')}", gid="base model",
             color=VERMILION, marker="D", markersize=7, markerfacecolor=WHITE, linestyle="", zorder=5,
         )  # fmt: skip
     best, step = log.best()
