@@ -69,10 +69,10 @@ def test_an_evaluation_before_any_step_is_the_base_model(cookbook):
     rows = [{"step": step, "train_mean_nll": 2.0, "test/nll": loss} for step, loss in enumerate((1.5, 2.5, 2.25))]
     run = read_run(cookbook(*rows))
     assert run.best() == (2.25, 2)
-    assert ("validation loss of the base model", "1.5: training made the model worse") in compare([run]).rows
+    assert ("loss of the base model", "1.5: training made the model worse") in compare([run]).rows
     assert read_run(cookbook(*rows[:1])).best() == (1.5, 0)
     better = read_run(cookbook(rows[0], {"step": 1, "train_mean_nll": 2.0, "test/nll": 1.25}))
-    assert ("validation loss of the base model", "1.5") in compare([better]).rows
+    assert ("loss of the base model", "1.5") in compare([better]).rows
 
 
 def test_the_usual_evaluation_wins_over_named_ones(trainer):

@@ -312,7 +312,7 @@ def test_each_further_validation_set_has_rows_of_its_own(tmp_path):
     assert rows["lowest validation loss, general"] == ["1.5", "1.25"]
     assert rows["last validation loss, general"] == ["2", "1.25"]
     assert rows["lowest validation loss, task/whole"] == ["2.8", "–"]
-    assert rows["validation loss of the base model"] == ["3", "–"]
+    assert rows["loss of the base model"] == ["3", "–"]
     assert "lowest validation loss, general" not in rows_of(b)
 
 
@@ -320,7 +320,7 @@ def test_training_that_made_the_model_worse_is_said(tmp_path):
     run = write(tmp_path / "metrics.jsonl", train(1, 2.0), val(0, 1.5), val(1, 2.5), val(3, 2.25))
     rows = rows_of(run)
     assert (rows["lowest validation loss"], rows["at step"]) == (["2.25"], ["3"])
-    assert rows["validation loss of the base model"] == ["1.5: training made the model worse"]
+    assert rows["loss of the base model"] == ["1.5: training made the model worse"]
 
 
 class TestTokenizers:

@@ -178,5 +178,5 @@ _RESULTS: dict[str, Callable[[Run], str | None]] = {
     "perplexity at that step": _perplexity,
     "bits per byte at that step": lambda run: _words(_bits_per_byte(run)),
     "last validation loss": lambda run: _last(run.valid),
-    "validation loss of the base model": _base_model,
+    "loss of the base model": _base_model,
 }
