@@ -40,7 +40,7 @@ def cookbook(tmp_path):
     return write
 
 
-def test_of_several_evaluation_sets_one_is_read_and_the_others_are_named(trainer):
+def test_each_of_several_evaluation_sets_is_read(trainer):
     run = read_run(
         trainer(
             {"step": 10, "loss": 2.5},
@@ -48,14 +48,37 @@ def test_of_several_evaluation_sets_one_is_read_and_the_others_are_named(trainer
             {"step": 10, "eval_code_loss": 1.5, "eval_code_samples_per_second": 9},
         )
     )
-    assert run.valid.loss.tolist() == [2.75]
-    assert run.describe().endswith("validation is eval_maths_loss; not shown: eval_code_loss")
-    assert "eval_maths_loss; not shown: eval_code_loss" in str(compare([run]))
+    assert (run.main_set, run.valid.loss.tolist()) == ("maths", [2.75])
+    assert {name: losses.loss.tolist() for name, losses in run.other_sets.items()} == {"code": [1.5]}
+    assert run.describe().endswith("validation is maths; further sets: code")
+    rows = {name: value for name, *value in compare([run]).rows}
+    assert rows["validation losses"] == ["maths; further sets: code"]
+    assert (rows["lowest validation loss"], rows["lowest validation loss, code"]) == (["2.75"], ["1.5"])
+
+
+def test_the_cookbooks_sets_are_read_with_the_usual_one_first(cookbook):
+    rows = ({"step": step, "train_mean_nll": 2.0, "code/nll": 3.0 - step, "test/nll": 2.5} for step in range(2))
+    path = cookbook(*rows)
+    run = read_run(path)
+    assert (run.main_set, run.valid.loss.tolist()) == ("test", [2.5, 2.5])
+    assert (run.other_sets["code"].loss.tolist(), run.other_sets["code"].step.tolist()) == ([3.0, 2.0], [0, 1])
+    assert "Further validation sets: code 2 (lowest 2 at step 1)" in dashboard(path)._picture.value
+
+
+def test_an_evaluation_before_any_step_is_the_base_model(cookbook):
+    rows = [{"step": step, "train_mean_nll": 2.0, "test/nll": loss} for step, loss in enumerate((1.5, 2.5, 2.25))]
+    run = read_run(cookbook(*rows))
+    assert run.best() == (2.25, 2)
+    assert ("loss of the base model", "1.5: training made the model worse") in compare([run]).rows
+    assert read_run(cookbook(*rows[:1])).best() == (1.5, 0)
+    better = read_run(cookbook(rows[0], {"step": 1, "train_mean_nll": 2.0, "test/nll": 1.25}))
+    assert ("loss of the base model", "1.5") in compare([better]).rows
 
 
 def test_the_usual_evaluation_wins_over_named_ones(trainer):
     run = read_run(trainer({"step": 5, "eval_code_loss": 1.5}, {"step": 5, "eval_loss": 2.0}))
-    assert (run.valid.loss.tolist(), run.evaluations) == ([2.0], ("eval_loss", "eval_code_loss"))
+    assert (run.valid.loss.tolist(), run.main_set, list(run.other_sets)) == ([2.0], "", ["code"])
+    assert run.describe().endswith("(nats, mean of batch means); further sets: code")
 
 
 def test_tokens_that_began_anew_at_a_resume_go_on(trainer):

@@ -45,6 +45,25 @@ def test_an_evaluation_stands_beside_the_train_loss_recorded_last_before_it():
     )
 
 
+def test_each_further_validation_set_has_a_column():
+    log = MetricsLog()
+    for record in (
+        {"step": 0, "val_loss": 3.0, "set": "task"},
+        {"step": 0, "val_loss": 1.0, "set": "general"},
+        {"step": 10, "val_loss": 2.5, "set": "task"},
+        {"step": 10, "val_loss": 1.25, "set": "general", "val_loss_margin": 0.5},
+        {"step": 12, "val_loss": 2.75, "set": "task/whole"},
+    ):
+        log.add({"type": "val", "val_loss_total": 9.0, **record})
+    table = evaluation_table(log)
+    assert table.header == ("step", "train", "validation, task", "general", "task/whole", "")
+    assert table.rows == (
+        ("0", "–", "3.0000", "1.0000", "–", "base model"),
+        ("10", "–", "2.5000", "1.2500 ± 0.5000", "–", "★ best"),
+        ("12", "–", "–", "–", "2.7500", ""),
+    )
+
+
 def test_a_run_that_evaluated_nothing_has_an_empty_table():
     assert str(evaluation_table(MetricsLog())).split() == ["step", "train", "validation"]
 

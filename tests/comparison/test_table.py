@@ -281,3 +281,77 @@ def test_what_runs_were_made_with_is_shown_where_it_differs(tmp_path):
     (tmp_path / "two" / "run.json").write_text("{")
     with pytest.raises(MetricsError, match=r"run\.json: cannot be read"):
         read_run(tmp_path / "two")
+
+
+def val(step: int, loss: float, **fields: object) -> dict[str, object]:
+    return {"type": "val", "step": step, "val_loss": loss, "val_loss_total": 10 * loss, **fields}
+
+
+def rows_of(*paths: Path) -> dict[str, list[str]]:
+    return {name: values for name, *values in compare(read_runs(paths)).rows}
+
+
+def test_each_further_validation_set_has_rows_of_its_own(tmp_path):
+    task, general = {"set": "task"}, {"set": "general"}
+    a = write(
+        tmp_path / "a" / "metrics.jsonl",
+        train(2, 2.0, tokens_seen=100),
+        *(val(0, 3.0, **task), val(0, 1.0, **general)),
+        *(val(1, 2.5, **task), val(1, 1.5, **general)),
+        *(val(2, 2.75, **task), val(2, 2.0, **general)),
+        val(2, 2.8, set="task/whole"),
+    )
+    b = write(tmp_path / "b" / "metrics.jsonl", train(1, 2.0), val(1, 1.25, **general))
+    run = read_run(a)
+    assert (run.main_set, list(run.other_sets)) == ("task", ["general", "task/whole"])
+    assert run.other_sets["general"].tokens.tolist() == [0, 50, 100]
+    assert run.describe().endswith("validation is task; further sets: general, task/whole")
+    rows = rows_of(a, b)
+    assert rows["lowest validation loss"] == ["2.5", "1.25"]
+    # The base model is not the best of a further set either; of the other run it is the main set.
+    assert rows["lowest validation loss, general"] == ["1.5", "1.25"]
+    assert rows["last validation loss, general"] == ["2", "1.25"]
+    assert rows["lowest validation loss, task/whole"] == ["2.8", "–"]
+    assert rows["loss of the base model"] == ["3", "–"]
+    assert "lowest validation loss, general" not in rows_of(b)
+
+
+def test_training_that_made_the_model_worse_is_said(tmp_path):
+    run = write(tmp_path / "metrics.jsonl", train(1, 2.0), val(0, 1.5), val(1, 2.5), val(3, 2.25))
+    rows = rows_of(run)
+    assert (rows["lowest validation loss"], rows["at step"]) == (["2.25"], ["3"])
+    assert rows["loss of the base model"] == ["1.5: training made the model worse"]
+
+
+class TestTokenizers:
+    REASON = "nats per token of different tokenizers cannot be compared, since their tokens differ"
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        def make(name: str, bits: float | None, tokenizer: str | None) -> Path:
+            run = RunDirectory(tmp_path / name)
+            run.create()
+            lower = val(2, 2.0) if bits is None else val(2, 2.0, val_bits_per_byte=bits)
+            write(run.metrics, train(1, 2.0), val(1, 3.0, val_bits_per_byte=9.0), lower)
+            run.write_state(RunState(rendering=None if tokenizer is None else {"tokenizer": tokenizer * 64}))
+            return run.path
+
+        return make
+
+    def test_runs_of_different_ones_are_ranked_by_bits_per_byte(self, run):
+        paths = run("a", 0.75, "1"), run("b", 0.5, "2"), run("c", None, "1"), run("d", 0.625, None)
+        table = compare(read_runs(paths))
+        rows = {name: values for name, *values in table.rows}
+        assert rows["tokenizer"] == ["1" * 12, "2" * 12, "1" * 12, "–"]
+        assert rows["bits per byte at that step"] == ["0.75", "0.5", "–", "0.625"]
+        assert table.rows[-2:] == ((self.REASON,), ("rank, by bits per byte", "3", "1", "–", "2"))
+
+    def test_without_a_known_difference_there_is_no_rank(self, run):
+        for paths in ((run("a", 0.75, "1"), run("b", 0.5, "1")), (run("c", 0.75, "1"), run("d", 0.5, None))):
+            rows = rows_of(*paths)
+            assert "rank, by bits per byte" not in rows and self.REASON not in rows
+            assert rows["bits per byte at that step"] == ["0.75", "0.5"]
+
+    def test_one_measure_alone_has_no_rank_but_the_reason_is_said(self, run):
+        rows = rows_of(run("a", 0.75, "1"), run("b", None, "2"))
+        assert self.REASON in rows and "rank, by bits per byte" not in rows

@@ -146,7 +146,9 @@ def test_the_mask(text: str) -> None:
 def test_comparisons(text: str) -> None:
     points = curve(np.array([1.0, 2.0]), np.array([2.0, 1.0]))
     run = Run(text, "tinker_utils", "nats/token", points, points, settings={"model": text}, ending=text)
-    harmless(compare([run, Run("b", "x", "nats/token", points, points, {"model": "m"})])._repr_html_())
+    other = Run("b", "x", "nats/token", points, points, {"model": "m"}, main_set=text, other_sets={f"{text}!": points})
+    harmless(compare([run, other])._repr_html_())
+    overlays.describe_overlay([other])
     overlays.describe_overlay([run])
 
 
@@ -156,10 +158,12 @@ def test_pictures_typeset_nothing(text: str) -> None:
     """matplotlib reads `$…$` as mathematics, and fails where it is none."""
     log = MetricsLog()
     for step in (1, 2):
-        log.add({"type": "train", "step": step, "train_loss": 1.0, "train_loss_total": 1.0})
+        log.add({"type": "train", "step": step, "train_loss": 1.0, "train_loss_total": 1.0, f"train_loss/{text}": 1.0})
+        log.add({"type": "val", "step": step, "val_loss": 1.0, "set": text})
+        log.add({"type": "val", "step": step, "val_loss": 1.0, "set": f"{text}!"})
     harmless(picture_html(curves.svg(curves.figure(log, title=text)), curves.describe(log)))
     points = curve(np.array([1.0, 2.0]), np.array([2.0, 1.0]))
-    run = Run(text, "tinker_utils", "nats/token", points, points)
+    run = Run(text, "tinker_utils", "nats/token", points, points, main_set=text, other_sets={f"{text}!": points})
     curves.png(overlays.overlay([run]), 40)
 
 

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 from tinker_utils.basics.files import MARK
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.comparison import table
+from tinker_utils.comparison.report import evaluation_table
 from tinker_utils.config.loading import dump_config, load_config_from_yaml
 from tinker_utils.data.files import read_conversations
 from tinker_utils.data.renderers import render
@@ -121,6 +122,7 @@ def metrics(directory: Path, content: bytes) -> None:
         assert len(reader.log.train) <= len(log.train)
         json.dumps(summary(log))
         curves.describe(log)
+        evaluation_table(log).to_text()
         if _is_drawn(content):
             curves.png(curves.figure(log, title=content[:50].decode("latin-1")), 50)
         path.write_bytes((content + b"\n") * (20_000 // (len(content) + 1) + 1))

@@ -1,7 +1,9 @@
 """What a log says: units, the best point, epochs."""
 
+import numpy as np
 import pytest
 
+from tinker_utils.run.best import BaseModel
 from tinker_utils.run.series import MetricsLog
 
 
@@ -77,6 +79,84 @@ class TestBest:
 
     def test_an_early_stop_without_a_loss_changes_nothing(self):
         assert log_of(val(1, 2.0), {"type": "early_stop", "step": 3, "best_val_loss": None}).best() == (2.0, 1)
+
+
+class TestSets:
+    LOG = (
+        train(2),
+        val(2, 3.0, set="task"),
+        val(2, 1.0, set="general"),
+        train(4),
+        val(4, 2.5, set="task"),
+        val(4, 1.25, set="general"),
+        val(4, 2.75, set="task/whole"),
+    )
+
+    def test_the_first_one_is_the_main_one_and_each_other_has_a_curve_of_its_own(self):
+        log = log_of(*self.LOG)
+        assert log.main_set == "task"
+        assert log.val_column("val_loss").tolist() == [3.0, 2.5]
+        assert list(log.other_sets) == ["general", "task/whole"]
+        assert log.val_column("val_loss", of="general").tolist() == [1.0, 1.25]
+        assert log.val_column("step", of="task/whole").tolist() == [4]
+        assert log.val_column("val_loss", of="nowhere").tolist() == []
+        assert (log.best(), log.evaluations, log.other_unit_records) == ((2.5, 4), 5, 0)
+
+    def test_the_whole_set_stands_beside_the_one_without_a_name(self):
+        log = log_of(train(1), val(1, 3.0), val(1, 2.0, set="whole"), val(2, 2.5), val(2, 2.25, set=7))
+        assert (log.main_set, list(log.other_sets)) == ("", ["whole"])
+        assert log.val_column("val_loss").tolist() == [3.0, 2.5, 2.25]  # what is no text names no set
+        assert log.best() == (2.25, 2)
+
+    def test_records_in_the_other_unit_are_counted_whatever_their_set(self):
+        log = log_of(summed(1), val(1, 300.0, set="task"), val(1, 200.0, set="general"), *self.LOG)
+        assert log.val_column("val_loss").tolist() == [3.0, 2.5]
+        assert log.other_unit_records == 3
+        assert MetricsLog().sets == {}
+
+
+class TestBaseModel:
+    def test_it_is_on_the_curve_and_never_the_best(self):
+        log = log_of(val(0, 1.5), train(1), val(1, 2.0), val(2, 1.75))
+        assert log.val_column("val_loss").tolist() == [1.5, 2.0, 1.75]
+        assert log.best() == (1.75, 2)
+        assert log.base_model() == BaseModel(1.5, beats_training=True)
+
+    def test_alone_it_is_all_that_there_is(self):
+        log = log_of(val(0, 1.5))
+        assert (log.best(), log.base_model()) == ((1.5, 0), BaseModel(1.5, beats_training=False))
+
+    @pytest.mark.parametrize(
+        ("later", "best"), [((None, 2.5), (2.5, 2)), ((2.0, 1.5), (1.5, 2)), ((None, None), (None, None))]
+    )
+    def test_training_is_worse_only_if_every_finite_loss_is_higher(self, later, best):
+        log = log_of(val(0, 2.0), train(1), val(1, later[0]), val(2, later[1]))
+        assert log.best() == best
+        assert log.base_model() == BaseModel(2.0, beats_training=best == (2.5, 2))
+
+    def test_without_an_evaluation_before_training_there_is_none(self):
+        assert log_of(train(1), val(1, 2.0)).base_model() is None
+        assert log_of(train(1), val(0, None), val(1, 2.0)).base_model() is None
+
+    def test_it_is_that_of_the_main_set(self):
+        log = log_of(*(val(step, loss, set=name) for step in (0, 5) for name, loss in (("a", 3.0 - step), ("b", step))))
+        assert (log.best(), log.base_model()) == ((-2.0, 5), BaseModel(3.0, beats_training=False))
+
+
+class TestSources:
+    def test_their_columns_begin_where_they_are_first_seen(self):
+        log = log_of(train(1), train(2) | {"train_loss/a": 1.5}, train(3) | {"train_loss/b": 2}, train(4))
+        assert log.train.sources == ["a", "b"]
+        np.testing.assert_array_equal(log.train.source("a"), [np.nan, 1.5, np.nan, np.nan])
+        np.testing.assert_array_equal(log.train.source("b"), [np.nan, np.nan, 2, np.nan])
+        assert not log.train.has_more_sources
+
+    def test_ever_new_ones_do_not_fill_the_memory(self):
+        log = log_of(
+            *(train(i) | {f"train_loss/{i}": 1.0, "train_loss/": 2.0, "train_loss/a/b": 3.0} for i in range(9))
+        )
+        assert log.train.sources == ["0", "1", "2", "3", "4"]
+        assert log.train.has_more_sources
 
 
 class TestEpochs:

@@ -253,6 +253,22 @@ class TestFigures:
         write_metrics(run, train(20, 0.0, cost_usd=recorded))
         assert status_of(run).figures.get("cost_usd") == shown
 
+    def test_they_are_those_of_the_main_set_whichever_was_written_last(self, run):
+        write_state(run)
+        sets = (("task", 2.5, 0.25), ("general", 1.5, 0.5), ("task/whole", 2.75, None))
+        for step in (0, 10):
+            vals = (
+                {"step": step, "set": name, "val_loss": loss - step / 100, "val_loss_margin": m}
+                for name, loss, m in sets
+            )
+            write_metrics(run, *({"type": "val", "val_loss_total": 9.0, **val} for val in vals))
+        status = status_of(run)
+        assert (status.figures["val_loss"], status.figures["val_loss_margin"]) == (2.4, 0.25)
+        assert (status.best_val_loss, status.best_step) == (2.4, 10)
+        assert list(status.other_sets) == ["general", "task/whole"]
+        assert status.other_sets["general"].items() >= {"val_loss": 1.4, "val_loss_margin": 0.5, "step": 10}.items()
+        assert "val_loss_margin" not in status.other_sets["task/whole"]
+
     def test_time_left_leaves_pauses_out(self, run):
         write_state(run, plan={"total_steps": 100})
         moments = [0, 2, 4, 6, 8, 1008, 1010, 1012]

@@ -1,6 +1,7 @@
 """What stands in the figure, as its artists say."""
 
 import io
+import itertools
 import math
 import sys
 
@@ -308,3 +309,136 @@ def test_a_single_record_has_an_axis_of_whole_steps():
     drawing.canvas.draw()
     labels = [label.get_text() for label in drawing.axes[1].get_xticklabels()]
     assert labels == ["4", "5", "6"]
+
+
+LONG = [f"a long name of a validation set, number {letter}" for letter in "abcd"]
+
+
+def evaluated(*sets, base=None, worse=False):
+    """Ten steps with an evaluation every other one; the loss of set i is i higher than that of the first."""
+    records = [train(step, 3.0) for step in range(1, 11)]
+    for step in [*([0] if base else []), 2, 4, 6, 8, 10]:
+        for number, name in enumerate(sets):
+            loss = number + (base if step == 0 else 2.0 - step / 10 + 2 * worse)
+            records.append(val(step, loss, val_loss_margin=0.1, **({"set": name} if name else {})))
+    return records
+
+
+def legends(drawing):
+    """Every row of the legend, from the top."""
+    return [*drawing.axes[0].artists, drawing.axes[0].get_legend()]
+
+
+def words(drawing):
+    return [text.get_text() for row in legends(drawing) for text in row.get_texts()]
+
+
+class TestSets:
+    def test_each_has_a_line_and_a_band_and_the_marks_are_of_the_main_one(self):
+        drawing = figure(log_of(*evaluated("task", "general", "code")))
+        assert points(drawing, "validation") == [[2, 1.8], [4, 1.6], [6, 1.4], [8, 1.2], [10, 1.0]]
+        assert [y for _, y in points(drawing, "validation 1")] == pytest.approx([3.8, 3.6, 3.4, 3.2, 3.0])
+        assert points(drawing, "best") == [[10, 1.0]]
+        (path,) = artist(drawing, "band 0").get_paths()
+        assert {(10, 1.9), (10, 2.1)} <= {(x, round(y, 3)) for x, y in path.vertices.tolist()}
+        assert words(drawing)[2:5] == ["validation, task, 95% band", "validation, general", "validation, code"]
+
+    def test_they_are_told_apart_without_colour(self):
+        drawing = figure(log_of(*evaluated("", *(f"s{i}" for i in range(8)))))
+        lines = [artist(drawing, gid) for gid in ("validation", *(f"validation {i}" for i in range(8)))]
+        assert len({line.get_marker() for line in lines}) == 9
+        for one, next_one in itertools.pairwise(lines):
+            assert one._dash_pattern != next_one._dash_pattern and one.get_color() != next_one.get_color()
+
+    def test_of_very_many_some_are_drawn_and_the_others_counted(self):
+        log = log_of(*evaluated("", *(f"s{i}" for i in range(11))))
+        assert "validation 8" not in names(figure(log)) and "not drawn: 3 further sets" in words(figure(log))
+        assert describe(log).endswith("s7 9 (lowest 9 at step 10) and 3 more.")
+
+    def test_a_long_line_has_few_markers(self):
+        records = [val(step, 2.0, set=name) for step in range(1, 2001) for name in "ab"]
+        drawing = figure(log_of(train(1, 2.0), *records))
+        assert artist(drawing, "validation 0").get_markevery() == 900 // 20
+        assert artist(drawing, "validation").get_marker() in ("", "None")
+
+    @pytest.mark.parametrize("title", [None, "a title"])
+    @pytest.mark.parametrize("sets", [[""], LONG, ["W" * 40, "X" * 40, "Y" * 40, "Z" * 40], ["_a $x_1$", r"$\frac{1$"]])
+    def test_no_legend_leaves_the_figure_or_covers_anything(self, sets, title):
+        stop = {"type": "early_stop", "step": 10, "best_val_loss": 1.0}
+        sources = train(11, 3.0, **{f"train_loss/{name}": 2.0 for name in sets})
+        drawing = figure(log_of(*evaluated(*sets, base=0.5), sources, stop), title=title)
+        drawing.canvas.draw()
+        boxes = [row.get_window_extent() for row in legends(drawing)]
+        boxes = [*(text.get_window_extent() for text in drawing.texts), *boxes, drawing.axes[0].get_window_extent()]
+        assert all(box.x0 >= 0 and box.x1 <= drawing.bbox.x1 and box.y1 <= drawing.bbox.y1 for box in boxes)
+        for above, below in itertools.pairwise(boxes):
+            assert above.y0 >= below.y1 - 8  # a row has a margin of 3.6 points above and below its letters
+        assert len(words(drawing)) == 5 + len(sets) + sum(map(bool, sets))
+
+    def test_rows_of_the_legend_take_nothing_from_the_panels(self):
+        low, high = figure(log_of(*evaluated(""))), figure(log_of(*evaluated(*LONG, base=4.0)))
+        assert low.get_size_inches().tolist() == [9.6, 5.2]
+        assert high.get_size_inches()[1] == pytest.approx(5.2 + 0.2 * (len(legends(high)) - 1))
+        for one, other in zip(low.axes, high.axes, strict=True):
+            assert one.get_window_extent().height == pytest.approx(other.get_window_extent().height)
+
+    def test_a_figure_that_is_used_again_keeps_no_set(self, log):
+        used = figure(log_of(*evaluated(*LONG, base=4.0)), title="before")
+        png(used, dpi=40)
+        assert png(figure(log, reuse=used), dpi=60) == png(figure(log), dpi=60)
+
+    def test_a_set_that_stands_elsewhere_than_the_main_one_is_in_the_panel(self):
+        drawing = figure(log_of(val(5, 2.0), val(9, 2.0, set="whole")))
+        assert drawing.axes[0].get_xlim()[1] > 9
+
+    def test_in_words(self):
+        text = describe(log_of(*evaluated("task", "general")))
+        assert "validation loss of task 1 after 5 evaluations, lowest 1 at step 10" in text
+        assert text.endswith("Further validation sets: general 2 (lowest 2 at step 10).")
+
+
+class TestBaseModel:
+    def test_it_is_a_mark_on_the_curve(self):
+        log = log_of(*evaluated("", base=2.5))
+        drawing = figure(log)
+        assert points(drawing, "base model") == [[0, 2.5]] == points(drawing, "validation")[:1]
+        assert "base model 2.5" in words(drawing)
+        assert points(drawing, "best") == [[10, 1.0]]
+        assert "lowest 1 at step 10, base model 2.5." in describe(log)
+        assert f"base model {math.exp(2.5):.4g}" in words(figure(log, quantity="perplexity"))
+
+    def test_where_it_is_lower_than_all_that_follows_the_picture_says_so(self):
+        log = log_of(*evaluated("", "general", base=2.5, worse=True))
+        assert "base model 2.5: training made the model worse" in words(figure(log))
+        assert points(figure(log), "best") == [[10, 3.0]]
+        assert "base model 2.5: training made the model worse." in describe(log)
+
+    def test_on_its_own_it_is_the_best_and_nothing_is_worse(self):
+        drawing = figure(log_of(val(0, 2.5)))
+        assert words(drawing)[-2:] == ["base model 2.5", "best 2.5 at step 0"]
+
+
+class TestSources:
+    LOG = (
+        train(1, 3.0, **{"train_loss/task": 2.0}),
+        train(2, 3.0, **{"train_loss/task": 1.0, "train_loss/general": 4.0}),
+        train(3, 3.0, **{"train_loss/general": None}),
+    )
+
+    def test_each_has_a_thin_smoothed_line(self):
+        drawing = figure(log_of(*self.LOG), smoothing=0.5)
+        # (2 · 0.25 + 1 · 0.5) / 0.75 at the second step, and as it was where the source had no part.
+        assert [y for _, y in points(drawing, "source 0")] == pytest.approx([2, 4 / 3, 4 / 3])
+        assert math.isnan(points(drawing, "source 1")[0][1])
+        assert points(drawing, "source 1")[1:] == [[2, 4.0], [3, 4.0]]
+        assert words(drawing)[:4] == ["train", "train, smoothed 0.5", "train, task", "train, general"]
+        assert "smoothed train loss 3 nats per completion token (task 1.333, general 4)" in describe(
+            log_of(*self.LOG), smoothing=0.5
+        )
+
+    def test_they_are_told_apart_without_colour_and_are_at_most_five(self):
+        drawing = figure(log_of(train(1, 2.0, **{f"train_loss/{i}": 1.0 for i in range(6)}), train(2, 2.0)))
+        lines = [artist(drawing, f"source {i}") for i in range(5)]
+        assert len({str(line._dash_pattern) for line in lines}) == len({line.get_color() for line in lines}) == 5
+        assert all(line.get_linewidth() < artist(drawing, "average").get_linewidth() for line in lines)
+        assert "source 5" not in names(drawing) and "not drawn: further sources" in words(drawing)

@@ -1,6 +1,8 @@
 """Curves over each other: each unit has its own panel, and each run a look of its own."""
 
+import dataclasses
 import io
+import itertools
 import re
 
 import numpy as np
@@ -107,3 +109,85 @@ def test_a_long_run_is_drawn_from_few_points():
     drawing = overlay([long])
     assert max(len(line.get_xdata()) for line in drawing.axes[0].lines) < 1_000
     assert artist(drawing, "validation 0").get_marker() in ("", "None")
+
+
+def losses(*values: float):
+    steps = 2.0 * np.arange(len(values))
+    return curve(steps, np.array(values), 100 * steps)
+
+
+class TestSets:
+    def runs(self):
+        a = dataclasses.replace(
+            run("a"), main_set="task", other_sets={"general": losses(1, 4, 3), "code": losses(5, 6)}
+        )
+        b = dataclasses.replace(run("b", tokens=False), main_set="general")
+        c = dataclasses.replace(run("c", "nats/batch"), other_sets={"general": losses(300, 200)})
+        return [a, b, c, run("d")]
+
+    def test_each_has_a_panel_below_that_of_its_unit_with_all_runs_that_have_it(self):
+        drawing = overlay(self.runs())
+        assert [axes.get_title(loc="left") for axes in drawing.axes] == [
+            "nats per completion token",
+            "nats per completion token: validation, general",
+            "nats per completion token: validation, code",
+            "nats per batch (summed)",
+            "nats per batch (summed): validation, general",
+        ]
+        assert [labels(axes) for axes in drawing.axes] == [
+            ["a\n(on task)", "b\n(on general)", "d"],
+            ["a", "b"],
+            ["a"],
+            ["c"],
+            ["c"],
+        ]
+        lines = {line.get_gid(): line for line in drawing.axes[1].lines}
+        assert lines["validation 0"].get_ydata().tolist() == [1, 4, 3]
+        assert lines["best 0"].get_xydata().tolist() == [[4, 3]]  # step 0 is the base model
+        assert {"train 0", "train 1"}.isdisjoint(lines)
+        assert lines["validation 0"].get_color() == artist(drawing, "validation 0").get_color()
+
+    def test_a_run_without_the_axis_is_in_no_panel(self):
+        assert labels(overlay(self.runs(), "tokens").axes[1]) == ["a"]
+
+    def test_of_very_many_some_are_drawn_and_the_others_counted(self):
+        many = dataclasses.replace(run("a"), other_sets={f"s{i}": losses(2, 1) for i in range(11)})
+        assert len(overlay([many]).axes) == 9
+        assert "Not drawn: 3 more validation sets." in [text.get_text() for text in overlay([many]).texts]
+
+    def test_names_stay_as_they_are(self):
+        names = ["_a $x_1$", "long " * 20, ""]
+        odd = dataclasses.replace(run("a"), main_set=r"$\frac{", other_sets={name: losses(2, 1) for name in names})
+        drawing = overlay([odd, run("b")])
+        assert drawing.axes[1].get_title(loc="left").endswith("validation, _a $x_1$")
+        assert drawing.axes[3].get_title(loc="left").endswith("validation, unnamed")
+        assert png(drawing)[:4] == b"\x89PNG"
+
+    def test_in_words(self):
+        text = describe_overlay(self.runs())
+        assert (
+            "Nats per completion token: validation, general: a, lowest validation loss 3 at step 4, 3 at the end; b"
+            in text
+        )
+
+
+def test_a_base_model_that_beats_its_training_has_no_star_and_is_told():
+    worse = dataclasses.replace(run("a"), valid=losses(1.5, 3, 2.5))
+    assert artist(overlay([worse]), "best 0").get_xydata().tolist() == [[4, 2.5]]
+    assert "2.5 at the end, base model 1.5: training made the model worse" in describe_overlay([worse])
+    nothing = Run("b", "tinker-cookbook", "example means", losses(), losses(1.5, np.nan))
+    assert not [line for line in overlay([nothing]).axes[0].lines if line.get_gid() == "best 0"]
+    assert "b, no loss after training" in describe_overlay([nothing])
+
+
+def test_runs_of_different_tokenizers_are_told_not_to_be_compared():
+    runs = [dataclasses.replace(run(name, tokens=name == "a"), settings={"tokenizer": name}) for name in "ab"]
+    reason = "Nats per token of different tokenizers cannot be compared, since their tokens differ."
+    drawing = overlay(runs, "tokens")
+    drawing.canvas.draw()
+    texts = {text.get_text(): text.get_window_extent() for text in drawing.texts}
+    assert list(texts)[-1] == reason and len(texts) == 3
+    boxes = [drawing.axes[-1].get_tightbbox(), *texts.values()]
+    assert all(above.y0 > below.y1 > below.y0 >= 0 for above, below in itertools.pairwise(boxes))
+    assert describe_overlay(runs).endswith(reason)
+    assert reason not in describe_overlay([runs[0], run("c")])

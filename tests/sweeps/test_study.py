@@ -95,6 +95,11 @@ def test_an_evaluation_without_a_loss_is_never_the_best():
     assert "nan at step 10" in describe_study([run("broken", 0, [math.nan, math.nan])])
 
 
+def test_the_base_model_is_never_the_best():
+    found = tuple(StudyEvaluation(step, loss, 0) for step, loss in ((0, 1.0), (10, 3.0), (20, 2.5)))
+    assert "lowest mean validation loss 2.500 at step 20" in describe_study([StudyRun("a", 0, True, found, 2.0, 2.0)])
+
+
 def test_an_evaluation_has_the_tokens_of_the_train_records_up_to_it():
     log = MetricsLog()
     for record in (

@@ -89,7 +89,7 @@ def test_it_has_names_for_assistive_technology():
 
 
 def test_text_from_elsewhere_is_escaped():
-    status = RunStatus(EVIL, EVIL, warnings=(EVIL,))
+    status = RunStatus(EVIL, EVIL, warnings=(EVIL,), other_sets={"<script>x</script>": {}})
     sample = {"step": EVIL, "prompt": EVIL, "completion": EVIL, "reference": EVIL}
     for html in (status_html(status, "nats/token"), samples_html([sample]), picture_html("<svg></svg>", EVIL)):
         assert "<script" not in html
@@ -117,6 +117,19 @@ def test_samples():
     assert samples_html([]) == ""
     text = text_of(samples_html([{"step": 250, "prompt": "long", "completion": "short", "reference": None}]))
     assert text == "Samples after step 250 prompt long model short"
+    assert text_of(samples_html([{"step": 0, "completion": "short"}])) == "Samples of the base model model short"
+
+
+def test_each_further_validation_set_has_a_block_of_its_own():
+    known = {"general": {"val_loss": 2.5, "val_loss_margin": 0.125, "step": 1200.0}, "task/whole": {"step": 7.0}}
+    status = RunStatus("mine", "Training.", figures={"val_loss": 1.5}, other_sets=known, patience=3)
+    text = text_of(status_html(status, "nats/token"))
+    order = ("validation loss 1.5", "general 2.5 ± 0.12 validation at step 1,200", "task/whole – validation at step 7")
+    places = [text.index(words) for words in (*order, "patience used")]
+    assert places == sorted(places)
+    many = dataclasses.replace(status, other_sets={f"s{i}": {"val_loss": 1.0} for i in range(10)})
+    text = text_of(status_html(many, "nats/token"))
+    assert "s7 1 validation" in text and "s8" not in text and "further sets 2 not shown" in text
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,15 @@ class TestThrottle:
         clock.now += 10.1
         assert self.look(view)
 
+    def test_an_evaluation_of_a_further_set_does_not_wait_either(self, view, run):
+        write_val(run, 2, 3.0)
+        assert self.look(view)
+        write_records(run, {"type": "val", "step": 2, "val_loss": 2.5, "val_loss_margin": 0.25, "set": "general"})
+        assert self.look(view)
+        assert "Further validation sets: general 2.5" in picture(view)
+        assert "<span>general</span><b>2.5 ± 0.25</b>" in status(view)
+        assert "best 3 at step 2" in status(view)
+
     def test_pictures_that_take_long_come_seldom(self, view, run, clock, monkeypatch):
         draw = view._draw
 

@@ -11,21 +11,21 @@ The Trainer keeps a `log_history` in trainer_state.json: `loss` is a mean over t
 from 0 where a run is resumed.
 
 Both also log preferences (DPO), whose loss has a unit of its own, and reinforcement learning, which has rewards and no
-loss: such a log is refused by its name. Of several validation losses one is read, and the others are named.
+loss: such a log is refused by its name. A likelihood beside a preference loss is named, and not read.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.strict_json import json_or_none
-from tinker_utils.comparison.run import Run, curve, placed_on
+from tinker_utils.comparison.run import Curve, Run, curve, placed_on
 from tinker_utils.config.changes import as_text
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import LossUnit
@@ -58,7 +58,9 @@ _MAX_LOG = 512 << 20
 _REWARDS = re.compile(r"(.*/)?(env|reward)/.+|reward|objective/.+")
 # Keys of TRL's losses on preferences: of those on a policy, then of a reward model's.
 _PREFERENCES = re.compile(r"(eval_(.+_)?)?(rewards/chosen|mean_reward)")
-_TRAINER_EVALUATION = re.compile(r"eval_(.+_)?loss")
+# What an evaluation's loss is called, with the name of its set.
+_COOKBOOK_EVALUATION = re.compile(r"(.*)/nll", re.DOTALL)
+_TRAINER_EVALUATION = re.compile(r"eval_(?:(.+)_)?loss", re.DOTALL)
 
 
 def read_text(path: Path, max_bytes: int = _MAX_LOG) -> str:
@@ -89,9 +91,17 @@ def _refuse_rewards(path: Path, records: Iterable[Record]) -> None:
         )
 
 
-def _chosen(names: Iterable[str], usual: str) -> tuple[str, ...]:
-    """Return names of validation losses, each once, with the one to read first: the usual one, where it is there."""
-    return tuple(sorted(dict.fromkeys(names), key=lambda name: name != usual))
+def _evaluations(rows: Sequence[Record], key: re.Pattern[str], usual: str) -> dict[str, str]:
+    """Return the key of each validation loss by the name of its set, with the main one first: the usual, if any."""
+    names = sorted(dict.fromkeys(name for row in rows for name in row), key=lambda name: name != usual)
+    return {match[1] or "": name for name in names if (match := key.fullmatch(name))}
+
+
+def _on_sets(train: Curve, rows: Sequence[Record], keys: Mapping[str, str]) -> dict[str, Curve]:
+    evaluated = {name: (key, [row for row in rows if key in row]) for name, key in keys.items()}
+    return {
+        name: placed_on(train, _column(found, "step"), _column(found, key)) for name, (key, found) in evaluated.items()
+    }
 
 
 def read_cookbook(text: str, path: Path, name: str) -> Run:
@@ -105,12 +115,9 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
     rows = [by_step[step] for step in sorted(by_step)]
     loss = "dpo_loss" if any("dpo_loss" in row for row in rows) else "train_mean_nll"
     trained = [row for row in rows if loss in row]
-    evaluations = _chosen((key for row in rows for key in row if key.endswith("/nll")), "test/nll")
-    if loss == "dpo_loss" and evaluations:  # which are likelihoods, and not in its unit
-        evaluations = ("", *evaluations)
-    shown = next(iter(evaluations), "")
-    evaluated = [row for row in rows if shown and shown in row]
-    if not trained and not evaluated:
+    evaluations = _evaluations(rows, _COOKBOOK_EVALUATION, "test/nll")
+    likelihoods = tuple(evaluations.values()) if loss == "dpo_loss" else ()  # which are not in its unit
+    if not trained and not evaluations:
         _refuse_rewards(path, rows)
     totals = _column(trained, "tokens/cumulative/trained")
     if not np.isfinite(totals).any():  # an older version, which gives no total
@@ -122,17 +129,26 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
         _column(trained, "cost/cumulative_usd"),
         _column(trained, "epoch") + 1,
     )
+    main, valid, others = _main_first(_on_sets(train, rows, {} if likelihoods else evaluations))
     return Run(
         name=name,
         made_by="tinker-cookbook",
         unit="preference" if loss == "dpo_loss" else _cookbook_unit(trained),
         train=train,
-        valid=placed_on(train, _column(evaluated, "step"), _column(evaluated, shown)),
+        valid=valid,
         settings=_renamed(path.with_name("config.json"), _COOKBOOK_SETTINGS),
         epochs=_epochs_begun(_column(rows, "epoch") + 1),
         unused_lines=sum(not isinstance(line, dict) for line in lines),
-        evaluations=evaluations,
+        main_set=main,
+        other_sets=others,
+        not_shown=likelihoods,
     )
+
+
+def _main_first(sets: dict[str, Curve]) -> tuple[str, Curve, dict[str, Curve]]:
+    """Return the main set's name and losses, and the other sets; an empty curve where there is none."""
+    (main, valid), *others = sets.items() or [("", curve(np.array([]), np.array([])))]
+    return main, valid, dict(others)
 
 
 def _cookbook_unit(rows: list[Record]) -> LossUnit:
@@ -147,25 +163,25 @@ def read_trainer(state: Record, path: Path, name: str) -> Run:
     history = state["log_history"] if isinstance(state["log_history"], list) else []
     entries = [entry for entry in history if isinstance(entry, dict) and _has_step(entry)]
     _refuse_rewards(path, entries)
-    evaluations = _chosen((key for row in entries for key in row if _TRAINER_EVALUATION.fullmatch(key)), "eval_loss")
-    shown = next(iter(evaluations), "")
-    evaluated = [entry for entry in entries if shown and shown in entry]
     steps, losses, epochs = (_column(entries, key) for key in ("step", "loss", "epoch"))
     tokens = _trainer_tokens(entries)
     trained = np.array(["loss" in entry for entry in entries], dtype=bool)
     settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
     if state.get("num_train_epochs"):
         settings["training.epochs"] = _as_text(state["num_train_epochs"])
+    evaluations = _evaluations(entries, _TRAINER_EVALUATION, "eval_loss")
+    main, valid, others = _main_first(_on_sets(curve(steps, losses, tokens), entries, evaluations))
     return Run(
         name=name,
         made_by="Hugging Face Trainer",
         unit="preference" if any(_PREFERENCES.fullmatch(key) for row in entries for key in row) else "batch means",
         train=curve(steps[trained], losses[trained], tokens[trained], epochs=np.maximum(np.ceil(epochs), 1)[trained]),
-        valid=placed_on(curve(steps, losses, tokens), _column(evaluated, "step"), _column(evaluated, shown)),
+        valid=valid,
         settings=settings,
         epochs=_epochs_begun(epochs),
-        evaluations=evaluations,
         steps=as_float(state.get("global_step")),
+        main_set=main,
+        other_sets=others,
     )
 
 

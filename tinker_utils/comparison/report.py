@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tinker_utils.basics.table import Table
+from tinker_utils.comparison.table import UNKNOWN
 from tinker_utils.config.changes import as_text
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.plan.cost import Prices, token_cost
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.figures import UNIT_WORDS, dollars
-from tinker_utils.run.series import MetricsLog
+from tinker_utils.run.series import MetricsLog, Record, column
 from tinker_utils.run.state import RunState, Spent
 from tinker_utils.service.sampling import Sample
 
@@ -28,17 +28,32 @@ def settings_table(config: TrainingConfig, file: TrainingConfig) -> Table:
 
 
 def evaluation_table(log: MetricsLog) -> Table:
-    """Tabulate the evaluations: the train loss recorded last before each, and the validation loss ± its 95% margin."""
-    steps, losses, margins = map(log.val_column, ("step", "val_loss", "val_loss_margin"))
+    """Tabulate the evaluations: the train loss recorded last before each, and the loss of each set ± its 95% margin."""
+    main, *others = ([*_losses(records)] for records in log.sets.values() or [[]])
     trained, train_losses = log.train["step"], log.train["train_loss"]
-    best = log.best()[1]
-    rows = []
-    for step, loss, margin in zip(steps.tolist(), losses.tolist(), margins.tolist(), strict=True):
+    marks = {0.0: "base model", log.best()[1]: "★ best"}
+    steps = {step for step, _ in main}
+    elsewhere = {step: UNKNOWN for each in others for step, _ in each if step not in steps}
+    by_step, rows = [dict(each) for each in others], []
+    for step, validation in sorted([*main, *elsewhere.items()], key=lambda row: row[0]) if elsewhere else main:
         before = train_losses[trained <= step]
-        train = f"{before[-1]:.4f}" if len(before) else "–"
-        validation = "–" if np.isnan(loss) else f"{loss:.4f}" + ("" if np.isnan(margin) else f" ± {margin:.4f}")
-        rows.append((f"{step:,.0f}", train, validation, "★ best" if step == best else ""))
-    return Table(("step", "train", "validation", ""), tuple(rows), f"Evaluations, in {UNIT_WORDS[log.loss_unit]}")
+        train = f"{before[-1]:.4f}" if len(before) else UNKNOWN
+        further = (each.get(step, UNKNOWN) for each in by_step)
+        rows.append((f"{step:,.0f}", train, validation, *further, marks.get(step, "")))
+    names = (name or "unnamed" for name in log.other_sets)
+    title = f"Evaluations, in {UNIT_WORDS[log.loss_unit]}"
+    return Table(("step", "train", _main_column(log), *names, ""), tuple(rows), title)
+
+
+def _main_column(log: MetricsLog) -> str:
+    return f"validation, {log.main_set}" if log.main_set and log.other_sets else "validation"
+
+
+def _losses(records: Sequence[Record]) -> Iterator[tuple[float, str]]:
+    """Yield (step, loss ± margin) of a set's evaluations."""
+    columns = (column(records, name).tolist() for name in ("step", "val_loss", "val_loss_margin"))
+    for step, loss, margin in zip(*columns, strict=True):
+        yield step, UNKNOWN if math.isnan(loss) else f"{loss:.4f}" + ("" if math.isnan(margin) else f" ± {margin:.4f}")
 
 
 def cost_table(run: RunDirectory | Path | str, prices: Prices | None) -> Table:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from tinker_utils.run.best import BaseModel, base_model, lowest
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.series import FloatArray
 
@@ -44,6 +45,11 @@ class Curve:
         usable = np.isfinite(place) & np.isfinite(self.loss)
         return place[usable], self.loss[usable]
 
+    def lowest(self, by: Axis = "step") -> int | None:
+        """Return the index of the best evaluation that has a place on the axis; None without one."""
+        place: FloatArray = getattr(self, by)
+        return lowest(self.step, np.where(np.isfinite(place), self.loss, np.nan))
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -54,13 +60,16 @@ class Run:
         made_by: the program that wrote the log.
         unit: of all its losses.
         train: losses on batches as they were trained on.
-        valid: losses on data that is not trained on.
+        valid: losses on data that is not trained on; of several such sets, on the main one.
         settings: dotted key of this project's configuration → value as text; what is not known is absent.
         epochs: how many epochs were begun; None where it is not known.
         ending: how the run ended, in a word; None where it is not known.
         unused_lines: lines of the log that could not be used, or are in another unit than the rest.
-        evaluations: names of the log's validation losses; the first one is read, and none if that is "".
         steps: steps that the run did, where the log says more than its losses do.
+        main_set: the name of the validation set that `valid` is of; empty if it has none.
+        other_sets: losses on the further sets, by their names.
+        not_shown: names of validation losses in another unit.
+        bits_per_byte: step → bits per UTF-8 byte of completion text in the main set.
     """
 
     name: str
@@ -72,16 +81,24 @@ class Run:
     epochs: int | None = None
     ending: str | None = None
     unused_lines: int = 0
-    evaluations: tuple[str, ...] = ()
     steps: float | None = None
+    main_set: str = ""
+    other_sets: Mapping[str, Curve] = field(default_factory=dict)
+    not_shown: tuple[str, ...] = ()
+    bits_per_byte: Mapping[int, float] = field(default_factory=dict)
 
     def best(self) -> tuple[float | None, int | None]:
         """Return (lowest validation loss, its step), the first one of several; None without an evaluation."""
-        steps, losses = self.valid.known("step")
-        if not len(losses):
-            return None, None
-        lowest = int(np.argmin(losses))
-        return float(losses[lowest]), int(steps[lowest])
+        at = self.valid.lowest()
+        return (None, None) if at is None else (float(self.valid.loss[at]), int(self.valid.step[at]))
+
+    def base_model(self) -> BaseModel | None:
+        """Return what the evaluation before any training says; None without one."""
+        return base_model(self.valid.step, self.valid.loss)
+
+    def on_set(self, name: str) -> Curve | None:
+        """Return the losses on the validation set of that name; None if the log has none."""
+        return self.valid if name == self.main_set and len(self.valid) else self.other_sets.get(name)
 
     def last(self, by: Axis) -> float | None:
         """Return how far the run got on an axis; None where the log does not say."""
@@ -92,14 +109,19 @@ class Run:
 
     @property
     def about_evaluations(self) -> str:
-        """Return which of several validation losses is shown, and which are not; empty where there is one."""
-        shown, *others = self.evaluations or ("",)
-        return "; ".join(filter(None, (shown, f"not shown: {', '.join(others)}"))) if others else ""
+        """Return which of several validation sets is the main one, and which others there are; empty for one set."""
+        others, hidden = (", ".join(names) for names in (self.other_sets, self.not_shown))
+        parts = (
+            self.main_set if others else "",
+            others and f"further sets: {others}",
+            hidden and f"not shown: {hidden}",
+        )
+        return "; ".join(filter(None, parts))
 
     def describe(self) -> str:
         """Return one sentence for a person: who wrote it, what is in it, and in which unit."""
         unused = f"; lines not used: {self.unused_lines:,}" if self.unused_lines else ""
-        validation = "validation is " if any(self.evaluations[:1]) else ""
+        validation = "validation is " if self.other_sets and self.main_set else ""
         evaluations = f"; {validation}{self.about_evaluations}" if self.about_evaluations else ""
         return (
             f"{self.name}: {self.made_by}, {len(self.train):,} train and {len(self.valid):,} validation losses "

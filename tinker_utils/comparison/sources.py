@@ -14,14 +14,14 @@ from tinker_utils.comparison.foreign import (
     read_text,
     read_trainer,
 )
-from tinker_utils.comparison.run import Run, curve, placed_on
+from tinker_utils.comparison.run import Curve, Run, curve, placed_on
 from tinker_utils.config.loading import MAX_CONFIG
 from tinker_utils.config.paths import exists, is_directory
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError, MetricsError, RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.metrics import MetricsReader, read_metrics
-from tinker_utils.run.series import MetricsLog
+from tinker_utils.run.series import MetricsLog, Record, column
 from tinker_utils.run.state import Provenance, RunState
 
 LOG_NAMES = _METRICS, _TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
@@ -88,20 +88,28 @@ def _read_any(path: Path, name: str) -> Run:
 
 def _read_own(path: Path, name: str) -> Run:
     log = read_metrics(path)
-    train = curve(*(log.train[column] for column in ("step", "train_loss", "tokens_seen", "cost_usd", "epoch")))
+    train = curve(*(log.train[name] for name in ("step", "train_loss", "tokens_seen", "cost_usd", "epoch")))
     epochs = log.train["epoch"]
+    steps, bits = (log.val_column(name).tolist() for name in ("step", "val_bits_per_byte"))
     end = next(reversed(log.events_of("end")), {"status": "early_stopped" if log.early_stop else None})
     return Run(
         name=name,
         made_by="tinker_utils",
         unit=log.loss_unit,
         train=train,
-        valid=placed_on(train, log.val_column("step"), log.val_column("val_loss")),
+        valid=_evaluated(train, log.val),
         settings=_own_settings(path.with_name("config.yaml")) | _provenance(path.parent),
         epochs=int(epochs.max()) if len(epochs) else None,
+        main_set=log.main_set,
+        other_sets={name: _evaluated(train, records) for name, records in log.other_sets.items()},
+        bits_per_byte={int(step): each for step, each in zip(steps, bits, strict=True) if math.isfinite(each)},
         ending=None if end.get("status") is None else one_sentence(str(end["status"])),
         unused_lines=log.skipped_lines + log.other_unit_records,
     )
+
+
+def _evaluated(train: Curve, records: list[Record]) -> Curve:
+    return placed_on(train, column(records, "step"), column(records, "val_loss"))
 
 
 def _own_settings(path: Path) -> dict[str, str]:
@@ -129,6 +137,7 @@ def _provenance(directory: Path) -> dict[str, str]:
         "python": made_with.python or None,
         **made_with.packages,
         "git commit": made_with.git_commit and made_with.git_commit[:12] + ("" if made_with.git_clean else ", changed"),
+        "tokenizer": (state.rendering or {}).get("tokenizer", "")[:12],
         "tokenizer revision": made_with.tokenizer_revision,
         **{name: file.sha256[:12] for name, file in made_with.data.items()},
     }
@@ -178,10 +187,11 @@ class LogReader:
 
 def _as_metrics_log(run: Run) -> MetricsLog:
     log = MetricsLog(run.unit)
-    for kind, losses in (("train", run.train), ("val", run.valid)):
+    sets = {run.main_set: run.valid, **run.other_sets}
+    for kind, name, losses in (("train", "", run.train), *(("val", *each) for each in sets.items())):
         names = ("step", "epoch", f"{kind}_loss", "tokens_seen", "cost_usd")
         values = (losses.step, losses.epoch, losses.loss, losses.tokens, losses.dollars)
         for point in zip(*(each.tolist() for each in values), strict=True):
             known = {name: value for name, value in zip(names, point, strict=True) if not math.isnan(value)}
-            log.add({"type": kind, f"{kind}_loss": None, **known})
+            log.add({"type": kind, "set": name, f"{kind}_loss": None, **known})
     return log

@@ -81,7 +81,7 @@ def compare(runs: Sequence[Run]) -> Table:
     the name of their unit, and must not be compared with each other.
     """
     settings = [(key, *(run.settings.get(key, UNKNOWN) for run in runs)) for key in _differing(runs)]
-    results = [(name, *(value(run) or UNKNOWN for run in runs)) for name, value in _RESULTS.items()]
+    results = [(name, *(value(run) or UNKNOWN for run in runs)) for name, value in (_RESULTS | _on_sets(runs)).items()]
     return Table(
         ("", *(run.name for run in runs)),
         (
@@ -89,6 +89,7 @@ def compare(runs: Sequence[Run]) -> Table:
             *settings,
             ("results",),
             *(row for row in results if set(row[1:]) != {UNKNOWN}),
+            *_ranks(runs),
         ),
         "What differs between the runs",
     )
@@ -116,6 +117,52 @@ def _perplexity(run: Run) -> str | None:
     return number(perplexity(best)) if best is not None and run.unit == "nats/token" else None
 
 
+def _last(losses: Curve | None) -> str | None:
+    return number(float(losses.loss[-1])) if losses is not None and len(losses) else None
+
+
+def _lowest(losses: Curve | None) -> str | None:
+    at = None if losses is None else losses.lowest()
+    return None if losses is None or at is None else number(float(losses.loss[at]))
+
+
+def _base_model(run: Run) -> str | None:
+    base = run.base_model()
+    return None if base is None else base.words(number(base.loss))
+
+
+def _bits_per_byte(run: Run) -> float | None:
+    _, step = run.best()
+    return None if step is None else run.bits_per_byte.get(step)
+
+
+def _on_sets(runs: Sequence[Run]) -> dict[str, Callable[[Run], str | None]]:
+    """Return what is said of each further validation set; of a run whose main set has its name, too."""
+    rows: dict[str, Callable[[Run], str | None]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.other_sets):
+        rows[f"lowest validation loss, {name or 'unnamed'}"] = _on_set(name, _lowest)
+        rows[f"last validation loss, {name or 'unnamed'}"] = _on_set(name, _last)
+    return rows
+
+
+def _on_set(name: str, value: Callable[[Curve | None], str | None]) -> Callable[[Run], str | None]:
+    return lambda run: value(run.on_set(name))
+
+
+def about_tokenizers(runs: Sequence[Run]) -> str:
+    """Return why losses of the runs say nothing about each other, where their tokenizers are known to differ."""
+    differ = len({run.settings["tokenizer"] for run in runs if "tokenizer" in run.settings}) > 1
+    return "nats per token of different tokenizers cannot be compared, since their tokens differ" if differ else ""
+
+
+def _ranks(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return the order of runs that have no other common measure, below the reason."""
+    reason, bits = about_tokenizers(runs), [_bits_per_byte(run) for run in runs]
+    known = sorted(each for each in bits if each is not None)
+    ranks = (UNKNOWN if each is None else str(known.index(each) + 1) for each in bits)
+    return [(reason,), *([("rank, by bits per byte", *ranks)] if len(known) > 1 else [])] if reason else []
+
+
 _RESULTS: dict[str, Callable[[Run], str | None]] = {
     "log written by": lambda run: run.made_by,
     "unit of losses": lambda run: run.unit,
@@ -126,8 +173,10 @@ _RESULTS: dict[str, Callable[[Run], str | None]] = {
     "cost": lambda run: _words(run.last("dollars"), dollars),
     "ended": lambda run: run.ending and run.ending.replace("_", " "),
     "final train loss, smoothed": lambda run: _final(run.train),
-    "lowest validation loss": lambda run: _words(run.best()[0]),
+    "lowest validation loss": lambda run: _lowest(run.valid),
     "at step": lambda run: _words(run.best()[1], "{:,}".format),
     "perplexity at that step": _perplexity,
-    "last validation loss": lambda run: number(float(run.valid.loss[-1])) if len(run.valid) else None,
+    "bits per byte at that step": lambda run: _words(_bits_per_byte(run)),
+    "last validation loss": lambda run: _last(run.valid),
+    "loss of the base model": _base_model,
 }

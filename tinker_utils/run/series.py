@@ -2,6 +2,9 @@
 
 A train record that carries `train_loss_total` is in nats per completion token; one without it comes from a run whose
 losses were sums over a batch. The two units are kept apart, and never drawn or compared as one.
+
+A val record belongs to the validation set that its `set` names; absent, to the one without a name. The set of the first
+val record is the main one, which is watched; each further one has a curve of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import math
 import reprlib
 from array import array
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.run import figures
+from tinker_utils.run.best import BaseModel, base_model, lowest
 from tinker_utils.run.figures import LossUnit
 
 Record = dict[str, Any]
@@ -27,6 +31,9 @@ FloatArray = NDArray[np.float64]
 _PER_TOKEN_VAL_FIELDS = ("val_loss_total", "completion_tokens", "val_loss_stderr", "perplexity")
 # How many unusable lines are remembered one by one; further ones are only counted, as a wrong file may hold millions.
 _REMEMBERED = 20
+_SOURCE = "train_loss/"
+# A column a source: those of a file that names ever new ones must not fill the memory.
+MAX_SOURCES = 5
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,35 @@ class TrainSeries:
         own = {figure.name: figure.absent for figure in figures.TRAIN if figure.absent is not None}
         absent = {"step": math.nan, **own, "timestamp": math.nan}
         self._columns = {name: (array("d"), value) for name, value in absent.items()}
+        self._fields: tuple[str, ...] = ()  # of the latest record: those of the next one are hardly ever others
+        self.sources: list[str] = []  # of a mixture that is trained on: each has a column `train_loss/NAME`
+        self.has_more_sources = False  # than have columns
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; a field that is absent or null takes its column's default."""
-        for name, (column, absent) in self._columns.items():
+        if (fields := tuple(record)) != self._fields:
+            self._fields = fields
+            self._find_sources(fields)
+        for name, (values, absent) in self._columns.items():
             value = as_float(record.get(name))
-            column.append(absent if value is None else value)
+            values.append(absent if value is None else value)
+
+    def _find_sources(self, fields: Iterable[str]) -> None:
+        names = [name.removeprefix(_SOURCE) for name in fields if name.startswith(_SOURCE)]
+        for source in names:
+            if not source or "/" in source or source in self.sources:
+                continue
+            self.has_more_sources = len(self.sources) == MAX_SOURCES
+            if not self.has_more_sources:
+                self.sources.append(source)
+                self._columns[_SOURCE + source] = array("d", [math.nan]) * len(self), math.nan
 
     def __len__(self) -> int:
         return len(self._columns["step"][0])
+
+    def source(self, name: str) -> FloatArray:
+        """Return the losses of a source, shape [records]; NaN where the source had no part in the steps."""
+        return self[_SOURCE + name]
 
     def __getitem__(self, name: str) -> FloatArray:
         """Return column `name` as a float64 array of shape [records]; NaN where there is no value."""
@@ -119,15 +146,39 @@ class MetricsLog:
         return not len(self.train) and not self.val and not self.events_of("end")
 
     @property
+    def sets(self) -> dict[str, list[Record]]:
+        """Return the val records in `loss_unit` by the name of their validation set, the main set first."""
+        found: dict[str, list[Record]] = {}
+        for record in self._in_unit("val"):
+            name = record.get("set")
+            found.setdefault(name if isinstance(name, str) else "", []).append(record)
+        return found
+
+    @property
     def val(self) -> list[Record]:
-        """Return the val records in `loss_unit`."""
-        return self._in_unit("val")
+        """Return the val records of the main set, in `loss_unit`."""
+        return next(iter(self.sets.values()), [])
+
+    @property
+    def main_set(self) -> str:
+        """Return the name of the main set; empty if it has none."""
+        return next(iter(self.sets), "")
+
+    @property
+    def other_sets(self) -> dict[str, list[Record]]:
+        """Return the val records of the further sets, in `loss_unit`, by their names."""
+        return dict(list(self.sets.items())[1:])
+
+    @property
+    def evaluations(self) -> int:
+        """Return how many val records are in `loss_unit`, of all sets."""
+        return len(self._in_unit("val"))
 
     @property
     def other_unit_records(self) -> int:
         """Return how many train and val records are in the other unit, and so are not shown."""
-        vals = [record for record, _ in self._losses if record["type"] == "val"]
-        return sum(map(len, self._series.values())) - len(self.train) + len(vals) - len(self.val)
+        vals = sum(1 for record, _ in self._losses if record["type"] == "val")
+        return sum(map(len, self._series.values())) - len(self.train) + vals - self.evaluations
 
     def events_of(self, kind: str) -> list[Record]:
         """Return the records of one other type than train, val and early_stop, such as `notice` or `end`."""
@@ -138,17 +189,22 @@ class MetricsLog:
         """Return the last early_stop record in `loss_unit`, or None."""
         return next(reversed(self._in_unit("early_stop")), None)
 
-    def val_column(self, name: str) -> FloatArray:
-        """Return field `name` of the val records, shape [val records]; NaN where it is absent or null."""
-        values = (as_float(record.get(name)) for record in self.val)
-        return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    def val_column(self, name: str, of: str | None = None) -> FloatArray:
+        """Return field `name` of a set's val records, the main set's if `of` is None, shape [val records].
+
+        It is NaN where the field is absent or null.
+        """
+        return column(self.val if of is None else self.sets.get(of, ()), name)
+
+    def base_model(self) -> BaseModel | None:
+        """Return the main set's evaluation before any training; None without one."""
+        return base_model(self.val_column("step"), self.val_column("val_loss"))
 
     def best(self) -> tuple[float | None, int | None]:
         """Return (best validation loss, its step); an early_stop record wins over the computed minimum."""
         losses, steps = self.val_column("val_loss"), self.val_column("step")
-        finite = np.isfinite(losses)
-        points = [(value, int(at)) for value, at in zip(losses[finite].tolist(), steps[finite].tolist(), strict=True)]
-        loss, step = min(points) if points else (None, None)
+        at = lowest(steps, losses)
+        loss, step = (None, None) if at is None else (float(losses[at]), int(steps[at]))
         stop = self.early_stop or {}
         said, said_step = as_float(stop.get("best_val_loss")), as_float(stop.get("best_step"))
         if said is None or not math.isfinite(said):
@@ -156,8 +212,9 @@ class MetricsLog:
         if said_step is not None and math.isfinite(said_step):
             return said, int(said_step)
         # An older record does not say the step; its loss may have been rounded for people.
+        points = zip(losses.tolist(), steps.tolist(), strict=True)
         alike = [(abs(value - said), at) for value, at in points if math.isclose(value, said, rel_tol=1e-3)]
-        return said, min(alike)[1] if alike else step
+        return said, int(min(alike)[1]) if alike else step
 
     def early_stop_step(self) -> int | None:
         """Return the step at which the run stopped early, or None."""
@@ -192,6 +249,11 @@ class MetricsLog:
         # Before any train record the unit is not known, and so is that of the run as a whole.
         shown = (None, self.loss_unit)
         return [record for record, unit in self._losses if unit in shown and record["type"] == kind]
+
+
+def column(records: Iterable[Record], name: str) -> FloatArray:
+    """Return field `name` of records, shape [records]; NaN where it is absent or no number."""
+    return np.array([as_float(record.get(name)) for record in records], dtype=np.float64)
 
 
 def as_float(value: object) -> float | None:

@@ -73,6 +73,7 @@ class RunStatus:
     epochs: int | None = None
     seconds_left: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)  # of the latest train and val record, by name
+    other_sets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # those of further sets' val records
     expected_tokens: int | None = None
     expected_cost_usd: float | None = None
     best_val_loss: float | None = None
@@ -102,7 +103,8 @@ class RunFollower:
         self.run = run
         self.samples: list[Record] = []
         self._reader = reader or MetricsReader(run.metrics)
-        self._vals, self._best = self.log.val, self.log.best()
+        self._latest: dict[str, Record] = {}  # evaluation of each set, the main one first
+        self._best = self.log.best()
         self._state: RunState | None = None
         self._gone = False
         self._seen: dict[Path, tuple[int, int, int]] = {}
@@ -135,7 +137,8 @@ class RunFollower:
                 self.samples = _latest_samples(self.run.samples)
             if self._changed(self._reader.path):
                 self._reader.poll()
-                self._vals, self._best = self.log.val, self.log.best()
+                self._latest = {name: records[-1] for name, records in self.log.sets.items()}
+                self._best = self.log.best()
         except OSError as error:
             self._problem = str(error)
             self._seen.clear()  # until it is read, it is tried again
@@ -159,6 +162,7 @@ class RunFollower:
         train = self.log.last_train or {}
         step = _whole(train.get("step")) or progress.step or None
         total = plan.total_steps
+        evaluated = next(iter(self._latest.values()), {})
         # Without run.json they come from another program or an older version, and nothing says that more will come.
         ended = state.status != "running" if self._state else not self.log.is_empty or self.is_foreign
         return RunStatus(
@@ -175,7 +179,8 @@ class RunFollower:
             epoch=_whole(train.get("epoch")) or (progress.epoch if state.progress else None),
             epochs=plan.epochs,
             seconds_left=None if ended or self._gone else self._seconds_left(step, total),
-            figures=_figures(train, self._vals[-1] if self._vals else {}, progress),
+            figures=_figures(train, evaluated, progress),
+            other_sets={name: _known(record) for name, record in list(self._latest.items())[1:]},
             expected_tokens=plan.expected_tokens,
             expected_cost_usd=plan.expected_cost_usd,
             best_val_loss=self._best[0],
@@ -253,13 +258,17 @@ def _figures(train: Record, val: Record, progress: Standing) -> dict[str, float]
 
     A run that went back pays twice, and its records tell one history only: run.json may know of more dollars.
     """
-    found = {name: as_float(value) for record in (val, train) for name, value in record.items()}
-    known = {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    known = _known(val | train)
     if progress.tokens_seen:
         known.setdefault("tokens_seen", progress.tokens_seen)
     if progress.cost_usd is not None:
         known["cost_usd"] = max(progress.cost_usd, known.get("cost_usd", 0.0))
     return known
+
+
+def _known(record: Record) -> dict[str, float]:
+    numbers = ((name, as_float(value)) for name, value in record.items())
+    return {name: value for name, value in numbers if value is not None and math.isfinite(value)}
 
 
 def _whole(value: object) -> int | None:

@@ -14,27 +14,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from tinker_utils.config.paths import as_path
+from tinker_utils.run.best import lowest
 from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.figures import UNIT_WORDS
 from tinker_utils.run.metrics import ema
-from tinker_utils.run.series import FloatArray, MetricsLog
-from tinker_utils.style.palette import BLUE, GREEN, INK, PALE_INK, PURPLE, SKY, VERMILION, WHITE, style_axes
+from tinker_utils.run.series import FloatArray, MetricsLog, column
+from tinker_utils.style.legend import ROW_HEIGHT, draw_legend, rows_of, shortened
+from tinker_utils.style.lines import MAX_SETS, Quantity, draw_evaluations, draw_marks, draw_sources, draw_train
+from tinker_utils.style.palette import INK, PALE_INK, WHITE, style_axes
+from tinker_utils.style.reduction import MAX_DRAWN, drawable, extremes, means
 
-Quantity = Literal["loss", "perplexity"]
 Scale = Literal["linear", "log"]
 
 # Records are pooled over several steps already: more would lag behind the curve of a short run.
 DEFAULT_SMOOTHING = 0.7
-_BINS = 450  # a panel is about 900 pixels wide
-MARKED_POINTS = 60  # a line of more points is drawn without markers
+_WIDTH, _HEIGHT = 9.6, 5.2  # inches
 _NAMED_EPOCHS = 8
-# matplotlib fails on axes that end near the largest float (1.8e308): it adds margins, squares and takes powers of ten
-# beyond them. No loss that means anything is larger than this, so what is has no place in the picture, like NaN.
-_MAX_DRAWN = 1e100
-_CONFIDENCE = 1.96  # standard errors that make a 95% band where a record, of an older run, does not say
 
 
 def figure(
@@ -46,7 +43,9 @@ def figure(
     title: str | None = None,
     reuse: Figure | None = None,
 ) -> Figure:
-    """Draw the curves of a run, 9.6 by 5.2 inches; the `gid` of an artist says what it shows.
+    """Draw the curves of a run, 9.6 by 5.2 inches, and higher where its legend needs several rows.
+
+    The `gid` of an artist says what it shows.
 
     Args:
         log: what was read; of records in two units, those in `log.loss_unit` are drawn.
@@ -63,24 +62,21 @@ def figure(
         unit = UNIT_WORDS[log.loss_unit]
         raise ValueError(f"only a loss per completion token has a perplexity; no perplexity is known of {unit}")
     drawing = _blank() if reuse is None else _emptied(reuse)
-    drawing.subplots_adjust(left=0.085, right=0.97, top=0.875 if title else 0.935, bottom=0.098, hspace=0.1)
-    if title:
-        drawing.text(0.085, 0.95, title, color=INK, fontsize=12, fontweight="bold", parse_math=False)
     upper, lower = drawing.axes
     order = np.argsort(log.train["step"], kind="stable")  # a resumed run may have logged some steps twice
-    steps = _drawable(log.train["step"][order])
-    _draw_train(upper, steps, _drawable(log.train["train_loss"][order]), smoothing, quantity)
-    _draw_validation(upper, log, quantity)
-    _draw_marks(upper, log, quantity)
+    steps = drawable(log.train["step"][order])
+    draw_train(upper, steps, drawable(log.train["train_loss"][order]), smoothing, quantity)
+    draw_sources(upper, log, smoothing, quantity)
+    draw_evaluations(upper, log, quantity)
+    draw_marks(upper, log, quantity)
     _set_scale(upper, scale)
-    _draw_speed(lower, steps, _drawable(log.train["tokens_per_sec"][order]), smoothing)
+    _draw_speed(lower, steps, drawable(log.train["tokens_per_sec"][order]), smoothing)
     _draw_epochs(upper, lower, log.epoch_starts())
     upper.set_ylabel(quantity if quantity == "perplexity" else f"loss, {UNIT_WORDS[log.loss_unit]}")
-    upper.legend(
-        loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncols=6, frameon=False, fontsize=9,
-        labelcolor=INK, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2,
-    )  # fmt: skip
-    places = np.concatenate([steps, log.val_column("step")])
+    rows = rows_of(upper)
+    _lay_out(drawing, len(rows), title)
+    draw_legend(upper, rows)
+    places = np.concatenate([steps, *(column(records, "step") for records in log.sets.values())])
     if len(places) and places.min() == places.max():  # matplotlib would show a hundredth of a step
         upper.set_xlim(places[0] - 1, places[0] + 1)
     if not len(steps) and not log.val:
@@ -112,23 +108,48 @@ def describe(log: MetricsLog, smoothing: float = DEFAULT_SMOOTHING) -> str:
     """Describe the curves that `figure` draws with this smoothing, for those who cannot see them."""
     parts = []
     if len(log.train):
-        average = ema(_drawable(log.train["train_loss"]), smoothing)[-1]
+        average = ema(drawable(log.train["train_loss"]), smoothing)[-1]
         parts.append(f"up to step {int(log.train['step'].max()):,} in epoch {int(log.train['epoch'].max())}")
-        parts.append(f"smoothed train loss {average:.4g} {UNIT_WORDS[log.loss_unit]}")
-    losses = log.val_column("val_loss")
+        parts.append(f"smoothed train loss {average:.4g} {UNIT_WORDS[log.loss_unit]}{_sources(log, smoothing)}")
+    losses, others = log.val_column("val_loss"), log.other_sets
     if len(losses):
-        parts.append(f"validation loss {losses[-1]:.4g} after {len(losses):,} evaluations")
+        name = f" of {shortened(log.main_set)}" if others and log.main_set else ""
+        parts.append(f"validation loss{name} {losses[-1]:.4g} after {len(losses):,} evaluations")
     best, step = log.best()
     if best is not None:
         parts.append(f"lowest {best:.4g}" + (f" at step {step:,}" if step is not None else ""))
-    sentence = f"Training curves: {', '.join(parts) or 'no record yet'}."
+    if base := log.base_model():
+        parts.append(f"base model {base.words(f'{base.loss:.4g}')}")
     stop = log.early_stop_step()
-    return sentence if stop is None else f"{sentence} The run stopped early at step {stop:,}."
+    sentences = (
+        f"Training curves: {', '.join(parts) or 'no record yet'}.",
+        "" if stop is None else f"The run stopped early at step {stop:,}.",
+        f"Further validation sets: {_others(log)}." if others else "",
+    )
+    return " ".join(filter(None, sentences))
+
+
+def _sources(log: MetricsLog, smoothing: float) -> str:
+    latest = [
+        f"{shortened(name)} {ema(drawable(log.train.source(name)), smoothing)[-1]:.4g}" for name in log.train.sources
+    ]
+    return f" ({', '.join(latest)}{', …' if log.train.has_more_sources else ''})" if latest else ""
+
+
+def _others(log: MetricsLog) -> str:
+    found = []
+    for name in list(log.other_sets)[:MAX_SETS]:
+        steps, losses = log.val_column("step", name), log.val_column("val_loss", name)
+        at = lowest(steps, losses)
+        least = "" if at is None else f" (lowest {losses[at]:.4g} at step {int(steps[at]):,})"
+        found.append(f"{shortened(name) or 'unnamed'} {losses[-1]:.4g}{least}")
+    more = len(log.other_sets) - MAX_SETS
+    return ", ".join(found) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _blank() -> Figure:
     """Return two empty panels, of one look whatever style the user's own matplotlib has."""
-    drawing = Figure(figsize=(9.6, 5.2), facecolor=WHITE)
+    drawing = Figure(figsize=(_WIDTH, _HEIGHT), facecolor=WHITE)
     upper, lower = drawing.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
     for axes in (upper, lower):
         style_axes(axes)
@@ -145,7 +166,7 @@ def _blank() -> Figure:
 def _emptied(drawing: Figure) -> Figure:
     """Remove what was drawn in a figure; its axes with their ticks, the expensive part, stay."""
     for axes in drawing.axes:
-        for artist in [*axes.lines, *axes.collections, *axes.texts]:
+        for artist in [*axes.lines, *axes.collections, *axes.texts, *axes.artists]:
             artist.remove()
         axes.relim()
         axes.autoscale(True)
@@ -154,63 +175,26 @@ def _emptied(drawing: Figure) -> Figure:
     return drawing
 
 
+def _lay_out(drawing: Figure, rows: int, title: str | None) -> None:
+    """Set the panels' places; each row of the legend but the first makes the figure higher."""
+    height = _HEIGHT + ROW_HEIGHT * (rows - 1)
+    drawing.set_size_inches(_WIDTH, height)
+    above = (0.125 if title else 0.065) * _HEIGHT + height - _HEIGHT
+    drawing.subplots_adjust(left=0.085, right=0.97, top=1 - above / height, bottom=0.098 * _HEIGHT / height, hspace=0.1)
+    if title:
+        y = 1 - 0.05 * _HEIGHT / height
+        drawing.text(0.085, y, title, color=INK, fontsize=12, fontweight="bold", parse_math=False)
+
+
 def _set_scale(axes: Axes, scale: Scale) -> None:
     # A margin below the least floats would end at 0, which no logarithmic axis has.
-    if scale == "linear" or not 0 < axes.dataLim.ymax < np.inf or axes.dataLim.minposy < 1 / _MAX_DRAWN:
+    if scale == "linear" or not 0 < axes.dataLim.ymax < np.inf or axes.dataLim.minposy < 1 / MAX_DRAWN:
         axes.set_yscale("linear")
         return
     axes.set_yscale("log", nonpositive="mask")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _draw_train(axes: Axes, steps: FloatArray, losses: FloatArray, smoothing: float, quantity: Quantity) -> None:
-    marker = "." if len(steps) <= MARKED_POINTS else ""
-    axes.plot(
-        *extremes(steps, _shown(losses, quantity)), label="train", gid="train",
-        color=SKY, linewidth=0.8, alpha=0.6, marker=marker,
-    )  # fmt: skip
-    axes.plot(
-        *means(steps, _shown(ema(losses, smoothing), quantity)), label=f"train, smoothed {smoothing:g}", gid="average",
-        color=BLUE, linewidth=2, marker=marker, markersize=4,
-    )  # fmt: skip
-
-
-def _draw_validation(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
-    order = np.argsort(log.val_column("step"), kind="stable")
-    steps, losses, error, stderr = (
-        _drawable(log.val_column(name)[order]) for name in ("step", "val_loss", "val_loss_margin", "val_loss_stderr")
-    )
-    if not len(losses):
-        return
-    error = np.where(np.isnan(error), _CONFIDENCE * stderr, error)
-    has_band = bool(np.isfinite(error).any())
-    if has_band:
-        low, high = _shown(losses - error, quantity), _shown(losses + error, quantity)
-        axes.fill_between(steps, low, high, gid="band", color=VERMILION, alpha=0.18, linewidth=0)
-    axes.plot(
-        *extremes(steps, _shown(losses, quantity)), label="validation, 95% band" if has_band else "validation",
-        gid="validation", color=VERMILION, linewidth=1.6, linestyle=(0, (5, 1)),
-        marker="o" if len(losses) <= MARKED_POINTS else "", markersize=5, markeredgecolor=WHITE,
-    )  # fmt: skip
-
-
-def _draw_marks(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
-    """Draw the best evaluation, and where the run stopped early."""
-    best, step = log.best()
-    if best is not None and step is not None and abs(step) <= _MAX_DRAWN:
-        value = float(_shown(np.array([best]), quantity)[0])
-        axes.plot(
-            [step], [value], label=f"best {value:.4g} at step {step:,}", gid="best",
-            color=GREEN, marker="*", markersize=15, markeredgecolor=WHITE, linestyle="", zorder=5,
-        )  # fmt: skip
-    stop = log.early_stop_step()
-    if stop is not None and abs(stop) <= _MAX_DRAWN:
-        axes.plot(
-            [stop, stop], [0, 1], transform=axes.get_xaxis_transform(), label=f"stopped early at step {stop:,}",
-            gid="early stop", color=PURPLE, linewidth=1.8, linestyle="--", marker="X", markevery=[1], clip_on=False,
-        )  # fmt: skip
 
 
 def _draw_speed(axes: Axes, steps: FloatArray, speeds: FloatArray, smoothing: float) -> None:
@@ -221,7 +205,7 @@ def _draw_speed(axes: Axes, steps: FloatArray, speeds: FloatArray, smoothing: fl
 
 def _draw_epochs(upper: Axes, lower: Axes, starts: list[tuple[int, int]]) -> None:
     """Draw a dotted line where each later epoch begins; a few of many are named."""
-    starts = [(epoch, step) for epoch, step in starts if abs(step) <= _MAX_DRAWN]
+    starts = [(epoch, step) for epoch, step in starts if abs(step) <= MAX_DRAWN]
     for axes in (upper, lower):
         axes.vlines(
             [step for _, step in starts], 0, 1, transform=axes.get_xaxis_transform(),
@@ -234,45 +218,3 @@ def _draw_epochs(upper: Axes, lower: Axes, starts: list[tuple[int, int]]) -> Non
             f"epoch {epoch}", (step, 1), (-3 if leftwards else 3, -2), upper.get_xaxis_transform(), "offset points",
             ha="right" if leftwards else "left", va="top", fontsize=8.5, color=PALE_INK,
         )  # fmt: skip
-
-
-def _shown(losses: FloatArray, quantity: Quantity) -> FloatArray:
-    """Return losses or exp(losses); NaN, a gap in the line, where that cannot be drawn."""
-    with np.errstate(over="ignore"):
-        return _drawable(np.exp(losses) if quantity == "perplexity" else losses)
-
-
-def _drawable(values: FloatArray) -> FloatArray:
-    """Return the same with NaN, a gap in the line, in place of what is infinite or too large."""
-    return np.where(np.abs(values) <= _MAX_DRAWN, values, np.nan)
-
-
-def extremes(x: FloatArray, y: FloatArray, bins: int = _BINS) -> tuple[FloatArray, FloatArray]:
-    """Reduce a long series to the lowest and highest value in each of `bins` equal intervals of x: no spike is lost.
-
-    `x` ascends. A series with fewer than two points per interval is returned as it is. An interval without a finite
-    value yields NaN, a gap; one without a point yields nothing.
-    """
-    if len(x) <= 2 * bins or x[0] == x[-1]:
-        return x, y
-    begins, middles = _intervals(x, bins)
-    lowest_highest = np.stack([np.fmin.reduceat(y, begins), np.fmax.reduceat(y, begins)], axis=1)
-    return np.repeat(middles, 2), lowest_highest.ravel()
-
-
-def means(x: FloatArray, y: FloatArray, bins: int = _BINS) -> tuple[FloatArray, FloatArray]:
-    """Reduce a long series to its mean in each interval that `extremes` makes: for what is smooth already."""
-    if len(x) <= 2 * bins or x[0] == x[-1]:
-        return x, y
-    begins, middles = _intervals(x, bins)
-    known = np.isfinite(y)
-    sums = np.add.reduceat(np.where(known, y, 0.0), begins)
-    counts = np.add.reduceat(known.astype(np.float64), begins)
-    return middles, np.divide(sums, counts, out=np.full(len(begins), np.nan), where=counts > 0)
-
-
-def _intervals(x: FloatArray, bins: int) -> tuple[NDArray[np.intp], FloatArray]:
-    """Return (index of the first point, middle of the points) of each interval that has a point."""
-    begins = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], bins, endpoint=False)))
-    ends = np.append(begins[1:], len(x)) - 1
-    return begins, (x[begins] + x[ends]) / 2

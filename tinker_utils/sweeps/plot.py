@@ -49,7 +49,8 @@ def describe_study(runs: Sequence[StudyRun]) -> str:
     sentences = []
     for variant, by_step in _by_variant(runs):
         means = {step: estimate.mean for step, estimate in by_step.items()}
-        lowest, last = min(means, key=lambda step: (math.isnan(means[step]), means[step])), max(means)
+        trained = [step for step in means if step] or list(means)  # step 0 is the base model
+        lowest, last = min(trained, key=lambda step: (math.isnan(means[step]), means[step])), max(means)
         sentences.append(
             f"{variant}: lowest mean validation loss {means[lowest]:.3f} at step {lowest}, "
             f"{means[last]:.3f} at the last step {last}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from tinker_utils.run.figures import UNIT_WORDS, LossUnit, dollars, short
 from tinker_utils.run.series import Record
 from tinker_utils.run.status import RunStatus
 from tinker_utils.style.curves import png
+from tinker_utils.style.legend import shortened
+from tinker_utils.style.lines import MAX_SETS
 from tinker_utils.style.palette import BLUE, GRID, INK, ORANGE, PALE_INK, WHITE
 
 if TYPE_CHECKING:
@@ -129,10 +131,9 @@ def samples_html(samples: Sequence[Record]) -> str:
     if not samples:
         return ""
     blocks = "".join(_sample(sample) for sample in samples)
-    step = escape(str(samples[0].get("step", "?")))
-    return (
-        f'<details class="tinker-run {NO_MATHEMATICS}"><summary>Samples after step {step}</summary>{blocks}</details>'
-    )
+    step = samples[0].get("step", "?")
+    of = "of the base model" if step == 0 else f"after step {escape(str(step))}"
+    return f'<details class="tinker-run {NO_MATHEMATICS}"><summary>Samples {of}</summary>{blocks}</details>'
 
 
 def _sample(sample: Record) -> str:
@@ -168,15 +169,26 @@ def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]
     }
     for each in (*figures.VAL, *figures.TRAIN):
         if each.label and (each.name in status.figures or not each.optional):
-            yield each.label, _value(status, each), details.get(each.name, "")
+            yield each.label, _value(status.figures, each), details.get(each.name, "")
+        if each.name == "val_loss":
+            yield from _other_sets(status, each)
         if each.name == "val_loss" and status.patience:
             used = min(status.evals_without_improvement or 0, status.patience)
             pips = "●" * used + "○" * (status.patience - used) if status.patience <= _MAX_PIPS else ""
             yield "patience used", f"{used} of {status.patience}", f'<i aria-hidden="true">{pips}</i>'
 
 
-def _value(status: RunStatus, figure: figures.Figure) -> str:
-    value, margin = status.figures.get(figure.name), status.figures.get(figure.margin)
+def _other_sets(status: RunStatus, loss: figures.Figure) -> Iterable[tuple[str, str, str]]:
+    """Return the latest loss on each further validation set; of very many, on the first ones."""
+    for name, known in list(status.other_sets.items())[:MAX_SETS]:
+        label = escape(shortened(printable(name))) or "unnamed"
+        yield label, _value(known, loss), f"validation at step {known.get('step', 0):,.0f}"
+    if (more := len(status.other_sets) - MAX_SETS) > 0:
+        yield "further sets", f"{more:,}", "not shown"
+
+
+def _value(known: Mapping[str, float], figure: figures.Figure) -> str:
+    value, margin = known.get(figure.name), known.get(figure.margin)
     return ("–" if value is None else figure.format(value)) + ("" if margin is None else f" ± {margin:.2g}")
 
 

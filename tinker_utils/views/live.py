@@ -228,7 +228,7 @@ class Dashboard(widgets.VBox):  # type: ignore[misc]
         if not perplexity:
             settings = settings | {"quantity": "loss"}
         over = final or run.over
-        content = _Content(settings, over, log, len(log.val), len(log.train))
+        content = _Content(settings, over, log, log.evaluations, len(log.train))
         self._known = look = _Look(
             run, perplexity, status_html(run, log.loss_unit), samples_html(self._follower.samples)
         )
