@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tinker_utils.batching import Batch, BatchPlan, Example, epoch_order, in_batches
+from tinker_utils.batching import Batch, BatchPlan, Example, Mixture, epoch_order, in_batches
 
 
 def example(length: int, completion: int) -> Example:
@@ -71,3 +71,41 @@ def test_every_example_takes_every_place():
 def test_an_evaluation_keeps_the_order_and_leaves_nothing_out():
     examples = [example(3, 1) for _ in range(5)]
     assert [each for batch in in_batches(examples, 2) for each in batch.data] == examples
+
+
+def test_shares_are_exactly_those_of_the_weights():
+    # 40 and 20 conversations, one to three: six units of one and three are all that 20 have.
+    assert Mixture.of([40, 20], [1, 3]).draws == (6, 18)
+    assert Mixture.of([1000, 1000, 1000], [0.5, 0.3, 0.2]).draws == (1000, 600, 400)
+    assert Mixture.of([100, 1000], [0.7, 0.3]).draws == (98, 42), "14 units of 7 and 3"
+    # 10 of at most 20 are a limit's half; without weights each gives all that it may.
+    assert Mixture.of([40, 20], [1, 1], [10, None]).draws == (10, 10)
+    assert Mixture.of([40, 20], None, [None, 5]).draws == (40, 5)
+    # 355 and 113 are no unit that 100 conversations hold: 100 · 113 / 355 = 31.8.
+    assert Mixture.of([100, 100], [355, 113]).draws == (100, 32)
+
+
+def test_an_epoch_draws_anew_and_takes_none_twice():
+    mixture = Mixture.of([40, 20], [1, 3])
+    epochs = [mixture.order(7, epoch) for epoch in (1, 2, 3)]
+    for order in epochs:
+        assert Counter(mixture.source_of(order).tolist()) == {0: 6, 1: 18}
+        assert len(set(order.tolist())) == 24
+    assert len({tuple(sorted(order.tolist())) for order in epochs}) == 3, "each epoch has others"
+    assert mixture.order(7, 2).tolist() == epochs[1].tolist(), "and the same ones when it is asked for again"
+    sources = mixture.source_of(epochs[0]).tolist()
+    assert sources != sorted(sources), "the sources are mixed"
+
+
+def test_all_of_several_sources_are_in_the_order_of_one():
+    assert Mixture.of([4, 6]).order(0, 1).tolist() == epoch_order(10, 0, 1).tolist()
+
+
+def test_a_batch_knows_its_sources():
+    conversations = [(example(3 + i, 1),) for i in range(10)]
+    batches = BatchPlan(conversations, 4, 0, 2, mixture=Mixture.of([6, 4], [1, 1]))
+    assert (batches.steps_per_epoch, batches.total_steps) == (2, 4)
+    for step in range(1, 5):
+        batch, rows = batches.batch(step), batches.indices(step)
+        assert batch.sources == tuple(int(row >= 6) for row in rows.tolist())
+        assert [each.token_count for each in batch.data] == [3 + row for row in rows.tolist()]

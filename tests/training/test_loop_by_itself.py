@@ -96,6 +96,11 @@ class TestQueue:
         queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
         assert queue.fill() == f"the next step would exceed training.budget_usd = ${sum(tokens):g}"
         assert (model.kinds, spending.tokens) == (["step"], tokens[0])
+        plan = dataclasses.replace(plan, config=dataclasses.replace(config, eval_at_start=True))
+        model = SmallModel()
+        queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
+        assert queue.fill() == f"evaluating the base model would exceed training.budget_usd = ${sum(tokens):g}"
+        assert (model.kinds, spending.evaluations) == ([], 0)
 
     def test_what_is_cancelled_is_cancelled_from_the_end(self, small_plan, logger, spending):
         model, cancelled = SmallModel(), []
@@ -126,6 +131,34 @@ class TestLoop:
         assert progress.discarded_steps == model.kinds.count("step") - 8 > 0
         assert records(run, "early_stop")[0]["evals_without_improvement"] == 2
         assert "tinker://small/weights/step-000010" in service.deleted, "its save came beyond the end, too"
+
+    async def test_training_that_makes_the_model_worse_is_said_to(self, make, run):
+        losses = [1.0, 1.5, 1.25, 1.75, 1.75, 1.75, 1.75]
+        model = SmallModel(prompt=True, val_loss=losses.__getitem__)
+        result = await make(model, eval_at_start=True, early_stopping_patience=1).run()
+        assert model.kinds[:2] == ["evaluation", "step"], "nothing is saved of the base model"
+        words = (
+            "training made the model worse: the validation loss was 1.0000 before the first step, and at best 1.2500 "
+            "after step 4"
+        )
+        assert result.reason.endswith(f"; {words}")
+        assert (result.status, result.steps, result.start_val_loss, result.best_val_loss) == (
+            "early_stopped",
+            6,
+            1,
+            1.25,
+        )
+        first, *later = records(run, "val")
+        assert (first["step"], first["is_best"], first["val_diff_best"]) == (0, False, None)
+        assert [each["is_best"] for each in later] == [True, True, False]
+        (end,) = records(run, "end")
+        assert (end["start_val_loss"], end["reason"]) == (1.0, result.reason)
+
+    async def test_a_base_model_whose_loss_is_no_number_ends_the_run(self, make, run):
+        model = SmallModel(prompt=True, val_loss=lambda evaluation: math.nan)
+        result = await make(model, eval_at_start=True, on_nonfinite="skip").run()
+        assert (result.status, result.steps, result.best_checkpoint) == ("failed", 0, None)
+        assert "the validation loss of the base model is NaN" in result.reason
 
     async def test_a_stop_lets_what_is_in_flight_arrive_and_saves(self, make, run):
         model = SmallModel()

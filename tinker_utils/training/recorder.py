@@ -16,6 +16,7 @@ from tinker_utils.plan.cautions import about_size
 from tinker_utils.plan.plan import Plan
 from tinker_utils.plan.validation import Look
 from tinker_utils.run import figures
+from tinker_utils.run.best import WORSE
 from tinker_utils.run.evaluations import Evaluation, PastEvaluations
 from tinker_utils.run.logger import RunLogger
 from tinker_utils.run.spending import Spending
@@ -268,7 +269,7 @@ class Recorder:
         if start is None or self.best is None or start >= self.best:
             return ""
         return (
-            f"training made the model worse: the validation loss was {start:.4f} before the first step, and at best "
+            f"{WORSE}: the validation loss was {start:.4f} before the first step, and at best "
             f"{self.best:.4f} after step {self.stopper.best_step}"
         )
 
