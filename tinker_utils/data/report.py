@@ -43,7 +43,8 @@ def prompt_key(conversation: Conversation) -> Hashable:
 
 def conversation_key(conversation: Conversation) -> tuple[Hashable, ...]:
     """Return what is the same for conversations that say the same from the first message to the last."""
-    return tuple(_message_key(message, " ".join(message["content"].split()).casefold()) for message in conversation.messages)
+    messages = conversation.messages
+    return tuple(_message_key(message, " ".join(message["content"].split()).casefold()) for message in messages)
 
 
 def exact_key(conversation: Conversation) -> tuple[Hashable, ...]:

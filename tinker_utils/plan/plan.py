@@ -29,6 +29,7 @@ from tinker_utils.data.sources.naming import VALID_FILE, sources_of
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, describe, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
 from tinker_utils.errors import ConfigError, DataError
+from tinker_utils.plan.adapter_size import ModelShape, model_shape
 from tinker_utils.plan.cost import Prices, prices_for
 from tinker_utils.plan.estimate import DataLengths, Forecast, evaluation_periods, forecast, learning_rate
 
@@ -90,7 +91,12 @@ class Plan:
     def forecast(self) -> Forecast:
         """Return what the run takes, if nothing stops it early."""
         lengths = DataLengths.of(self.train, self.valid, self.config.max_seq_length)
-        return forecast(self.config, lengths, self.prices, list(map(len, self.sample_prompts)))
+        return forecast(self.config, lengths, self.prices, list(map(len, self.sample_prompts)), self.shape)
+
+    @cached_property
+    def shape(self) -> ModelShape | None:
+        """Return the shape of the base model, if it is known."""
+        return model_shape(self.config)
 
     def cost_at(self, prices: Prices) -> float:
         """Return dollars for all epochs and their evaluations at the prices of another model or service."""
