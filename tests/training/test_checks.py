@@ -15,7 +15,10 @@ import pytest
 from support.small_runs import records
 
 from tinker_utils import preflight
+from tinker_utils.basics.numbers import short
+from tinker_utils.config.settings import LoraConfig
 from tinker_utils.data.chat import Conversation
+from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirectoryError, ServiceError
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.plan import prepare
@@ -206,6 +209,38 @@ def test_the_cost_stands_beside_the_budget(config, run, service):
     rich = dataclasses.replace(limited, budget_usd=2.0)
     report = preflight(rich, run.path, preparation=dataclasses.replace(dear, config=rich), service=service)
     assert found(report, "cost") == [("ok", "At most $1.00.")]
+
+
+async def test_a_rank_that_the_hosted_service_refuses_ends_it_before_anything_is_sent(config, run):
+    """There is no key: a service that was asked anything would be one more failure."""
+    hosted = dataclasses.replace(config, service="tinker", lora=LoraConfig(rank=12))
+    plan = dataclasses.replace(prepare(config), config=hosted)
+    report = preflight(hosted, run.path, preparation=plan, probe=True)
+    assert [(check.name, check.sentence) for check in report.checks if check.status == "fail"] == [
+        ("settings", "lora.rank: the hosted service takes powers of two, received 12; choose 8 or 16.")
+    ]
+    with pytest.raises(ConfigError, match="choose 8 or 16"):
+        await fit(hosted, run.path, preparation=plan)
+    assert not run.path.exists()
+
+
+def test_the_adapter_stands_beside_what_it_is_to_learn(quiet, run):
+    """The packaged model has 9,728 parameters for each rank: 4 layers of 2·256 + 2·192 + 3·512."""
+    plan = prepare(quiet)
+    tokens = plan.train.completion_tokens
+    line = ("ok", f"38.9 k LoRA parameters (rank 4) for {tokens:,} completion tokens.")
+    assert found(preflight(quiet, run.path, preparation=plan), "adapter") == [line]
+    ample = dataclasses.replace(quiet, lora=LoraConfig(rank=64))
+    report = preflight(ample, run.path, preparation=dataclasses.replace(plan, config=ample))
+    assert found(report, "adapter")[1] == (
+        "warn",
+        "Rank 64 has room to memorize 22 examples; 16 is enough for most tasks.",
+    )
+    many = dataclasses.replace(plan, train=RenderedSet(plan.train.examples * (38_912 // tokens + 1)))
+    ((status, line), (also, caution)) = found(preflight(quiet, run.path, preparation=many), "adapter")
+    assert (status, also) == ("ok", "warn")
+    assert line.endswith(f"{short(many.train.completion_tokens)} completion tokens.")
+    assert caution.endswith("; a rank of at least 8 has as many.")
 
 
 def test_a_full_disk_and_a_directory_that_cannot_be_written(quiet, run, monkeypatch):

@@ -1,6 +1,6 @@
 """The models that a service offers, and what a run on one of them has to know.
 
-Servers differ in what they say of a model: all but its name may be missing, and then nothing is known of it.
+Servers differ in what they say of a model: older ones give its name alone.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from tinker_utils.errors import ConfigError
@@ -27,16 +28,9 @@ class Offer:
 
 
 def offers(answer: tinker.types.GetServerCapabilitiesResponse) -> dict[str, Offer]:
-    """Return the models of a server's answer by their names; what is of another type counts as not said."""
-    found = {}
-    for model in getattr(answer, "supported_models", None) or ():
-        name, length, trainable = (
-            getattr(model, key, None) for key in ("model_name", "max_context_length", "trainable")
-        )
-        if isinstance(name, str) and name:
-            context_length = length if isinstance(length, int) and not isinstance(length, bool) else None
-            found[name] = Offer(context_length, trainable if isinstance(trainable, bool) else None)
-    return found
+    """Return the models of a server's answer, by their names."""
+    named = {model.model_name: model for model in answer.supported_models if model.model_name}
+    return {name: Offer(model.max_context_length, model.trainable) for name, model in named.items()}
 
 
 def check_trainable(model: str, offered: Mapping[str, Offer]) -> None:
@@ -53,5 +47,7 @@ def check_trainable(model: str, offered: Mapping[str, Offer]) -> None:
         raise ConfigError(f"model: the service offers {model}, but does not train it any more; {advice}.")
 
 
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one[:_MAX_NAME].casefold(), other[:_MAX_NAME].casefold()).ratio()
+def _likeness(one: str, other: str) -> tuple[int, float]:
+    one, other = one[:_MAX_NAME].casefold(), other[:_MAX_NAME].casefold()
+    common = sum(1 for _ in takewhile(lambda signs: signs[0] == signs[1], zip(one, other, strict=False)))
+    return common, difflib.SequenceMatcher(None, one, other).ratio()
