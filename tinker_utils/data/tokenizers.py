@@ -54,7 +54,7 @@ def load_tokenizer(config: TrainingConfig) -> Any:
 def model_config(config: TrainingConfig) -> Any:
     """Return what the base model's config.json says; None where that is not known without waiting long.
 
-    From a directory it is read; from the hub it is taken where the tokenizer came from, mostly with it.
+    From a directory it is read; the hub, or what is kept of it here, is asked once in a process.
     """
     directory = _directory(config)
     if directory is None:
@@ -75,9 +75,10 @@ def _directory(config: TrainingConfig) -> Path | None:
 @functools.cache
 def _on_hub(model: str) -> Any:
     def load() -> Any:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-        path = hf_hub_download(model, _CONFIG, etag_timeout=_HUB_SECONDS)
+        kept = try_to_load_from_cache(model, _CONFIG)
+        path = kept if isinstance(kept, str) else hf_hub_download(model, _CONFIG, etag_timeout=_HUB_SECONDS)
         return json_or_none(read_bounded(Path(path), _MAX_CONFIG))
 
     try:
