@@ -6,12 +6,16 @@ import pytest
 from tinker_utils.batching import Example
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.report import (
+    Keys,
+    Overlap,
     conversation_key,
     duplicate_table,
     find_duplicates,
     length_quantiles,
     length_table,
+    overlaps,
     prompt_key,
+    repeats,
     truncation,
     truncation_table,
 )
@@ -70,6 +74,56 @@ def test_the_same_prompt_with_another_answer_is_counted_apart():
         ("1", "0", "0"),
         ("1", "1", "0"),
     ]
+
+
+def test_each_held_out_conversation_counts_once_as_the_nearest_kind():
+    train = [talk("a", "1", source="d/train:1"), talk("b", "1", source="d/train:2"), talk("A", "1", source="d/train:3")]
+    valid = [
+        talk("c", "1", source="e/valid:1"),
+        talk("B ", "2", source="e/valid:2"),  # train:2 with another answer
+        talk("A", "1", source="e/valid:3"),  # train:3, to the letter
+        talk(" b", "1", source="e/valid:4"),  # train:2, but for white space
+        talk("a", "3", source="e/valid:5"),
+        talk("A ", "1", source="e/valid:6"),  # train:1, which comes first of the two that are as near
+    ]
+    assert overlaps(Keys.of(valid), Keys.of(train)) == [
+        Overlap("exactly", 1, "valid:3", "train:3"),
+        Overlap("nearly", 2, "valid:4", "train:2"),
+        Overlap("prompt", 2, "valid:2", "train:2"),
+    ]
+    assert overlaps(Keys.of(valid[:1]), Keys.of(train)) == []
+    assert overlaps(Keys.of([]), Keys.of(train)) == overlaps(Keys.of(valid), Keys.of([])) == []
+
+
+def test_repeats_within_a_set():
+    texts = ("a", "b", "a", "A", "B", "a", "c")
+    found = [talk(text, "1", source=f"f:{i}") for i, text in enumerate(texts, start=1)]
+    found.append(talk("c", "another answer", source="f:8"))
+    assert repeats(Keys.of(found)) == [Overlap("exactly", 2, "f:3", "f:1"), Overlap("nearly", 2, "f:4", "f:1")]
+    assert repeats(Keys.of(found[:2]) + Keys.of(found[2:3])) == [Overlap("exactly", 1, "f:3", "f:1")]
+    assert repeats(Keys.of([])) == []
+
+
+def test_other_fields_of_a_message_keep_conversations_apart_in_every_kind():
+    plain, named = Keys.of([talk("a", "b")]), Keys.of([talk("a", "b", name="x")])
+    assert overlaps(named, plain) == []
+
+
+def test_what_begins_with_the_answer_shares_no_prompt():
+    first, second = (Conversation(({"role": "assistant", "content": text},), "f:1") for text in ("x", "y"))
+    assert overlaps(Keys.of([first]), Keys.of([second])) == []
+
+
+def test_the_table_and_the_kinds_count_the_same():
+    rng = np.random.default_rng(0)
+    train, valid = ([talk(*(rng.choice(list("aAbBcC"), 2))) for _ in range(n)] for n in (12, 30))
+    kinds = {each.kind: each.count for each in overlaps(Keys.of(valid), Keys.of(train))}
+    assert len(kinds) == 3
+    same_prompt, same = (int(cell) for cell in duplicate_table(train, valid).rows[2][2:])
+    assert same == kinds["exactly"] + kinds["nearly"]
+    assert same_prompt == sum(kinds.values())
+    repeated = sum(each.count for each in repeats(Keys.of(train)))
+    assert duplicate_table(train, valid).rows[0][3] == str(repeated)
 
 
 def test_a_training_set_alone_can_be_looked_at():

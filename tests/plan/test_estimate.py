@@ -10,6 +10,8 @@ from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.errors import DataError
 from tinker_utils.plan import estimate
+from tinker_utils.plan.adapter_size import model_shape
+from tinker_utils.plan.cautions import refusals
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import DataLengths, SetLengths
 from tinker_utils.plan.plan import Plan
@@ -100,6 +102,8 @@ def test_what_was_cut_when_it_was_counted():
     ("changes", "data", "words"),
     [
         ({"lora": LoraConfig(rank=64)}, {}, "Rank 64 has room to memorize 10 examples"),
+        ({"service": "tinker", "lora": LoraConfig(rank=48)}, {}, "takes powers of two, received 48; choose 32 or 64."),
+        ({"service": "https://example.org", "lora": LoraConfig(rank=3)}, {}, "lora.rank = 3 is no power of two: the"),
         ({"service": "tinker"}, {}, "lora.alpha = 32 and lora.dropout = 0.05 are sent as metadata only"),
         ({"service": "https://example.org"}, {}, "a server other than the embedded one may use its own values"),
         ({}, {"valid": None}, "There are no validation data"),
@@ -111,6 +115,33 @@ def test_what_was_cut_when_it_was_counted():
 )
 def test_warnings(changes, data, words):
     assert any(words in sentence for sentence in forecast(config(**changes), lengths(**data)).warnings)
+
+
+@pytest.mark.parametrize(("service", "ranks"), [("local", (3, 48, 1000)), ("tinker", (1, 2, 64, 1024))])
+def test_ranks_that_are_taken(service, ranks):
+    for rank in ranks:
+        follows = forecast(config(service=service, lora=LoraConfig(rank=rank)), lengths())
+        assert not [sentence for sentence in follows.warnings if "power" in sentence]
+
+
+def test_what_a_rank_is_told_depends_on_where_it_is_sent(monkeypatch):
+    settings = config(service="tinker", lora=LoraConfig(rank=1000))
+    refusal = "lora.rank: the hosted service takes powers of two, received 1,000; choose 512 or 1,024."
+    assert list(refusals(settings)) == [refusal]
+    assert [sentence for sentence in forecast(settings, lengths()).warnings if "power" in sentence] == [refusal]
+    monkeypatch.setenv("TINKER_BASE_URL", "https://example.org")
+    assert list(refusals(settings)) == []
+    (caution,) = (sentence for sentence in forecast(settings, lengths()).warnings if "power" in sentence)
+    assert caution.endswith("another server may, too; 512 or 1,024 is safe.")
+
+
+def test_a_rank_is_told_by_what_is_to_be_learned():
+    settings = config(service="tinker", model="Qwen/Qwen3-8B", lora=LoraConfig(rank=64))
+    data = lengths(completion_tokens=10**9)
+    follows = estimate.forecast(settings, data, None, shape=model_shape(settings))
+    assert "Rank 64 may be too small to learn all of the data" in " ".join(follows.warnings)
+    assert "memorize" not in " ".join(follows.warnings)
+    assert DataLengths.of(rendered([3, 5]), None, 100).completion_tokens == 8
 
 
 def test_lengths_are_estimated_from_the_sizes_of_lines(tmp_path):

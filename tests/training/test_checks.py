@@ -15,10 +15,15 @@ import pytest
 from support.small_runs import records
 
 from tinker_utils import preflight
+from tinker_utils.basics.numbers import short
+from tinker_utils.config.settings import LoraConfig
+from tinker_utils.data.chat import Conversation
+from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.errors import ConfigError, DataError, ResumeError, RunDirectoryError, ServiceError
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.preparing import prepare
 from tinker_utils.training.checks import Check, PreflightReport
+from tinker_utils.training.checks_of_data import Named, duplicates
 from tinker_utils.training.start import fit
 
 pytestmark = pytest.mark.usefixtures("key")
@@ -48,7 +53,7 @@ def test_a_run_without_cautions(quiet, run):
     report = preflight(quiet, run.path)
     assert statuses(report) == dict.fromkeys(
         ("data", "format", "example", "tokenizer", "steps", "directory", "duplicates", "contents", "lengths",
-         "settings", "service", "evaluation", "cost", "disk"), "ok",
+         "adapter", "settings", "service", "evaluation", "cost", "disk"), "ok",
     )  # fmt: skip
     assert found(report, "data") == [("ok", "22 examples for training, 10 for validation.")]
     assert found(report, "steps") == [("ok", "12 in 2 epochs; 6 evaluations.")]
@@ -74,26 +79,58 @@ def test_leaks_and_duplicates_are_counted(quiet, own_data, run):
     train = (own_data / "train.jsonl").read_text(encoding="utf-8").splitlines()
     shouted = json.loads(train[0])
     shouted["messages"][-2]["content"] = f"  {shouted['messages'][-2]['content'].upper()} "
+    other = json.loads(train[7])
+    other["messages"][-1]["content"] = "something else"
+    another_answer = json.dumps(other)
     spoiled = {
         "train.jsonl": [*train, train[3], train[3], train[4]],
         "valid.jsonl": [json.dumps(shouted), *(own_data / "valid.jsonl").read_text(encoding="utf-8").splitlines()],
-        "test.jsonl": [train[5], train[6], json.dumps({"messages": shouted["messages"][-1:]})],
+        "test.jsonl": [train[5], train[6], json.dumps({"messages": shouted["messages"][-1:]}), another_answer],
     }
     for name, lines in spoiled.items():
         (own_data / name).write_text("\n".join(lines), encoding="utf-8")
     checks = found(preflight(dataclasses.replace(quiet, data_dir=own_data), run.path), "duplicates")
-    assert [status for status, _ in checks] == ["warn"] * 3
-    beginnings = (
-        "3 of 25 conversations in train.jsonl repeat an earlier one.",
-        "1 of 11 conversations in valid.jsonl are also in 25 conversations in train.jsonl: ",
-        "2 of 3 conversations in test.jsonl are also in 25",
-    )
-    assert all(sentence.startswith(words) for (_, sentence), words in zip(checks, beginnings, strict=True))
+    of = "25 conversations in train.jsonl"
+    leak = "their loss does not measure performance on unseen data."
+    assert checks == [
+        ("warn", f"3 of {of} repeat an earlier one exactly (the first: train.jsonl:23, as train.jsonl:4)."),
+        ("warn", "1 of 11 conversations in valid.jsonl are also in 25 conversations in train.jsonl, the same but for "
+         f"case and white space (the first: valid.jsonl:1, as train.jsonl:1): {leak}"),
+        ("warn", f"2 of 4 conversations in test.jsonl are also in {of}, exactly the same (the first: test.jsonl:1, as "
+         f"train.jsonl:6): {leak}"),
+        ("warn", f"1 of 4 conversations in test.jsonl have the same prompt as one of {of} with another answer (the "
+         "first: test.jsonl:4, as train.jsonl:8): the model is trained on what they ask."),
+    ]  # fmt: skip
+
+
+def test_several_training_sources_are_looked_through_as_one():
+    def named(name, *pairs):
+        talks = (({"role": "user", "content": one}, {"role": "assistant", "content": other}) for one, other in pairs)
+        return Named(name, [Conversation(talk, f"{name}:{i}") for i, talk in enumerate(talks, start=1)])
+
+    training = [named("a", ("x", "1"), ("y", "1")), named("b", ("Y", "1"), ("z", "1"))]
+    sentences, _ = duplicates(training, [named("v", ("z", "1")), named("w", ("x", "2"))])
+    train = "2 conversations in a and 2 conversations in b"
+    assert sentences[0] == f"1 of {train} repeat an earlier one but for case and white space (the first: b:1, as a:2)."
+    assert sentences[1].startswith(f"1 of 1 conversations in v are also in {train}, exactly the same (the first: v:1, ")
+    assert "(the first: w:1, as a:1)" in sentences[2]
+    assert len(sentences) == 3
+
+
+def test_a_test_file_that_cannot_be_read_is_told_and_nothing_more(quiet, own_data, run):
+    (own_data / "test.jsonl").write_bytes(b"PK\x03\x04")
+    ((status, sentence),) = found(preflight(dataclasses.replace(quiet, data_dir=own_data), run.path), "duplicates")
+    assert (status, "a ZIP archive" in sentence) == ("warn", True)
+    (own_data / "test.jsonl").unlink()
+    for name in ("test.csv", "test.json"):
+        (own_data / name).write_text("x", encoding="utf-8")
+    ((status, sentence),) = found(preflight(dataclasses.replace(quiet, data_dir=own_data), run.path), "duplicates")
+    assert (status, "keep one of them" in sentence) == ("warn", True)
 
 
 def test_of_a_large_file_it_says_how_far_it_was_looked_through(quiet, run, monkeypatch):
     plan = prepare(quiet)
-    monkeypatch.setattr("tinker_utils.training.checks._LOOKED_THROUGH", 500)
+    monkeypatch.setattr("tinker_utils.training.checks_of_data._LOOKED_THROUGH", 500)
     ((status, sentence),) = found(preflight(quiet, run.path, preparation=plan), "duplicates")
     assert status == "ok"
     assert re.fullmatch(r"No duplicates within the first [1-9] conversations in train.jsonl, nor between .*", sentence)
@@ -174,6 +211,38 @@ def test_the_cost_stands_beside_the_budget(config, run, service):
     assert found(report, "cost") == [("ok", "At most $1.00.")]
 
 
+async def test_a_rank_that_the_hosted_service_refuses_ends_it_before_anything_is_sent(config, run):
+    """There is no key: a service that was asked anything would be one more failure."""
+    hosted = dataclasses.replace(config, service="tinker", lora=LoraConfig(rank=12))
+    plan = dataclasses.replace(prepare(config), config=hosted)
+    report = preflight(hosted, run.path, preparation=plan, probe=True)
+    assert [(check.name, check.sentence) for check in report.checks if check.status == "fail"] == [
+        ("settings", "lora.rank: the hosted service takes powers of two, received 12; choose 8 or 16.")
+    ]
+    with pytest.raises(ConfigError, match="choose 8 or 16"):
+        await fit(hosted, run.path, preparation=plan)
+    assert not run.path.exists()
+
+
+def test_the_adapter_stands_beside_what_it_is_to_learn(quiet, run):
+    """The packaged model has 9,728 parameters for each rank: 4 layers of 2·256 + 2·192 + 3·512."""
+    plan = prepare(quiet)
+    tokens = plan.train.completion_tokens
+    line = ("ok", f"38.9 k LoRA parameters (rank 4) for {tokens:,} completion tokens.")
+    assert found(preflight(quiet, run.path, preparation=plan), "adapter") == [line]
+    ample = dataclasses.replace(quiet, lora=LoraConfig(rank=64))
+    report = preflight(ample, run.path, preparation=dataclasses.replace(plan, config=ample))
+    assert found(report, "adapter")[1] == (
+        "warn",
+        "Rank 64 has room to memorize 22 examples; 16 is enough for most tasks.",
+    )
+    many = dataclasses.replace(plan, train=RenderedSet(plan.train.examples * (38_912 // tokens + 1)))
+    ((status, line), (also, caution)) = found(preflight(quiet, run.path, preparation=many), "adapter")
+    assert (status, also) == ("ok", "warn")
+    assert line.endswith(f"{short(many.train.completion_tokens)} completion tokens.")
+    assert caution.endswith("; a rank of at least 8 has as many.")
+
+
 def test_a_full_disk_and_a_directory_that_cannot_be_written(quiet, run, monkeypatch):
     plan = prepare(quiet)
     usage = namedtuple("usage", "total used free")
@@ -210,7 +279,7 @@ async def test_a_run_records_its_cautions_once_and_not_again_what_it_looked_at_b
     *before, size = notices
     assert before == report.warnings
     assert "with 22 examples the loss is known to ±" in size, "as the first evaluation shows"
-    assert any("22 of 22 conversations in valid.jsonl" in notice for notice in notices)
+    assert any("22 of 22 conversations in valid.jsonl are also in" in notice for notice in notices)
 
 
 @pytest.mark.parametrize("spoil", ["data", "key", "service", "settings"])

@@ -67,6 +67,22 @@ def test_untouched_it_gives_back_its_configuration(config, plan):
     assert form.config.base_dir == config.base_dir
 
 
+def test_a_rank_that_the_service_refuses_or_that_is_ample_is_told_at_once(config, plan):
+    form = config_form(config, plan)
+    assert "rank" not in said(form).lower()
+    control(form, "rank").value = 48
+    assert "lora.rank: the hosted service takes powers of two, received 48; choose 32 or 64." in said(form)
+    control(form, "rank").value = 64
+    assert "powers of two" not in said(form)
+    assert "Rank 64 has room to memorize 1,000 examples" in said(form)
+    # One matrix of Qwen3-8B, and with it all of the attention: 958,464 parameters for each rank.
+    plan.train = rendered(1000, 10**6)
+    form = config_form(config, plan)
+    assert "it has 15.3 M LoRA parameters for 1 G completion tokens; even 1,024 has fewer." in said(form)
+    control(form, "rank").value = 1024
+    assert "memorize" not in said(form)
+
+
 def test_its_text_is_the_same_for_every_configuration(config, plan):
     assert repr(config_form(config, plan)) == repr(config_form(TrainingConfig())) == "ConfigForm()"
 

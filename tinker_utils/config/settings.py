@@ -27,7 +27,9 @@ class LoraConfig(Checked):
     """The adapter. The hosted service takes the rank and which groups of modules to train; `local` honours all."""
 
     rank: int = setting(
-        16, "lora.rank", "integer", "it bounds what the adapter can learn and memorize; 16 is enough for most tasks.",
+        16, "lora.rank", "integer",
+        "it bounds what the adapter can learn and memorize, and the hosted service takes powers of two; 16 is enough "
+        "for most tasks.",
         low=1, high=1024, group="Adapter",
     )  # fmt: skip
     alpha: int = setting(

@@ -1,16 +1,21 @@
 """The data report, before a run is paid for: duplicates, lengths, and what a length limit cuts off.
 
 Two conversations count as the same when they differ only in letter case and white space: the model sees other tokens,
-but learns, or is tested on, the same answer.
+but learns, or is tested on, the same answer. Where it matters how near two are, `overlaps` and `repeats` tell three
+kinds apart, by the same keys; they hold hashes, and no texts.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinker_utils.basics.table import Table
 from tinker_utils.batching import Example
@@ -23,24 +28,37 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _QUANTILE_NAMES = {0.0: "shortest", 0.5: "median", 1.0: "longest"}
 
 
+Kind = Literal["exactly", "nearly", "prompt"]
+"""How near two conversations are: all the same; the same but for case and white space; the same prompt alone."""
+_WHOLE: tuple[Kind, Kind] = ("exactly", "nearly")
+
+
 def prompt_key(conversation: Conversation) -> Hashable:
     """Return what is the same for conversations with the same prompt: all that comes before the last assistant message.
 
     A conversation that begins with that message has no prompt to share; all of it is looked at.
     """
-    prompt = conversation.messages[: conversation.last_assistant()]
-    return tuple(_message_key(message) for message in prompt or conversation.messages)
+    return _prompt_of(conversation, conversation_key(conversation))
 
 
-def conversation_key(conversation: Conversation) -> Hashable:
+def conversation_key(conversation: Conversation) -> tuple[Hashable, ...]:
     """Return what is the same for conversations that say the same from the first message to the last."""
-    return tuple(_message_key(message) for message in conversation.messages)
+    messages = conversation.messages
+    return tuple(_message_key(message, " ".join(message["content"].split()).casefold()) for message in messages)
 
 
-def _message_key(message: Message) -> Hashable:
+def exact_key(conversation: Conversation) -> tuple[Hashable, ...]:
+    """Return what is the same for conversations that say the same in the same letters."""
+    return tuple(_message_key(message, message["content"]) for message in conversation.messages)
+
+
+def _prompt_of(conversation: Conversation, key: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+    return key[: conversation.last_assistant()] or key
+
+
+def _message_key(message: Message, content: str) -> Hashable:
     others = {name: value for name, value in message.items() if name not in ("role", "content")}
-    content = " ".join(message["content"].split()).casefold()
-    return message["role"], content, json.dumps(others, sort_keys=True)
+    return message["role"], content, json.dumps(others, sort_keys=True) if others else ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,81 @@ def _by_key(
 
 def _repeated(by_key: Mapping[Hashable, Sequence[Conversation]]) -> Groups:
     return tuple(tuple(group) for group in by_key.values() if len(group) > 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What the conversations of a set say, as hashes, and where each stands: some hundred bytes for each.
+
+    Attributes:
+        hashes: by each kind, int64, shape [conversations].
+        places: file and line.
+    """
+
+    hashes: Mapping[Kind, NDArray[np.int64]]
+    places: Sequence[str]
+
+    @classmethod
+    def of(cls, conversations: Iterable[Conversation]) -> Keys:
+        """Look through conversations once; none of them is kept."""
+        exactly, nearly, prompt = array("q"), array("q"), array("q")
+        places = []
+        for conversation in conversations:
+            key = conversation_key(conversation)
+            exactly.append(hash(exact_key(conversation)))
+            nearly.append(hash(key))
+            prompt.append(hash(_prompt_of(conversation, key)))
+            places.append(conversation.source)
+        found: dict[Kind, array[int]] = {"exactly": exactly, "nearly": nearly, "prompt": prompt}
+        return cls({kind: np.array(hashes, np.int64) for kind, hashes in found.items()}, places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __add__(self, other: Keys) -> Keys:
+        hashes = {kind: np.concatenate([own, other.hashes[kind]]) for kind, own in self.hashes.items()}
+        return Keys(hashes, [*self.places, *other.places])
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Conversations that are as near as `kind` to one before them or in another set: how many, and the first pair."""
+
+    kind: Kind
+    count: int
+    first: str
+    like: str
+
+
+def overlaps(held_out: Keys, train: Keys) -> list[Overlap]:
+    """Return which held-out conversations are also in the training set; each counts once, as the nearest kind."""
+    known = {kind: np.isin(hashes, train.hashes[kind]) for kind, hashes in held_out.hashes.items()}
+    return _nearest(held_out, known, train)
+
+
+def repeats(keys: Keys) -> list[Overlap]:
+    """Return which conversations of a set say what an earlier one says; each counts once, as the nearest kind."""
+    known: dict[Kind, NDArray[np.bool_]] = {kind: _repeating(keys.hashes[kind]) for kind in _WHOLE}
+    return _nearest(keys, known, keys)
+
+
+def _repeating(hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    repeating = np.ones(len(hashes), np.bool_)
+    repeating[np.unique(hashes, return_index=True)[1]] = False
+    return repeating
+
+
+def _nearest(keys: Keys, known: Mapping[Kind, NDArray[np.bool_]], among: Keys) -> list[Overlap]:
+    counted = np.zeros(len(keys), np.bool_)
+    found = []
+    for kind, is_known in known.items():
+        new, counted = is_known & ~counted, counted | is_known
+        if new.any():
+            first = int(np.argmax(new))
+            like = int(np.argmax(among.hashes[kind] == keys.hashes[kind][first]))
+            pair = (Path(place).name for place in (keys.places[first], among.places[like]))
+            found.append(Overlap(kind, int(new.sum()), *pair))
+    return found
 
 
 def length_quantiles(lengths: Sequence[int], quantiles: Sequence[float] = QUANTILES) -> list[int]:

@@ -14,6 +14,21 @@ _KNOWN_WORSE, _LEAST_THRESHOLD = 5, 0.01
 _GROUPS = {"attention": ATTENTION_MODULES, "MLP": MLP_MODULES, "unembedding": UNEMBED_MODULES}
 
 
+def refusals(config: TrainingConfig) -> Iterator[str]:
+    """Yield which settings the hosted service refuses: no run begins with them.
+
+    That its ranks are powers of two is from the tinker-cookbook's sweep over ranks and models.
+    """
+    if named_address(config) is None and config.service == "tinker" and (nearest := _other_ranks(config.lora.rank)):
+        yield f"lora.rank: the hosted service takes powers of two, received {config.lora.rank:,}; choose {nearest}."
+
+
+def _other_ranks(rank: int) -> str:
+    """Return the powers of two beside a rank; nothing for one that is a power of two itself."""
+    below = 1 << (rank.bit_length() - 1)
+    return "" if rank == below else f"{below:,} or {2 * below:,}"
+
+
 def about_settings(config: TrainingConfig) -> Iterator[str]:
     """Yield which values are far from what is usual, and what they are likely to do."""
     for key, value in config.to_flat_dict().items():
@@ -29,6 +44,11 @@ def about_service(config: TrainingConfig) -> Iterator[str]:
         return
     hosted = config.service == "tinker"
     service = "the hosted service" if hosted else "a server other than the embedded one"
+    if nearest := "" if any(refusals(config)) else _other_ranks(config.lora.rank):
+        yield (
+            f"lora.rank = {config.lora.rank:,} is no power of two: the hosted service refuses such a rank, and another "
+            f"server may, too; {nearest} is safe."
+        )
     values = config.to_flat_dict()
     sent = [f"{key} = {values[key]}" for key, rule in RULES.items() if rule.as_metadata]
     yield (

@@ -20,6 +20,7 @@ from tinker_utils.data.sources.naming import Source, sources_of
 from tinker_utils.data.sources.rows import Rows
 from tinker_utils.data.streaming import StreamedSet
 from tinker_utils.errors import ConfigError
+from tinker_utils.plan.adapter_size import ModelShape, about_rank
 from tinker_utils.plan.cautions import (
     about_eval_tokens,
     about_evaluation,
@@ -27,6 +28,7 @@ from tinker_utils.plan.cautions import (
     about_money,
     about_service,
     about_settings,
+    refusals,
 )
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.validation import subset
@@ -34,8 +36,6 @@ from tinker_utils.plan.validation import subset
 # Until the tokenizer has counted: about four characters of English are one token of a large vocabulary, and JSON's own
 # characters make up for the chat template's tokens.
 _BYTES_PER_TOKEN = 4
-# A rank above this has room to memorize a data set of this many examples: one of 64 did, with 19,845 examples.
-_AMPLE_RANK, _SMALL_DATA = 32, 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,7 @@ class DataLengths:
     answer_at: NDArray[np.int64] | None = None
     conversation_of: NDArray[np.int64] | None = None
     source_of: NDArray[np.int64] | None = None
+    completion_tokens: int | None = None
 
     @classmethod
     def of(cls, train: RenderedSet | StreamedSet, valid: Iterable[RenderedSet], max_seq_length: int) -> DataLengths:
@@ -79,9 +80,8 @@ class DataLengths:
             answers = np.array([np.argmax(example.weights > 0) for example in train.examples], dtype=np.int64)
             conversation_of = train.conversation_of
         held_out = tuple(SetLengths(each.lengths(), each.conversation_of) for each in valid)
-        return cls(
-            train.lengths(), held_out, max_seq_length, train.cut, answers, conversation_of, source_of=train.source_of
-        )
+        counts = (train.cut, answers, conversation_of, train.source_of, train.completion_tokens)
+        return cls(train.lengths(), held_out, max_seq_length, *counts)
 
     @classmethod
     def estimate(cls, config: TrainingConfig) -> DataLengths:
@@ -111,7 +111,11 @@ class Forecast:
 
 
 def forecast(
-    config: TrainingConfig, data: DataLengths, prices: Prices | None, prompts: Sequence[int] | None = None
+    config: TrainingConfig,
+    data: DataLengths,
+    prices: Prices | None,
+    prompts: Sequence[int] | None = None,
+    shape: ModelShape | None = None,
 ) -> Forecast:
     """Count what a run with these settings takes on this data.
 
@@ -120,6 +124,7 @@ def forecast(
         data: the lengths of the examples.
         prices: of the model; None where they are not known.
         prompts: tokens of each prompt that is sampled from; without them, those of the examples that begin with one.
+        shape: the base model's; None where it is not known.
     """
     limit = config.max_seq_length - 1  # the last token is only a target
     kept = slice(None) if data.answer_at is None else data.answer_at < limit
@@ -145,8 +150,9 @@ def forecast(
         prompts = np.minimum(data.valid[0].tokens, limit)[: config.samples_at_evaluation].tolist() if data.valid else []
     cost = None if prices is None else prices.of_run(tokens, eval_tokens, looks, prompts)
     warnings = (
+        *refusals(config),
         *about_settings(config),
-        *_about_rank(config, data),
+        *about_rank(config, len(data.train), data.completion_tokens, shape),
         *about_service(config),
         *about_evaluation(config, bool(data.valid), evaluations),
         *about_eval_tokens(eval_tokens, tokens),
@@ -230,12 +236,6 @@ def _evaluations(config: TrainingConfig, steps_per_epoch: int) -> int:
 def evaluation_periods(config: TrainingConfig, steps_per_epoch: int) -> list[int]:
     """Return the intervals of evaluations, in steps: one follows each multiple of any of them."""
     return [period for period in (config.eval_interval_steps, steps_per_epoch * config.eval_at_epoch_end) if period]
-
-
-def _about_rank(config: TrainingConfig, data: DataLengths) -> Iterator[str]:
-    rank = config.lora.rank
-    if rank > _AMPLE_RANK and len(data.train) < _SMALL_DATA:
-        yield f"Rank {rank} has room to memorize {len(data.train):,} examples; 16 is enough for most tasks."
 
 
 def _about_data(config: TrainingConfig, data: DataLengths, usable: int) -> Iterator[str]:

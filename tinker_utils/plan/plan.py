@@ -24,6 +24,7 @@ from tinker_utils.data.renderers import prompts_of
 from tinker_utils.data.rendering import RenderedSet, Renderer
 from tinker_utils.data.streaming import StreamedSet, describe
 from tinker_utils.errors import ConfigError
+from tinker_utils.plan.adapter_size import ModelShape, model_shape
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.estimate import DataLengths, Forecast, evaluation_periods, forecast, learning_rate
 from tinker_utils.plan.validation import Look, looks, special_ids, text_bytes
@@ -122,7 +123,12 @@ class Plan:
     @cached_property
     def forecast(self) -> Forecast:
         """Return what the run takes, if nothing stops it early."""
-        return forecast(self.config, self.lengths, self.prices, list(map(len, self.sample_prompts)))
+        return forecast(self.config, self.lengths, self.prices, list(map(len, self.sample_prompts)), self.shape)
+
+    @cached_property
+    def shape(self) -> ModelShape | None:
+        """Return the shape of the base model, if it is known."""
+        return model_shape(self.config)
 
     @property
     def lengths(self) -> DataLengths:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tinker_utils.basics.numbers import short
 from tinker_utils.loss import PooledLoss
 from tinker_utils.run.state import Progress, SourceWindow
 
@@ -85,14 +86,6 @@ def number(value: float) -> str:
 def dollars(amount: float) -> str:
     """Return dollars and cents; more places for amounts below a cent."""
     return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
-
-
-def short(value: float) -> str:
-    """Return a count with three digits: `1,234`, `56.7 k`, `8.9 M`."""
-    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if value >= least:
-            return f"{value / unit:.3g} {letter}"
-    return f"{value:,.0f}"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from tinker_utils.service.compat import keep_keys_home, observe_queue, observe_r
 from tinker_utils.service.download import check_target, fetch_adapter, fetch_archive
 from tinker_utils.service.failures import service_error, service_errors
 from tinker_utils.service.model import Model, complete
+from tinker_utils.service.offered import Offer, offers
 from tinker_utils.service.older_servers import (
     archive_url,
     created_and_loaded,
@@ -165,7 +166,7 @@ class Service(Closing):
             self._local.check_alive()
 
     @service_errors(_ASKING)
-    def served_models(self) -> dict[str, int | None]:
+    def served_models(self) -> dict[str, Offer]:
         """Ask as `ask_for_models` does, over this connection."""
         self.check_alive()
         return _served_models(self._rest)
@@ -332,8 +333,8 @@ def _service(options: dict[str, Any], model: str, local: LocalService | None = N
 
 
 @service_errors(_ASKING)
-def ask_for_models(config: TrainingConfig) -> dict[str, int | None]:
-    """Return the models that a service other than `local` offers, each with its context length in tokens, if it tells.
+def ask_for_models(config: TrainingConfig) -> dict[str, Offer]:
+    """Return the models that a service other than `local` offers, each with what it says of it.
 
     Asking costs nothing and begins nothing: whether the service can be reached and accepts the key shows here.
 
@@ -356,9 +357,9 @@ def reach_loopback_directly() -> None:
         os.environ[name] = ",".join(filter(None, (listed, *missing)))
 
 
-def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:
+def _served_models(rest: tinker.RestClient) -> dict[str, Offer]:
     try:
-        offered = rest.get_server_capabilities().result(timeout=_ANSWER_SECONDS).supported_models
+        return offers(rest.get_server_capabilities().result(timeout=_ANSWER_SECONDS))
     except TimeoutError as error:
         raise ServiceError(
             f"{_ASKING}: there was no answer within {_ANSWER_SECONDS} s; look at the service's status and try again."
@@ -367,7 +368,6 @@ def _served_models(rest: tinker.RestClient) -> dict[str, int | None]:
         if getattr(error, "status_code", None) == 404:  # a server of one's own need not know the question
             return {}
         raise
-    return {model.model_name: model.max_context_length for model in offered if model.model_name}
 
 
 def _options(config: TrainingConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks a run before anything is spent: data, tokenizer, service, settings, steps, cost, disk."""
+"""Checks a run before anything is spent: data, adapter, settings, service, steps, cost, disk."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.table import Table
 from tinker_utils.config.settings import TrainingConfig
-from tinker_utils.data.chat import Conversation
-from tinker_utils.data.files import ChatIndex, iterate_conversations
-from tinker_utils.data.joined import joined, parts_of
-from tinker_utils.data.report import conversation_key
-from tinker_utils.data.sources.naming import TEST_FILE, data_file
+from tinker_utils.data.files import ChatIndex
+from tinker_utils.data.joined import parts_of
 from tinker_utils.data.streaming import StreamedSet
 from tinker_utils.errors import (
     ConfigError,
@@ -31,13 +25,14 @@ from tinker_utils.errors import (
     ServiceError,
     TinkerUtilsError,
 )
+from tinker_utils.plan.adapter_size import about_rank, describe_adapter
 from tinker_utils.plan.cautions import (
     about_eval_tokens,
     about_evaluation,
-    about_lengths,
     about_money,
     about_service,
     about_settings,
+    refusals,
 )
 from tinker_utils.plan.cost import prices_for, token_cost
 from tinker_utils.plan.plan import Plan
@@ -45,11 +40,11 @@ from tinker_utils.run.archive import to_archive
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import RunState, ServerProbe
 from tinker_utils.service.client import Service, ask_for_models
+from tinker_utils.service.offered import Offer, check_trainable
 from tinker_utils.service.probe import MAX_TOKENS, about_server, known_server
+from tinker_utils.training.checks_of_data import about_cutting, about_duplicates, first_example
 from tinker_utils.training.resuming import changes_to_take_up, has_ended, prepared, resume_points
 
-# Characters of each file in which duplicates are looked for: less than a second's work, and most files as a whole.
-_LOOKED_THROUGH = 20_000_000
 # What the embedded service stands on, see `local` in pyproject.toml.
 _LOCAL_PACKAGES = ("torch", "transformers", "peft", "safetensors", "starlette", "uvicorn")
 # Bytes: of a record, in metrics and log; for picture and adapter of a small model; left on a disk that is nearly full.
@@ -153,7 +148,7 @@ def preflight(
         checks += _of_plan(plan)
         checks += _of_run(run, plan)
     checks += check_start(config, run, plan, service)
-    reachable = all(check.status != "fail" for check in checks if check.name == "service")
+    reachable = all(check.status != "fail" for check in checks if check.name in ("settings", "service"))
     _, probed = probed_server(config, run, service, probe if reachable else False)
     return PreflightReport((*checks, *probed))
 
@@ -207,12 +202,15 @@ def check_start(
     checks: list[Check] = []
     if plan is not None:
         if not same_data:
-            checks += _of_duplicates(plan)
+            checks += warn_or_pass("duplicates", *about_duplicates(plan))
             checks += warn_or_pass("contents", plan.findings, "All that the lines hold is used, and each answer ends.")
-        checks += _of_lengths(plan)
+        checks += warn_or_pass("lengths", *about_cutting(plan))
+        checks += _of_adapter(plan)
+    refused = [Check.failed("settings", ConfigError(sentence)) for sentence in refusals(config)]
     cautions = (*about_settings(config), *about_service(config))
-    checks += warn_or_pass("settings", cautions, "The service supports all of them.")
-    checks += _of_service(config, plan, service)
+    checks += refused or warn_or_pass("settings", cautions, "The service supports all of them.")
+    if not refused:  # nothing is sent to a service before
+        checks += _of_service(config, plan, service)
     if plan is not None:
         checks += _of_evaluation(plan)
         checks += _of_cost(plan)
@@ -225,7 +223,7 @@ def _of_plan(plan: Plan) -> Iterator[Check]:
     yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
     for chats in (*plan.chats, *plan.held_out):
         yield from map(_of_format, (part for part in parts_of(chats) if part.formats))
-    yield Check("example", "ok", _first_example(plan))
+    yield Check("example", "ok", first_example(plan))
     yield Check("tokenizer", "ok", "It loads, and its chat template separates prompts from answers.")
     steps, epochs = plan.total_steps, plan.config.epochs
     yield Check("steps", "ok", f"{steps:,} in {epochs:,} epochs; {plan.forecast.evaluations:,} evaluations.")
@@ -235,14 +233,6 @@ def _of_format(chats: ChatIndex) -> Check:
     """Return which format the rows of a file are in; several in one file are seldom meant."""
     found = " and ".join(f"{count:,} rows in the format {name}" for name, count in chats.formats.most_common())
     return Check("format", "warn" if len(chats.formats) > 1 else "ok", f"{chats.name}: {found}.")
-
-
-def _first_example(plan: Plan) -> str:
-    """Return the first training example in words, as the model reads it and as it is to go on."""
-    example = plan.example()
-    begin = int(np.argmax(example.weights > 0)) + 1
-    prompt, completion = (plan.tokenizer.decode(part) for part in (example.tokens[:begin], example.tokens[begin:]))
-    return f"The first example: {quoted(prompt)} is followed by {quoted(completion)}."
 
 
 def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
@@ -266,61 +256,14 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
         yield Check.failed("directory", error)
 
 
-def _of_duplicates(plan: Plan) -> list[Check]:
-    """Look for conversations that stand twice, above all those that the model is trained and then tested on."""
-    sentences: list[str] = []
-    (train, keys), *held_out = (_looked_through(chats.name, chats) for chats in (joined(plan.chats), *plan.held_out))
-    known = set(keys)
-    if repeated := len(keys) - len(known):
-        sentences.append(f"{repeated:,} of {train} repeat an earlier one.")
-    try:
-        test = data_file(plan.config.resolve(plan.config.data_dir), TEST_FILE)
-        if test.exists():
-            held_out.append(_looked_through(test.name, iterate_conversations(test, plan.reader, skip_unusable=True)))
-    except DataError as error:  # no run needs it
-        sentences.append(str(error))
-    for name, keys in held_out:
-        if shared := sum(key in known for key in keys):
-            sentences.append(
-                f"{shared:,} of {name} are also in {train}: their loss does not measure performance on unseen data."
-            )
-    return warn_or_pass(
-        "duplicates", sentences, f"No duplicates within {train}, nor between them and the held-out data."
-    )
-
-
-def _looked_through(name: str, conversations: Iterable[Conversation]) -> tuple[str, list[int]]:
-    """Return in words how much of a file was looked through, and a hash of what each conversation in it says."""
-    keys: list[int] = []
-    characters = 0
-    for conversation in conversations:
-        characters += sum(len(message["content"]) for message in conversation.messages)
-        if characters > _LOOKED_THROUGH:
-            return f"the first {len(keys):,} conversations in {name}", keys
-        keys.append(hash(conversation_key(conversation)))
-    return f"{len(keys):,} conversations in {name}", keys
-
-
-def _of_lengths(plan: Plan) -> list[Check]:
-    limit, train = plan.config.max_seq_length, plan.train
+def _of_adapter(plan: Plan) -> Iterator[Check]:
+    """Yield how large the adapter is beside what it is to learn, and whether that is too small, or ample."""
+    train = plan.train
     estimated = isinstance(train, StreamedSet) and not train.exact
-    sentences = list(about_lengths(train.cut, len(train.lengths()), limit, estimated))
-    about = "about " if estimated else ""
-    if (once := train.read_once()) < train.tokens:
-        sentences.append(
-            "The chat template writes earlier messages otherwise when others follow, so each answer is an example of "
-            f"its own: {about}{train.tokens:,} tokens are read in an epoch instead of {about}{once:,}."
-        )
-    if train.skipped:
-        sentences.append(
-            f"{about}{train.skipped:,} training examples are skipped: "
-            f"they have no completion token within {limit:,} tokens."
-        )
-    if train.unanswered:
-        sentences.append(
-            f"{about}{train.unanswered:,} training examples are skipped: nothing in them is an answer to train on."
-        )
-    return warn_or_pass("lengths", sentences, f"No example is longer than {limit:,} tokens, and each has an answer.")
+    tokens = train.completion_tokens
+    yield Check("adapter", "ok", describe_adapter(plan.config, plan.shape, tokens, estimated))
+    for caution in about_rank(plan.config, len(train.lengths()), tokens, plan.shape):
+        yield Check("adapter", "warn", caution)
 
 
 def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | None) -> list[Check]:
@@ -332,12 +275,13 @@ def _of_service(config: TrainingConfig, plan: Plan | None, service: Service | No
         return [Check("service", "ok", "The embedded service is installed, and starts with the run.")]
     try:
         models = service.served_models() if service else ask_for_models(config)
-    except ServiceError as error:
+        check_trainable(config.model, models)
+    except (ConfigError, ServiceError) as error:
         return [Check.failed("service", error)]
     sentences = []
     if models and config.model not in models:
         sentences.append(f"{config.model} is not among the {len(models):,} models that the service offers.")
-    context = models.get(config.model)
+    context = models.get(config.model, Offer()).context_length
     max_tokens = 0 if plan is None else int(plan.train.lengths().max(initial=0)) + 1
     if context is not None and max_tokens > context:
         sentences.append(f"The longest example has {max_tokens:,} tokens, and the model takes {context:,}.")

@@ -18,15 +18,17 @@ from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 
+from tinker_utils.basics.numbers import short
 from tinker_utils.basics.table import NO_MATHEMATICS
 from tinker_utils.config.rules import Rule
 from tinker_utils.config.settings import RULES, TrainingConfig
 from tinker_utils.errors import ConfigError, DataError
+from tinker_utils.plan.adapter_size import model_shape
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import DataLengths, Forecast, forecast
 from tinker_utils.plan.plan import Plan
 from tinker_utils.run.directory import in_use_here
-from tinker_utils.run.figures import dollars, short
+from tinker_utils.run.figures import dollars
 from tinker_utils.views.compat import answer_changes
 from tinker_utils.views.html import STYLE, figures_html, show_widget, warnings_html
 
@@ -42,6 +44,7 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
     def __init__(self, config: TrainingConfig, plan: Plan | None = None) -> None:
         self._config = config
         self._data = _lengths(config, plan)
+        self._shape = None if plan is None else model_shape(config)
         values, offered = config.to_flat_dict(), [rule for rule in RULES.values() if rule.group]
         self._inputs = {rule.key: _input(rule, values[rule.key]) for rule in offered}
         self._untouched = {key: control.value for key, control in self._inputs.items()}
@@ -126,7 +129,7 @@ class ConfigForm(widgets.HBox):  # type: ignore[misc]
             content = warnings_html([f"Steps and costs are not known: {self._data}"])
         else:
             content = _consequences_html(
-                forecast(config, self._data, prices_for(config.service, config.model)),
+                forecast(config, self._data, prices_for(config.service, config.model), shape=self._shape),
                 exact=self._data.cut_at is not None,
             )
         about = f'class="tinker-run {NO_MATHEMATICS}" aria-label="Effect of these settings"'

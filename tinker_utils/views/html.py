@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from tinker_utils.basics.numbers import short
 from tinker_utils.basics.redaction import printable, printable_lines
 from tinker_utils.basics.table import NO_MATHEMATICS
 from tinker_utils.run import figures
-from tinker_utils.run.figures import UNIT_WORDS, LossUnit, dollars, short
+from tinker_utils.run.figures import UNIT_WORDS, LossUnit, dollars
 from tinker_utils.run.series import Record
 from tinker_utils.run.status import RunStatus
 from tinker_utils.style.curves import png
