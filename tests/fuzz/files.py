@@ -27,7 +27,7 @@ from tinker_utils.comparison.report import evaluation_table
 from tinker_utils.config.loading import dump_config, load_config_from_yaml
 from tinker_utils.data.files import read_conversations
 from tinker_utils.data.renderers import render
-from tinker_utils.data.report import duplicate_table, length_table, truncation_table
+from tinker_utils.data.report import Keys, duplicate_table, length_table, overlaps, truncation_table
 from tinker_utils.errors import TinkerUtilsError
 from tinker_utils.export.openai_server import prompt_logprobs
 from tinker_utils.local.server.model_source import PACKAGED_DIRECTORY
@@ -100,6 +100,8 @@ def _chat(path: Path, content: bytes) -> None:
     with only_sentences():
         conversations = read_conversations(path)
         duplicate_table(conversations, conversations).to_text()
+        keys = Keys.of(conversations)
+        assert [(each.kind, each.count) for each in overlaps(keys, keys)] == [("exactly", len(conversations))]
         rendered = render(conversations, _tokenizer(), 64, "all_assistant")
         for example in rendered.examples[:2]:
             assert 0 < example.completion_tokens < len(example.tokens) <= 64

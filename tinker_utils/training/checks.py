@@ -207,9 +207,9 @@ def check_start(
         checks += warn_or_pass("lengths", *about_cutting(plan))
         checks += _of_adapter(plan)
     refused = [Check.failed("settings", ConfigError(sentence)) for sentence in refusals(config)]
-    cautions = (*about_settings(config), *about_service(config))
-    checks += refused or warn_or_pass("settings", cautions, "The service supports all of them.")
-    if not refused:  # nothing is sent to a service before
+    cautions = [Check("settings", "warn", sentence) for sentence in (*about_settings(config), *about_service(config))]
+    checks += [*refused, *cautions] or [Check("settings", "ok", "The service supports all of them.")]
+    if not refused:  # until they are mended, nothing is sent
         checks += _of_service(config, plan, service)
     if plan is not None:
         checks += _of_evaluation(plan)
