@@ -141,7 +141,7 @@ def test_a_rank_is_told_by_what_is_to_be_learned():
     follows = estimate.forecast(settings, data, None, shape=model_shape(settings))
     assert "Rank 64 may be too small to learn all of the data" in " ".join(follows.warnings)
     assert "memorize" not in " ".join(follows.warnings)
-    assert DataLengths.of(rendered([3, 5]), None, 100).completion_tokens == 8
+    assert DataLengths.of(rendered([3, 5]), [], 100).completion_tokens == 8
 
 
 def test_lengths_are_estimated_from_the_sizes_of_lines(tmp_path):

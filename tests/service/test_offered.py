@@ -10,7 +10,7 @@ from support.relay import Relay, reply
 
 from tinker_utils import preflight
 from tinker_utils.errors import ConfigError
-from tinker_utils.plan.plan import prepare
+from tinker_utils.plan.preparing import prepare
 from tinker_utils.service.client import ask_for_models
 from tinker_utils.service.offered import Offer, check_trainable
 from tinker_utils.training.start import fit

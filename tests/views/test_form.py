@@ -76,7 +76,7 @@ def test_a_rank_that_the_service_refuses_or_that_is_ample_is_told_at_once(config
     assert "powers of two" not in said(form)
     assert "Rank 64 has room to memorize 1,000 examples" in said(form)
     # One matrix of Qwen3-8B, and with it all of the attention: 958,464 parameters for each rank.
-    plan.train = rendered(1000, 10**6)
+    plan.lengths = plan_of(rendered(1000, 10**6)).lengths
     form = config_form(config, plan)
     assert "it has 15.3 M LoRA parameters for 1 G completion tokens; even 1,024 has fewer." in said(form)
     control(form, "rank").value = 1024
