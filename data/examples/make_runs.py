@@ -10,6 +10,8 @@ notebook that reads runs and for the tests: falling losses, with an overfitting 
 | cookbook | tinker-cookbook's metrics.jsonl and config.json | nats, mean of example means |
 | trainer | Hugging Face's trainer_state.json in a checkpoint | nats, mean of batch means |
 
+All but the summed one have a second validation set, `general`, which shows what is forgotten.
+
 The files come from the seed alone: the same bytes each time.
 """
 
@@ -70,6 +72,10 @@ class Course:
         risen = self.overfitting * late_epochs(step)
         return round(self.scale * (1.1 + 1.9 * math.exp(-step / 14) + risen + noise.gauss(0, 0.004)), 4)
 
+    def general_loss(self, step: int) -> float:
+        """The loss on a second validation set, of what the model could do before: it forgets from the start."""
+        return round(self.scale * (1.3 + 0.1 * step / STEPS_PER_EPOCH + self.overfitting * late_epochs(step)), 4)
+
 
 def late_epochs(step: int) -> float:
     """Epochs trained after the first."""
@@ -92,7 +98,8 @@ def own_records(course: Course, stops_early: bool) -> Iterator[Record]:
             yield {"type": "train", **common, **own_train_fields(course.train_loss(step, noise), step, evaluated)}
         if step % EVALUATE_EVERY == 0:
             loss = course.valid_loss(step, noise)
-            yield {"type": "val", **common, **own_valid_fields(loss), "is_best": loss < best}
+            yield {"type": "val", **common, "set": "task", **own_valid_fields(loss), "is_best": loss < best}
+            yield {"type": "val", **common, "set": "general", **own_valid_fields(course.general_loss(step))}
             best, best_step = min((best, best_step), (loss, step))
             anchor, since = (loss, 0) if loss < anchor - THRESHOLD else (anchor, since + 1)
         if stops_early and since == PATIENCE:
@@ -185,7 +192,7 @@ def cookbook_rows(course: Course) -> Iterator[Record]:
             "cost/cumulative_usd": round((step + 1) * usd, 6),
         }
         if step % EVALUATE_EVERY == 0:
-            row["test/nll"] = course.valid_loss(step, noise)
+            row |= {"test/nll": course.valid_loss(step, noise), "general/nll": course.general_loss(step)}
         yield row | {"time/total": float(SECONDS_PER_STEP)}
 
 
@@ -208,7 +215,8 @@ def trainer_history(course: Course) -> Iterator[Record]:
         common = {"epoch": step / STEPS_PER_EPOCH, "num_input_tokens_seen": step * TOKENS_PER_STEP, "step": step}
         yield {"grad_norm": 1.0, "learning_rate": LEARNING_RATE, "loss": course.train_loss(step, noise), **common}
         if step % EVALUATE_EVERY == 0:
-            yield {"eval_loss": course.valid_loss(step, noise), "eval_runtime": 2.0, **common}
+            yield {"eval_task_loss": course.valid_loss(step, noise), "eval_task_runtime": 2.0, **common}
+            yield {"eval_general_loss": course.general_loss(step), "eval_general_runtime": 2.0, **common}
 
 
 def trainer_state(course: Course) -> Record:

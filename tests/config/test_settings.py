@@ -53,7 +53,7 @@ def test_every_setting_in_the_file_has_a_comment_in_one_of_its_sections():
     lines = CONFIG.read_text(encoding="utf-8").splitlines()
     cloud = lines[lines.index("cloud:") : lines.index("local:")]
     settings = [line for line in cloud if re.match(r"^ {4,}\w+:", line) or re.match(r"^  (service|model):", line)]
-    assert len(settings) == 24
+    assert len(settings) == 26
     assert [line for line in settings if "#" not in line] == []
 
 

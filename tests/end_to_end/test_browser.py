@@ -55,7 +55,7 @@ def short(data):
 
     def short(base_url: str, epochs: int) -> dict[str, object]:
         fixed = {"early_stopping_patience": 0, "log_interval_steps": 1}
-        often = {"checkpoint_interval_steps": 4, "eval_interval_steps": 4}
+        often = {"checkpoint_interval_steps": 4, "eval_interval_steps": 4, "eval_at_start": False}
         return {"service": base_url, "data.dir": str(data), "epochs": epochs, **fixed, **often}
 
     return short

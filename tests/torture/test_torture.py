@@ -46,7 +46,7 @@ LATER_KILLS = [
 ]
 REFUSALS = [
     Kill(victim, call=call, module=module, fault=fault)
-    for victim, module, calls in (("trainer", TRAINER, (58, 66, 74)), ("server", SERVER, (20, 28, 36)))
+    for victim, module, calls in (("trainer", TRAINER, (70, 78, 86)), ("server", SERVER, (20, 28, 36)))
     for fault, call in zip((Fault.DISK_FULL, Fault.READ_ONLY, Fault.VANISHED), calls, strict=True)
 ]
 

@@ -97,8 +97,10 @@ class Recovery:
         # In its thread it only asks the service: should that outlast the run, it must not write what is another's then.
         kept = needed(state)
         found = await self._waiting.call(lambda: self._clean_up(kept), step, "the lists of checkpoints")
-        # The attempt just before may still be at work on the service: its name is looked at once more.
-        logger.publish(models=list(dict.fromkeys([*found, *state.models[-1:], model.run_id])))
+        # The attempts just before may still be at work on the service, or its disk may have been out of sight for as
+        # long as they took: their names are looked at once more.
+        before = state.models[-1 - _MAX_RETURNS :]
+        logger.publish(models=list(dict.fromkeys([*found, *before, model.run_id])))
         recorder = Recorder(self._plan, logger, self._spending)
         # More may have been sent since the last save than run.json says, and the records that told of it go.
         recorder.publish()
