@@ -60,7 +60,8 @@ class Recorder:
         self._spending = spending
         self._plan = plan
         self._warned: set[str] = set()  # what was said once
-        self._sized = self.progress.evaluations > 0  # whether it was told how well the validation set can judge
+        # Whether it was told how well the validation set can judge.
+        self._sized = self.progress.evaluations > plan.config.eval_at_start
         self._refused_before = len(plan.batches.refused)  # of which preflight tells
         self._window_began = time.monotonic() - self.progress.window_seconds
         self._replay = Replay(point.following)
@@ -188,8 +189,11 @@ class Recorder:
         return sum(nats) / math.log(2) / size if size else None
 
     def _judge_size(self, step: int, look: Look, evaluation: Evaluation) -> None:
-        """Say, once, that the validation set is too small to judge by, as its first evaluation shows."""
-        if self._sized:
+        """Say, once, that the validation set is too small to judge by, as its first evaluation shows.
+
+        Not that of the base model: what it cannot do yet has errors of another size.
+        """
+        if self._sized or step == 0:
             return
         self._sized = True
         if sentence := about_size(len(evaluation.completion_tokens), evaluation.pooled, self.stopper.threshold):
