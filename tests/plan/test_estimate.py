@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tinker_utils.batching import BatchPlan, Example
+from tinker_utils.batching import BatchPlan, Example, Mixture
 from tinker_utils.config.settings import LoraConfig, TrainingConfig
 from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.errors import DataError
@@ -158,3 +158,16 @@ def test_lengths_are_estimated_from_the_sizes_of_lines(tmp_path):
 def test_no_examples_take_nothing():
     follows = forecast(config(), lengths(train=(), valid=()))
     assert (follows.steps, follows.evaluations, follows.tokens, follows.cost_usd) == (0, 0, 0, 0.0)
+
+
+def test_tokens_of_a_mixture_are_those_that_its_epochs_draw(monkeypatch):
+    train = [{"path": "a", "weight": 1}, {"path": "b", "weight": 1}]
+    data = lengths(train=(10, 20, 30, 40, 5, 5), source_of=np.array([0, 0, 0, 0, 1, 1]))
+    settings = config(train=train, epochs=50)
+    follows = forecast(settings, data)
+    mixture = Mixture.of([4, 2], [1, 1])
+    drawn = [data.train[mixture.order(settings.seed, epoch)] for epoch in range(1, 51)]
+    assert (follows.steps_per_epoch, follows.tokens) == (1, sum(int(each.sum()) for each in drawn))
+    # Where that would take long: two of 25 on average, and two of 5, an epoch.
+    monkeypatch.setattr(estimate, "_DRAWN", 0)
+    assert forecast(settings, data).tokens == 50 * (2 * 25 + 2 * 5)

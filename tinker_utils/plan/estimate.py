@@ -36,6 +36,8 @@ from tinker_utils.plan.validation import subset
 # Until the tokenizer has counted: about four characters of English are one token of a large vocabulary, and JSON's own
 # characters make up for the chat template's tokens.
 _BYTES_PER_TOKEN = 4
+# Conversations that are drawn, at most, to count the tokens of a mixture: with more, the means of its sources tell.
+_DRAWN = 5_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +219,9 @@ def _tokens(read: NDArray[np.int64], mixture: Mixture, config: TrainingConfig) -
     """Return the tokens of all epochs, from those of each conversation, shape [conversations]."""
     if mixture.draws == mixture.sizes:
         return int(read.sum()) * config.epochs
+    if config.epochs * len(read) > _DRAWN:
+        means = [part.mean() for part in np.split(read, np.cumsum(mixture.sizes)[:-1])]
+        return round(config.epochs * sum(draw * mean for draw, mean in zip(mixture.draws, means, strict=True)))
     return sum(int(read[mixture.order(config.seed, epoch)].sum()) for epoch in range(1, config.epochs + 1))
 
 
