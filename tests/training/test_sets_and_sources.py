@@ -200,11 +200,17 @@ def test_what_is_not_allowed_is_said_with_its_key(config, changes, words):
         dataclasses.replace(config, **changes)
 
 
-def test_sets_and_weights_that_do_not_fit_the_data_are_refused(mixed):
+def test_sets_and_weights_that_do_not_fit_the_data_are_refused(mixed, tmp_path):
     with pytest.raises(ConfigError, match="no val_loss/other; the validation data have val_loss/task and val_loss/gen"):
         prepare(dataclasses.replace(mixed, monitor="val_loss/other"))
     with pytest.raises(ConfigError, match=r"code.jsonl has the weight 1e-06, which is none of the"):
         prepare(dataclasses.replace(mixed, train=[mixed.train[0], dict(mixed.train[1], weight=1e-6)]))
+    silent = tmp_path / "silent.jsonl"
+    silent.write_text('{"messages": [{"role": "user", "content": "Nobody answers."}]}\n')
+    with pytest.raises(
+        DataError, match=r"silent.jsonl: has no conversation that can be trained on; leave the source out"
+    ):
+        prepare(dataclasses.replace(mixed, train=[{"path": str(silent)}, {"path": mixed.train[1]["path"]}]))
     with pytest.raises(DataError, match="data.valid: expected a file"):
         prepare(dataclasses.replace(mixed, valid={"a": "missing.jsonl"}))
     report = preflight(dataclasses.replace(mixed, monitor="val_loss/other"))

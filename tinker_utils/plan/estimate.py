@@ -19,7 +19,6 @@ from tinker_utils.data.rendering import RenderedSet
 from tinker_utils.data.sources.naming import Source, sources_of
 from tinker_utils.data.sources.rows import Rows
 from tinker_utils.data.streaming import StreamedSet
-from tinker_utils.errors import ConfigError
 from tinker_utils.plan.adapter_size import ModelShape, about_rank
 from tinker_utils.plan.cautions import (
     about_eval_tokens,
@@ -196,23 +195,11 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup: int, schedul
 
 
 def mixture_of(config: TrainingConfig, sizes: Sequence[int] | NDArray[np.int64]) -> Mixture:
-    """Return how many conversations an epoch takes of each source, of which there are so many.
-
-    Raises:
-        ConfigError: the weight of a source is so small that none of it is in an epoch.
-    """
+    """Return how many conversations an epoch takes of each source, of which there are so many."""
     listed = config.train if isinstance(config.train, list) else [{}]
     sizes = [*map(int, sizes), *[0] * (len(listed) - len(sizes))]
-    weighted = "weight" in listed[0]
-    weights, limits = [each.get("weight") for each in listed], [each.get("limit") for each in listed]
-    mixture = Mixture.of(sizes, weights if weighted else None, limits)
-    for source, draw in zip(listed, mixture.draws, strict=True):
-        if weighted and not draw:
-            raise ConfigError(
-                f"data.train: {source['path']} has the weight {source['weight']:g}, which is none of the "
-                f"{mixture.total:,} conversations of an epoch; raise it, or leave the source out."
-            )
-    return mixture
+    weights, limits = ([each.get(name) for each in listed] for name in ("weight", "limit"))
+    return Mixture.of(sizes, weights if "weight" in listed[0] else None, limits)
 
 
 def _tokens(read: NDArray[np.int64], mixture: Mixture, config: TrainingConfig) -> int:
@@ -220,7 +207,8 @@ def _tokens(read: NDArray[np.int64], mixture: Mixture, config: TrainingConfig) -
     if mixture.draws == mixture.sizes:
         return int(read.sum()) * config.epochs
     if config.epochs * len(read) > _DRAWN:
-        means = [part.mean() for part in np.split(read, np.cumsum(mixture.sizes)[:-1])]
+        parts = np.split(read, np.cumsum(mixture.sizes)[:-1])
+        means = [int(part.sum()) / max(1, len(part)) for part in parts]
         return round(config.epochs * sum(draw * mean for draw, mean in zip(mixture.draws, means, strict=True)))
     return sum(int(read[mixture.order(config.seed, epoch)].sum()) for epoch in range(1, config.epochs + 1))
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinker_utils.basics.files import sha256
 from tinker_utils.basics.redaction import without_home
-from tinker_utils.batching import BatchPlan
+from tinker_utils.batching import BatchPlan, Mixture
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import ChatIndex
@@ -26,7 +27,7 @@ from tinker_utils.data.sources.naming import VALID_FILE, Source, sources_of
 from tinker_utils.data.split import holds_out
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
-from tinker_utils.errors import DataError
+from tinker_utils.errors import ConfigError, DataError
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import mixture_of
 from tinker_utils.plan.plan import Plan
@@ -148,13 +149,27 @@ def _planned(file: RenderedFile, config: TrainingConfig) -> tuple[RenderedSet | 
     """Return the training examples and their batches: of a large file as they are needed, of any other at once."""
     if _is_small(file):
         rendered = render_all(file, config.max_skipped_share)
-        mixture = mixture_of(config, np.bincount(rendered.source_of))
+        mixture = _mixture(config, np.bincount(rendered.source_of))
         how = config.batch_size, config.seed, config.epochs
         return rendered, BatchPlan(rendered.by_conversation, *how, mixture=mixture)
-    mixture = mixture_of(config, [len(part) for part in parts_of(file.chats)])
+    mixture = _mixture(config, [len(part) for part in parts_of(file.chats)])
     batches = StreamedPlan(file, config.batch_size, config.seed, config.epochs, mixture=mixture)
     batches.read_ahead(1)
     return StreamedSet.of(file, config.max_skipped_share), batches
+
+
+def _mixture(config: TrainingConfig, sizes: Sequence[int] | NDArray[np.int64]) -> Mixture:
+    """Return how much is taken of each source; refused is one of which an epoch takes nothing."""
+    mixture = mixture_of(config, sizes)
+    listed = config.train if isinstance(config.train, list) else []
+    if empty := next((source for source, size in zip(listed, mixture.sizes, strict=False) if not size), None):
+        raise DataError(f"{empty['path']}: has no conversation that can be trained on; leave the source out.")
+    if light := next((source for source, draw in zip(listed, mixture.draws, strict=False) if not draw), None):
+        raise ConfigError(
+            f"data.train: {light['path']} has the weight {light['weight']:g}, which is none of the "
+            f"{mixture.total:,} conversations of an epoch; raise it, or leave the source out."
+        )
+    return mixture
 
 
 def _is_small(file: RenderedFile) -> bool:
