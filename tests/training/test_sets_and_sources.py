@@ -213,5 +213,8 @@ def test_sets_and_weights_that_do_not_fit_the_data_are_refused(mixed, tmp_path):
         prepare(dataclasses.replace(mixed, train=[{"path": str(silent)}, {"path": mixed.train[1]["path"]}]))
     with pytest.raises(DataError, match="data.valid: expected a file"):
         prepare(dataclasses.replace(mixed, valid={"a": "missing.jsonl"}))
+    shares = "An epoch takes these conversations: 9 of 20 of web (50.0%), 9 of 12 of code (50.0%)."
+    assert [check.sentence for check in preflight(mixed).checks if check.name == "mixture"] == [shares]
+    assert shares in prepare(mixed).summary()
     report = preflight(dataclasses.replace(mixed, monitor="val_loss/other"))
     assert [check.status for check in report.checks if "val_loss/other" in check.sentence] == ["fail"]

@@ -223,6 +223,16 @@ class Plan:
         warms_up_anew = self.resumed_at and 0 < since < config.resume_warmup_steps
         return rate * since / config.resume_warmup_steps if warms_up_anew else rate
 
+    @property
+    def shares(self) -> str:
+        """Return in words what an epoch takes of each source; empty where it takes all of the only one."""
+        mixture = self.batches.mixture
+        if mixture is None or mixture == Mixture.of([mixture.total]):
+            return ""
+        parts = zip(self.sources, mixture.sizes, mixture.draws, strict=True)
+        taken = (f"{draw:,} of {size:,} of {name} ({draw / mixture.total:.1%})" for name, size, draw in parts)
+        return f"An epoch takes these conversations: {', '.join(taken)}."
+
     def summary(self) -> str:
         """Return what will be trained, for how many steps and at most how many dollars, as a few lines of text."""
         config, length, expected = self.config, self.config.max_seq_length, self.forecast
@@ -231,6 +241,7 @@ class Plan:
             f"{without_home(config.model)} on {config.service}: LoRA rank {config.lora.rank}, "
             f"alpha {config.lora.alpha}, dropout {config.lora.dropout:g}",
             describe(self.train, "train", length),
+            *filter(None, [self.shares]),
             *(describe(each, f"valid, {name}" if name else "valid", length) for name, each in self.sets.items()),
             f"steps: {self.total_steps:,} in {config.epochs} epochs of {self.batches.steps_per_epoch:,}, "
             f"{expected.warmup_steps:,} of them warm-up; {expected.evaluations:,} evaluations",

@@ -223,6 +223,8 @@ def _of_plan(plan: Plan) -> Iterator[Check]:
     yield Check("data", "ok", f"{len(plan.train.examples):,} examples for training{held_out}.")
     for chats in (*plan.chats, *plan.held_out):
         yield from map(_of_format, (part for part in parts_of(chats) if part.formats))
+    if plan.shares:
+        yield Check("mixture", "ok", plan.shares)
     yield Check("example", "ok", first_example(plan))
     yield Check("tokenizer", "ok", "It loads, and its chat template separates prompts from answers.")
     steps, epochs = plan.total_steps, plan.config.epochs
