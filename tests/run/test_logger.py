@@ -63,3 +63,16 @@ def test_a_file_that_somebody_removes_is_made_anew_and_the_metrics_say_so(run, n
     else:
         assert told == [("train", 1), ("train", 2), ("train", 3)]
         assert [line.split()[3] for line in run.log.read_text().splitlines()] == ["step=2", "step=3"]
+
+
+def test_at_the_start_nothing_is_left_of_the_base_models_evaluation(run):
+    """A run that is killed before its first checkpoint asks the base model again, and must not say it twice."""
+    run.create()
+    with RunLogger(run, RunState()) as logger:
+        logger.record("val", 0, val_loss=1.0)
+        logger.samples(0, [{"prompt": "Why?", "completion": "So."}])
+        logger.samples(4, [{"prompt": "Why?", "completion": "Because."}])
+        logger.roll_back("tinker://a/weights/2", 2)
+        assert [json.loads(line)["step"] for line in run.samples.read_text().splitlines()] == [0]
+        logger.roll_back(None, 0)
+    assert (run.metrics.read_text(), run.samples.read_text()) == ("", "")

@@ -108,7 +108,8 @@ class RunLogger(Closing):
                 known = roll_back_metrics(self.run.metrics, checkpoint, step)
             finally:
                 self._metrics = MetricsWriter(self.run.metrics)
-            roll_back_samples(self.run.samples, step)
+            # At the start nothing is left, what the base model wrote at step 0 included: it is asked again.
+            roll_back_samples(self.run.samples, step if checkpoint else -1)
         return known
 
     def samples(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
