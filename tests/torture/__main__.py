@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -32,11 +33,11 @@ def main() -> int:
     options = _parser().parse_args()
     print(f"seed {options.seed}", flush=True)
     began = time.monotonic()
+    # What trying a server takes is no part of a run: the ledgers would not agree.
+    os.environ["TINKER_UTILS_PROBE"] = "0"
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         folder = Path(name)
         environment = {"LD_PRELOAD": str(build(folder)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        # What trying a server takes is no part of a run: the ledgers would not agree.
-        environment["TINKER_UTILS_PROBE"] = "0"
         with PreloadedPython(environment) as python:
             tormentor = Tormentor(python, folder, options.seed, _tell)
             campaigns = []
