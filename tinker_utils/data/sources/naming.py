@@ -52,19 +52,10 @@ Source = Path | NamedData
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """A source that is trained on.
-
-    Attributes:
-        source: the file or split.
-        name: what its losses are called by.
-        weight: its share beside the others' weights; None where all of it is taken.
-        limit: the most conversations that an epoch takes of it.
-    """
+    """A source that is trained on, and the name that its losses are called by."""
 
     source: Source
     name: str
-    weight: float | None = None
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,17 +78,16 @@ def sources_of(config: TrainingConfig) -> Sources:
     given, directory = config.to_flat_dict(), config.resolve(config.data_dir)
     train, valid = given["data.train"], given["data.valid"]
     listed = train if isinstance(train, list) else [{"path": train}] if train else []
-    found = [(_named(config, "train", each["path"]), each.get("weight"), each.get("limit")) for each in listed]
+    found = [_named(config, "train", each["path"]) for each in listed]
     sets = {name: _named(config, "valid", each) for name, each in valid.items()} if isinstance(valid, dict) else {}
     if isinstance(valid, str):
         sets[""] = _named(config, "valid", valid)
     if not listed:
-        found = [(data_file(directory, TRAIN_FILE), None, None)]
+        found = [data_file(directory, TRAIN_FILE)]
         if not sets and exists(usual := data_file(directory, VALID_FILE)):
             sets[""] = usual
-    _check(config, [source for source, *_ in found], sets)
-    names = _names([source for source, *_ in found])
-    return Sources(tuple(TrainingSource(a, name, *b) for name, (a, *b) in zip(names, found, strict=True)), sets)
+    _check(config, found, sets)
+    return Sources(tuple(map(TrainingSource, found, _names(found))), sets)
 
 
 def _check(config: TrainingConfig, train: Sequence[Source], sets: Mapping[str, Source]) -> None:
