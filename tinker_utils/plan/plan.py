@@ -27,7 +27,7 @@ from tinker_utils.errors import ConfigError
 from tinker_utils.plan.adapter_size import ModelShape, model_shape
 from tinker_utils.plan.cost import Prices
 from tinker_utils.plan.estimate import DataLengths, Forecast, evaluation_periods, forecast, learning_rate
-from tinker_utils.plan.validation import Look, looks, special_ids, text_bytes
+from tinker_utils.plan.validation import Look, looks, special_ids, text_bytes, watched_set
 
 # Examples that are looked through for one to show: all but those of large files.
 _SHOWN = 20_000
@@ -67,7 +67,7 @@ class Plan:
     @property
     def watched(self) -> str:
         """Return the name of the validation set that early stopping and the best checkpoint go by."""
-        return self._looks[0][0].set if self.sets else ""
+        return watched_set(self.sets, self.config)
 
     @property
     def valid(self) -> RenderedSet | None:

@@ -31,7 +31,7 @@ from tinker_utils.errors import ConfigError, DataError
 from tinker_utils.plan.cost import prices_for
 from tinker_utils.plan.estimate import mixture_of
 from tinker_utils.plan.plan import Plan
-from tinker_utils.plan.validation import looks
+from tinker_utils.plan.validation import watched_set
 
 # Bytes of training data that are rendered before the first step, which takes some seconds. What is larger is rendered
 # while it is trained on: which of its examples lose their whole answer to max_seq_length is then not known when the
@@ -83,12 +83,12 @@ def prepare(
             f"{config.resolve(config.data_dir) / VALID_FILE}: is missing, and early stopping needs it; add it, or name "
             "another by data.valid, or set data.valid_fraction, or early_stopping_patience: 0."
         )
+    watched = watched_set(sets, config)
     files = [RenderedFile(each, renderer, config.max_seq_length) for each in (joined(chats), *sets.values())]
     findings = [[Findings(renderer) for _ in parts_of(file.chats)] for file in files]
     for file, found_in in zip(files, findings, strict=True):
         file.watch = looking(file, found_in) if file is not files[0] or _is_small(file) else None
     rendered = {name: render_all(file, config.max_skipped_share) for name, file in zip(sets, files[1:], strict=True)}
-    watched = next((look.set for look in looks(rendered, config)[0]), "")
     sampled, unasked = _sampled(sets[watched], config.samples_at_evaluation) if sets else ([], [])
     train, batches = _planned(files[0], config)
     return Plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,18 +57,29 @@ class Look:
         return sum(batch.tokens for batch in self.batches)
 
 
-def looks(sets: Mapping[str, RenderedSet], config: TrainingConfig) -> tuple[list[Look], list[Look]]:
-    """Return what each evaluation takes, the watched set first; and what is added to it at the ends of epochs.
+def watched_set(sets: Iterable[str], config: TrainingConfig) -> str:
+    """Return the name of the set that early stopping and the best checkpoint go by; empty where there is none.
 
     Raises:
         ConfigError: no set has the name that `training.monitor` gives.
     """
-    watched = config.monitor.partition("/")[2] or next(iter(sets), "")
-    if watched not in sets and config.monitor != "val_loss":
-        have = " and ".join(f"val_loss/{name}" for name in sets if name) or "val_loss alone"
+    names = tuple(sets)
+    watched = config.monitor.partition("/")[2] or next(iter(names), "")
+    if watched not in names and config.monitor != "val_loss":
+        have = " and ".join(f"val_loss/{name}" for name in names if name) or "val_loss alone"
         raise ConfigError(
             f"training.monitor: there is no {config.monitor}; the validation data have {have}: name one of them."
         )
+    return watched
+
+
+def looks(sets: Mapping[str, RenderedSet], config: TrainingConfig) -> tuple[list[Look], list[Look]]:
+    """Return what each evaluation takes, the watched set first; and what is added to it at the ends of epochs.
+
+    Raises:
+        ConfigError: as `watched_set`.
+    """
+    watched = watched_set(sets, config)
     each, whole = [], []
     for name in sorted(sets, key=lambda name: name != watched):
         rendered = sets[name]
