@@ -130,6 +130,16 @@ class Mixture:
         """Return how many conversations an epoch has."""
         return sum(self.draws)
 
+    @property
+    def takes_all(self) -> bool:
+        """Return whether an epoch has all conversations, as it has without any mixture."""
+        return self.draws == self.sizes
+
+    @property
+    def mixes(self) -> bool:
+        """Return whether there are several sources, or only a part of one is taken."""
+        return len(self.sizes) > 1 or not self.takes_all
+
     def order(self, seed: int, epoch: int) -> NDArray[np.int32]:
         """Return an epoch's conversations in their order, shape [total]."""
         return _mixed_order(self, seed, epoch)
@@ -141,7 +151,7 @@ class Mixture:
 
 @lru_cache(maxsize=2)
 def _mixed_order(mixture: Mixture, seed: int, epoch: int) -> NDArray[np.int32]:
-    if mixture.draws == mixture.sizes:
+    if mixture.takes_all:
         return epoch_order(mixture.total, seed, epoch)
     drawn, start = [], 0
     for source, (size, draw) in enumerate(zip(mixture.sizes, mixture.draws, strict=True), 1):

@@ -204,7 +204,7 @@ def mixture_of(config: TrainingConfig, sizes: Sequence[int] | NDArray[np.int64])
 
 def _tokens(read: NDArray[np.int64], mixture: Mixture, config: TrainingConfig) -> int:
     """Return the tokens of all epochs, from those of each conversation, shape [conversations]."""
-    if mixture.draws == mixture.sizes:
+    if mixture.takes_all:
         return int(read.sum()) * config.epochs
     if config.epochs * len(read) > _DRAWN:
         parts = np.split(read, np.cumsum(mixture.sizes)[:-1])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.basics.redaction import quoted, without_home
-from tinker_utils.batching import BatchPlan, Example, Mixture
+from tinker_utils.batching import BatchPlan, Example
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.files import ChatIndex
@@ -106,7 +106,7 @@ class Plan:
                 digest.update(example.tokens.astype("<i4").tobytes() + (example.weights > 0).tobytes())
         if len(self.sets) > 1:
             digest.update(json.dumps([*self.sets]).encode())
-        if mixture and mixture != Mixture.of([mixture.total]):
+        if mixture and mixture.mixes:
             digest.update(json.dumps([mixture.sizes, mixture.draws]).encode())
         return digest.hexdigest()
 
@@ -227,7 +227,7 @@ class Plan:
     def shares(self) -> str:
         """Return in words what an epoch takes of each source; empty where it takes all of the only one."""
         mixture = self.batches.mixture
-        if mixture is None or mixture == Mixture.of([mixture.total]):
+        if mixture is None or not mixture.mixes:
             return ""
         parts = zip(self.sources, mixture.sizes, mixture.draws, strict=True)
         taken = (f"{draw:,} of {size:,} of {name} ({draw / mixture.total:.1%})" for name, size, draw in parts)
