@@ -81,6 +81,17 @@ def test_a_run_is_prepared_with_what_is_held_out_of_all_sources(tmp_path):
     assert plan.held_out[0].name == "a.jsonl, held out and b.jsonl, held out"
 
 
+@pytest.mark.parametrize("at_once", [0, 1 << 20])
+def test_the_share_that_may_be_skipped_is_of_all_lines_those_that_are_held_out_too(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr("tinker_utils.plan.preparing._RENDERED_AT_ONCE", at_once)
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in ROWS[:99]) + "no JSON\n", encoding="utf-8")
+    config = TrainingConfig(service="local", model="tiny", data_dir=tmp_path, valid_fraction=0.3)
+    plan = prepare(config)  # 1 of 100 may be: without those held out it would be 1 of about 70
+    assert plan.train.unusable == 1
+    assert any("1 of 100 lines are skipped" in finding for finding in plan.findings)
+
+
 @pytest.mark.parametrize(
     ("share", "words"), [(1e-9, "holds out nothing of 1 conv"), (0.999999999, "leaves nothing to")]
 )

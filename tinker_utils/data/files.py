@@ -160,6 +160,7 @@ class ChatIndex:
     ) -> None:
         self.source, self.name = source, Path(str(source)).name
         self.unanswered = self.unusable = 0
+        self.held_out: ChatIndex | None = None
         self.problems: list[str] = []
         self.reasons: list[str] = []
         self.formats: Counter[str] = Counter()
@@ -191,7 +192,8 @@ class ChatIndex:
         if self.unusable > max_skipped_share * self.lines:
             raise DataError(too_many(self.problems[0], self.unusable, self.lines, max_skipped_share))
         self._version = self._stat()
-        self.held_out: ChatIndex | None = self._split(np.frombuffer(held_out, np.bool_)) if holds_out else None
+        if holds_out:
+            self.held_out = self._split(np.frombuffer(held_out, np.bool_))
 
     def _split(self, held_out: NDArray[np.bool_]) -> ChatIndex:
         """Return an index of what is held out, and keep the rest."""
@@ -211,8 +213,8 @@ class ChatIndex:
 
     @property
     def lines(self) -> int:
-        """Return how many lines the file has that are not blank."""
-        return len(self) + self.unanswered + self.unusable
+        """Return how many lines the file has that are not blank, those that are held out among them."""
+        return len(self) + len(self.held_out or ()) + self.unanswered + self.unusable
 
     def conversations(self, rows: Sequence[int]) -> list[Conversation]:
         """Return the conversations at these places of the index.
