@@ -341,7 +341,7 @@ def test_data_are_found_by_their_names(tmp_path, monkeypatch):
 
 
 def test_sources_are_called_by_as_few_words_as_tell_them_apart(tmp_path):
-    for place in ("one/web.jsonl", "two/web.jsonl.gz", "one/web.csv", "code.jsonl"):
+    for place in ("one/web.jsonl", "one/web.jsonl.gz", "two/web.jsonl", "one/web.csv", "code.jsonl"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).touch()
 
@@ -350,7 +350,8 @@ def test_sources_are_called_by_as_few_words_as_tell_them_apart(tmp_path):
 
     assert names("one/web.jsonl", "code.jsonl") == ["web", "code"]
     assert names("one/web.jsonl", "one/web.csv") == ["web.jsonl", "web.csv"]
-    assert names("one/web.jsonl", "two/web.jsonl.gz") == ["one-web.jsonl", "two-web.jsonl"]
+    assert names("one/web.jsonl", "one/web.jsonl.gz") == ["web.jsonl", "web.jsonl.gz"], "losses of each, not of both"
+    assert names("one/web.jsonl", "two/web.jsonl") == ["one-web.jsonl", "two-web.jsonl"]
     with pytest.raises(DataError, match=r"web.jsonl is named twice; name it once, with a larger weight"):
         names("one/web.jsonl", "one/web.jsonl")
     hub = sources_of(config(train=["org/name:train", "org/other:train"], data_dir=tmp_path)).train

@@ -108,7 +108,8 @@ def _names(sources: Sequence[Source]) -> list[str]:
     """Return what to call each source, in as few words as tell them apart, and without a slash."""
     paths = [uncompressed(each) if isinstance(each, Path) else Path(str(each)) for each in sources]
     stems = [path.stem if path.suffix.lower() in _SUFFIXES else path.name for path in paths]
-    parts = [[stem, path.name, *path.parent.parts[::-1]] for stem, path in zip(stems, paths, strict=True)]
+    given = [Path(str(each)) for each in sources]
+    parts = [[stem, path.name, *path.parent.parts[::-1]] for stem, path in zip(stems, given, strict=True)]
     names = stems
     for depth in range(1, max(map(len, parts))):
         if len(set(names)) == len(names):
