@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 from support.small_model import loss_of
 from support.small_runs import records
 
+from tinker_utils.plan.cost import Prices
 from tinker_utils.run import figures
 from tinker_utils.run.figures import Figure
 from tinker_utils.run.status import RunFollower
@@ -126,6 +128,23 @@ def test_what_it_saved_is_where_the_next_one_begins(recorder, small_plan, logger
     assert (again.best, again.progress.window_nll) == (2.0, small_plan.batches.batch(1).completion_tokens)
     evaluate(again, small_plan, 4, 2.25)
     assert records(run, "val")[-1]["val_diff_best"] == pytest.approx(0.25), "the evaluations are read from their files"
+
+
+def test_evaluations_that_an_older_version_did_not_count_are_paid_for(recorder, small_plan, logger, spending, run):
+    """Samples are billed by evaluation: without their number, the records of a resumed run would be too cheap."""
+    train(recorder, small_plan, 1)
+    for step in (2, 4):
+        evaluate(recorder, small_plan, step, 2.0)
+    recorder.saved(4, "tinker://small/weights/4")
+    logger.state.resume_points[-1].progress.evaluations = 0
+    prices = Prices(train=1.0, prefill=2.0, sample=3.0)
+    plan = dataclasses.replace(small_plan, prices=prices, sampled=small_plan.chats[0].conversations([0, 1]))
+    again = Recorder(plan, logger, spending)
+    again.trained(5, (batch := plan.batches.batch(5)), loss_of(batch, 1.0), {}, log=True)
+    trained = small_plan.batches.batch(1).tokens + batch.tokens
+    evaluated, prompts = 2 * plan.valid.tokens, sum(map(len, plan.sample_prompts))
+    dollars = (trained * 1 + evaluated * 2 + 2 * (prompts * 2 + 2 * 128 * 3)) / 1e6
+    assert records(run, "train")[-1]["cost_usd"] == pytest.approx(dollars)
 
 
 def test_no_more_than_eight_points_are_kept(recorder, small_plan, run):

@@ -55,6 +55,9 @@ class Recorder:
         point = resume_points(logger.state)[0]
         self.logger = logger
         self.progress = deepcopy(point.progress)
+        if self.progress.eval_tokens and not self.progress.evaluations:
+            # Older versions did not count them; each was of their only validation set as a whole.
+            self.progress.evaluations = self.progress.eval_tokens // sum(each.tokens for each in plan.sets.values())
         self.stopper = stopper_at(point, plan.config)
         self._past = PastEvaluations(logger.run.evaluations)
         self._spending = spending
