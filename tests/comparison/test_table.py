@@ -247,6 +247,19 @@ def test_the_table_shows_the_settings_that_differ(tmp_path):
     assert compare(runs[:1]).rows[0] == ("no known difference in settings",)
 
 
+def test_the_table_shows_sources_and_validation_sets_as_they_are_written(tmp_path):
+    """Each set by its name would be a setting of its own, which no other run has, and so would differ from none."""
+    one = {"train": "a.jsonl", "valid": {"task": "v.jsonl"}}
+    other = {"train": [{"path": "a.jsonl", "weight": 2.0}, {"path": "b.jsonl", "weight": 1.0}], "valid": {"t": "v"}}
+    for name, data in (("a", one), ("b", other)):
+        (own(tmp_path / name) / "config.yaml").write_text(json.dumps({"run": {"model": "m", "data": data}}))
+    mixed = "[{path: a.jsonl, weight: 2.0}, {path: b.jsonl, weight: 1.0}]"
+    assert compare(read_runs([tmp_path / "a", tmp_path / "b"])).rows[1:3] == (
+        ("data.train", "a.jsonl", mixed),
+        ("data.valid", "{task: v.jsonl}", "{t: v}"),
+    )
+
+
 def test_the_table_shows_results_with_their_unit():
     runs = read_runs([EXAMPLES / "runs" / name for name in NAMES])
     rows = {name: values for name, *values in compare(runs).rows}

@@ -196,19 +196,19 @@ def _trainer_tokens(entries: list[Record]) -> FloatArray:
     return counted
 
 
-def flat_settings(settings: object, prefix: str = "") -> dict[str, str]:
-    """Return nested settings as dotted key → value as text."""
-    if not isinstance(settings, dict):
+def flat_settings(settings: object, prefix: str = "", levels: float = math.inf) -> dict[str, str]:
+    """Return nested settings as dotted key → value as text; what lies deeper than `levels` is one value."""
+    if not isinstance(settings, dict) or not levels:
         return {prefix: _as_text(settings)}
     flat: dict[str, str] = {}
     for key, value in settings.items():
-        flat |= flat_settings(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flat_settings(value, f"{prefix}.{key}" if prefix else str(key), levels - 1)
     return flat
 
 
 def _as_text(value: object) -> str:
-    """Return a value in a cell's length, the same for 2e-4 and 0.0002, and for one list in any order."""
-    if isinstance(value, list):
+    """Return a value in a cell's length, the same for 2e-4 and 0.0002, and for one list of names in any order."""
+    if isinstance(value, list) and not any(isinstance(each, dict) for each in value):
         value = " ".join(sorted(map(str, value)))
     text = f"{value:g}" if isinstance(value, float) else as_text(value)
     return text if len(text) <= _MAX_SETTING else f"{text[:_MAX_SETTING]}…"

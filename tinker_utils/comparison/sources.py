@@ -123,7 +123,7 @@ def _own_settings(path: Path) -> dict[str, str]:
     if not isinstance(sections, dict) or len(sections) != 1:
         raise MetricsError(f"{path}: expected one section with a run's settings; restore the file, or remove it.")
     (settings,) = sections.values()
-    return flat_settings(settings)
+    return flat_settings(settings, levels=2)  # a group and its setting: the names in a mapping are the user's own
 
 
 def _provenance(directory: Path) -> dict[str, str]:
