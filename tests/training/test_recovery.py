@@ -362,6 +362,7 @@ async def test_a_service_without_logprobs_is_read_by_its_sums(faulty, config, ru
     await fit(through(faulty, config), run.path)
     for read, known in zip(records(run, "val"), records(whole.run, "val"), strict=True):
         assert read["val_loss_stderr"] is None, "the losses of single examples are not known"
+        assert (read["val_bits_per_byte"], known["val_bits_per_byte"] is None) == (None, False)
         assert read["val_loss"] == pytest.approx(known["val_loss"], rel=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from support.small_runs import SAMPLE, history, records
 
-from tinker_utils.batching import Batch, in_batches
+from tinker_utils.batching import Batch, Example, in_batches
 from tinker_utils.errors import ConfigError, DataError, ResumeError
 from tinker_utils.plan.preparing import prepare
+from tinker_utils.plan.validation import text_bytes
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.training.checks import preflight
 from tinker_utils.training.start import fit
@@ -110,6 +112,17 @@ async def test_bits_per_byte_are_of_the_text_alone(mixed, service, run):
         total -= float(np.asarray(row)[text].sum())
         size += len(line["messages"][-1]["content"].encode())
     assert record["val_bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-6)
+
+
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer_makes_of_spaces(mixed):
+    plan = prepare(mixed)
+    tokenizer = copy.deepcopy(plan.tokenizer)
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    tokens = np.array([0, *tokenizer("Who , me ? Ünd .", add_special_tokens=False)["input_ids"]], np.int32)
+    example = Example(tokens, (np.arange(len(tokens) - 1) >= 0).astype(np.float32))
+    assert len(tokenizer.decode(tokens[1:].tolist())) < 16, "it does"
+    assert text_bytes((example,), tokenizer) == 17
 
 
 async def test_a_run_of_a_mixture_goes_on_bit_for_bit(mixed, service, run, tmp_path):

@@ -108,4 +108,5 @@ def _texts(example: Example, tokenizer: Any, special: NDArray[np.int64]) -> Iter
     counted = (example.weights > 0) & ~np.isin(example.target_tokens, special)
     edges = np.flatnonzero(np.diff(counted, prepend=False, append=False))
     for start, end in edges.reshape(-1, 2).tolist():
-        yield tokenizer.decode(example.target_tokens[start:end].tolist())
+        # Some tokenizers would take spaces away that are in the text.
+        yield tokenizer.decode(example.target_tokens[start:end].tolist(), clean_up_tokenization_spaces=False)
