@@ -141,7 +141,9 @@ async def test_a_run_of_a_mixture_goes_on_bit_for_bit(mixed, service, run, tmp_p
         [each for each in history(of) if each["type"] in kinds] for of in (run, RunDirectory(tmp_path / "whole"))
     )
     assert resumed == whole
-    with pytest.raises(ResumeError, match="the data in"):
+    with pytest.raises(
+        ResumeError, match=r"changed: data.train: \[\{path: .*limit: 9\}, .* → \[\{path: .*limit: 8\}, "
+    ):
         other = [dict(mixed.train[0], limit=8), mixed.train[1]]
         await fit(dataclasses.replace(mixed, epochs=3, train=other), run.path, service=service)
     with pytest.raises(ResumeError, match=r"training.monitor: val_loss/general → val_loss/task"):

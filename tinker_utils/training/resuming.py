@@ -77,7 +77,7 @@ def changes_to_take_up(run: RunDirectory, state: RunState, plan: Plan) -> list[S
         raise ResumeError(f"the run cannot be resumed: {error}") from error
     changes = setting_changes(before, plan.config)
     refused = [str(change) for change in changes if not change.harmless]
-    refused += _changes_of_data(state, plan)
+    refused += _changes_of_data(state, plan, [change for change in changes if change.key.startswith("data.")])
     if refused:
         raise ResumeError(
             f"{run.path}: the run cannot be resumed, because its settings or data have changed: "
@@ -105,8 +105,8 @@ def prepared(config: TrainingConfig, preparation: Plan | None, state: RunState |
     return prepare(config, preparation and preparation.tokenizer, date=date, as_before=as_before)
 
 
-def _changes_of_data(state: RunState, plan: Plan) -> list[str]:
-    """Return how the data that a run began with differ from those of now."""
+def _changes_of_data(state: RunState, plan: Plan, settings: list[SettingChange]) -> list[str]:
+    """Return how the data that a run began with differ from those of now; `settings` are what changed in theirs."""
     before, now = state.rendering, plan.rendering
     digest = plan.file_digest if before is None else plan.data_digest
     if state.data_digest == digest:
@@ -119,7 +119,11 @@ def _changes_of_data(state: RunState, plan: Plan) -> list[str]:
         if name in files and files[name].sha256 != new:
             changes.append(f"the data: {name} (SHA-256): {files[name].sha256[:12]} → {new[:12]}")
     old = state.data_digest
-    return changes or [f"the data in {plan.config.data_dir} (SHA-256): {old[:12]} → {digest[:12]}"]
+    return (
+        changes
+        or [str(each) for each in settings]
+        or [f"the data in {plan.config.data_dir} (SHA-256): {old[:12]} → {digest[:12]}"]
+    )
 
 
 def stretched_schedule(state: RunState | None, plan: Plan) -> list[str]:
