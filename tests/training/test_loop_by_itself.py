@@ -101,6 +101,11 @@ class TestQueue:
         queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
         assert queue.fill() == f"evaluating the base model would exceed training.budget_usd = ${sum(tokens):g}"
         assert (model.kinds, spending.evaluations) == ([], 0)
+        # What was spent before a run that begins again may be more than the budget, whether or not it looks first.
+        spending.sent(2, sum(tokens))
+        plan = dataclasses.replace(plan, config=config)
+        queue = RequestQueue(plan, model, Generations(plan, logger, model), spending, 0)
+        assert queue.fill() == f"the next step would exceed training.budget_usd = ${sum(tokens):g}"
 
     def test_what_is_cancelled_is_cancelled_from_the_end(self, small_plan, logger, spending):
         model, cancelled = SmallModel(), []

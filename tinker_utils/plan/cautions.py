@@ -98,7 +98,7 @@ def about_eval_tokens(evaluated: int, trained: int) -> Iterator[str]:
     if evaluated > 1.5 * trained:
         yield (
             f"The evaluations read {evaluated:,} tokens, {evaluated / max(trained, 1):.1f} times as many as are "
-            "trained on: set training.eval_examples, or raise training.eval_interval_steps."
+            "trained on: set or lower training.eval_examples, or raise training.eval_interval_steps."
         )
 
 

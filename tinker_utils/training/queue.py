@@ -86,7 +86,7 @@ class RequestQueue:
     def fill(self) -> str | None:
         """Submit as many steps as should be in flight; returns why no further one may be, once that is so."""
         if self._begins:
-            if not self._affordable(0):
+            if self._plan.looks(0) and not self._affordable(0):
                 return self._over_budget("evaluating the base model")
             self._submit_evaluation(0)
             self._begins = False
