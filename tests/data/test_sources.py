@@ -354,6 +354,8 @@ def test_sources_are_called_by_as_few_words_as_tell_them_apart(tmp_path):
     assert names("one/web.jsonl", "two/web.jsonl") == ["one-web.jsonl", "two-web.jsonl"]
     with pytest.raises(DataError, match=r"web.jsonl is named twice; name it once, with a larger weight"):
         names("one/web.jsonl", "one/web.jsonl")
+    with pytest.raises(DataError, match=r"web.jsonl is named twice"):
+        names("one/web.jsonl", "one/../one/web.jsonl")
     hub = sources_of(config(train=["org/name:train", "org/other:train"], data_dir=tmp_path)).train
     assert [each.name for each in hub] == ["name:train", "other:train"]
 

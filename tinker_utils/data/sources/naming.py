@@ -94,7 +94,8 @@ def _check(config: TrainingConfig, train: Sequence[Source], sets: Mapping[str, S
     named = [each for each in (*train, *sets.values()) if isinstance(each, NamedData) and not is_directory(each.name)]
     if config.revision and not named:
         raise DataError("data.revision: is that of a data set on the hub, and none is named; remove it.")
-    if twice := next((each for each in train if train.count(each) > 1), None):
+    places = [each.resolve() if isinstance(each, Path) else each for each in train]
+    if twice := next((each for each, place in zip(train, places, strict=True) if places.count(place) > 1), None):
         raise DataError(f"data.train: {twice} is named twice; name it once, with a larger weight.")
     if config.valid_fraction and sets:
         there = " and ".join(map(str, sets.values()))
