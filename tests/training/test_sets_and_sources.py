@@ -173,6 +173,10 @@ async def test_a_part_is_evaluated_each_time_and_all_of_it_at_the_ends_of_epochs
     ]  # fmt: skip
     tokens = {(each["set"], each["completion_tokens"]) for each in vals}
     assert len(tokens) == 4, "the same part each time"
+    (caution,) = (
+        each["message"] for each in records(run, "notice") if each["message"].startswith("validation, general")
+    )
+    assert caution.endswith("4 examples are too few to say how well the loss is known; raise training.eval_examples.")
     for name, rendered in plan.sets.items():
         assert (f"{name}/whole", rendered.completion_tokens) in tokens
     evaluated = sum(look.tokens for step in (0, 2, 4, 5) for look in plan.looks(step))

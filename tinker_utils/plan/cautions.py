@@ -102,20 +102,22 @@ def about_eval_tokens(evaluated: int, trained: int) -> Iterator[str]:
         )
 
 
-def about_size(examples: int, pooled: PooledLoss, threshold: float) -> str:
+def about_size(examples: int, pooled: PooledLoss, threshold: float, of_more: bool = False) -> str:
     """Return what an evaluation shows of a validation set that is too small to judge by; empty if it is not.
 
     Evaluations of one run are compared example by example, which takes most of the noise out of their difference: what
-    is said here begins where the loss itself is known several times worse than the threshold.
+    is said here begins where the loss itself is known several times worse than the threshold. `of_more` says that there
+    are further examples, which are not evaluated each time.
     """
+    more = "raise training.eval_examples" if of_more else "hold out more"
     least = _KNOWN_WORSE * max(threshold, _LEAST_THRESHOLD)
     if pooled.loss is None or (pooled.margin is not None and pooled.margin <= least):
         return ""
     if pooled.margin is None:
-        return f"{examples:,} examples are too few to say how well the loss is known; hold out more."
+        return f"{examples:,} examples are too few to say how well the loss is known; {more}."
     return (
         f"with {examples:,} examples the loss is known to ± {pooled.margin:.2g} nats per token (95%): between runs, a "
-        f"difference below that is noise; the threshold is {threshold:g}. Hold out more, or set "
+        f"difference below that is noise; the threshold is {threshold:g}. {more.capitalize()}, or set "
         "training.early_stopping_significance, which judges each difference by its own error."
     )
 
