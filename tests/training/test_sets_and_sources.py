@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from support.small_runs import SAMPLE, history, records
@@ -198,6 +199,17 @@ async def test_the_base_model_is_evaluated_once_and_counts_for_no_patience(confi
     assert "worse" not in result.reason
 
 
+async def test_a_run_that_is_cut_off_before_its_first_checkpoint_has_one_sample_of_the_base_model(config, service, run):
+    start = dataclasses.replace(config, eval_at_start=True, samples_at_evaluation=1, epochs=1)
+    await fit(start, run.path, service=service)
+    # As a kill behind the evaluation of the base model leaves it.
+    run.samples.write_text(run.samples.read_text().splitlines(keepends=True)[0])
+    run.write_state(msgspec.structs.replace(run.read_state(), status="running", resume_points=[], models=[]))
+    await fit(start, run.path, service=service)
+    assert [json.loads(line)["step"] for line in run.samples.read_text().splitlines()] == [0, 2, 4, 6]
+    assert [each["step"] for each in records(run, "val")] == [0, 2, 4, 6]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -226,9 +238,7 @@ def test_sets_and_weights_that_do_not_fit_the_data_are_refused(mixed, tmp_path):
         prepare(dataclasses.replace(mixed, train=[mixed.train[0], dict(mixed.train[1], weight=1e-6)]))
     silent = tmp_path / "silent.jsonl"
     silent.write_text('{"messages": [{"role": "user", "content": "Nobody answers."}]}\n')
-    with pytest.raises(
-        DataError, match=r"silent.jsonl: has no conversation that can be trained on; leave the source out"
-    ):
+    with pytest.raises(DataError, match=r"silent.jsonl: has no conversation that can be trained on .* leave the"):
         prepare(dataclasses.replace(mixed, train=[{"path": str(silent)}, {"path": mixed.train[1]["path"]}]))
     with pytest.raises(DataError, match="data.valid: expected a file"):
         prepare(dataclasses.replace(mixed, valid={"a": "missing.jsonl"}))

@@ -163,7 +163,10 @@ def _mixture(config: TrainingConfig, sizes: Sequence[int] | NDArray[np.int64]) -
     mixture = mixture_of(config, sizes)
     listed = config.train if isinstance(config.train, list) else []
     if empty := next((source for source, size in zip(listed, mixture.sizes, strict=False) if not size), None):
-        raise DataError(f"{empty['path']}: has no conversation that can be trained on; leave the source out.")
+        raise DataError(
+            f"{empty['path']}: has no conversation that can be trained on (none has an answer, keeps it within "
+            "training.max_seq_length, and is left by data.valid_fraction); leave the source out, or change that."
+        )
     if light := next((source for source, draw in zip(listed, mixture.draws, strict=False) if not draw), None):
         raise ConfigError(
             f"data.train: {light['path']} has the weight {light['weight']:g}, which is none of the "

@@ -199,10 +199,8 @@ class Recorder:
         if self._sized or step == 0:
             return
         self._sized = True
-        examples, of_more = (
-            len(evaluation.completion_tokens),
-            len(look.examples) < len(self._plan.sets[look.set].examples),
-        )
+        examples = len(look.examples)
+        of_more = examples < len(self._plan.sets[look.set].examples)
         if sentence := about_size(examples, evaluation.pooled, self.stopper.threshold, of_more):
             self._warn_once("size", step, f"validation{f', {look.set}' if look.set else ''}: {sentence}")
 
