@@ -236,8 +236,8 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     valid_fraction: float = setting(
         0.0, "data.valid_fraction", "number",
-        "it is the share of prompts of the training data that are held out for validation, with all their answers; "
-        "lines that are added later move none of them.",
+        "it is the share of prompts of the training data that are held out for validation, with all their answers, "
+        "chosen by training.seed; lines that are added later move none of them.",
         low=0, high=1, open_high=True, resumable=True,
         usual=(0, 0.5), harm="less is trained on than is held out",
     )  # fmt: skip
