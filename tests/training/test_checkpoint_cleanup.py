@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
+import pytest
+from support.small_model import SmallService
+
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.state import Checkpoint, Progress, ResumePoint, Roles, RunState, StoppingState, encode_state
-from tinker_utils.training.checkpoint_cleanup import Kept, needed, set_aside
+from tinker_utils.training.checkpoint_cleanup import CheckpointCleanup, Kept, needed, set_aside
 
 A, B = "tinker://a/weights/", "tinker://b/weights/"
 
@@ -34,3 +39,38 @@ def test_a_run_that_was_moved_aside_keeps_its_best_and_its_latest(tmp_path):
         (tmp_path / "previous" / name).mkdir(parents=True)
         (tmp_path / "previous" / name / "run.json").write_bytes(content)
     assert set_aside(run) == [Kept(("a", "b"), frozenset({A + "4", B + "8"})), Kept((), frozenset())]
+
+
+class NoExpiry(SmallService):
+    """A server that answers as SkyRL and TuFT do when a checkpoint is to expire."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+    def expire_checkpoint(self, path: str, ttl_seconds: int | None) -> Future[None]:
+        refused: Future[None] = Future()
+        error = RuntimeError(f"Error code: {self.status}")
+        error.status_code = self.status
+        refused.set_exception(error)
+        return refused
+
+
+@pytest.mark.parametrize(
+    ("service", "shared", "asked", "failed"),
+    [
+        (SmallService(), False, [A + "1"], 0),
+        (SmallService(), True, [A + "1 expires"], 0),
+        (NoExpiry(405), True, [A + "1"], 0),
+        (NoExpiry(500), True, [], 1),
+    ],
+    ids=["its own store", "elsewhere", "where nothing expires", "where it fails"],
+)
+async def test_what_is_superseded_expires_where_a_copy_may_need_it(service, shared, asked, failed):
+    cleanup = CheckpointCleanup(service, None, shared)
+    cleanup.saves_as("a")
+    cleanup.release([Checkpoint(1, A + "1")])
+    assert await cleanup.settle(10) == failed
+    assert service.deleted == asked
+    cleanup.remove(B + "1")
+    assert (service.deleted == asked, cleanup.left) == ((True, 1) if shared else (False, 0)), "another attempt's"

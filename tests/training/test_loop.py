@@ -87,7 +87,8 @@ def test_the_best_checkpoint_is_the_lowest_evaluation_and_only_what_is_needed_is
     kept = {f"step-{step:06d}" for step in (4, 8, 12, result.best_step)}
     run_id = result.best_checkpoint.split("/")[2]
     listed = service._rest.list_checkpoints(run_id).result().checkpoints
-    assert {c.checkpoint_id.split("/")[1] for c in listed if c.checkpoint_type == "training"} == kept
+    lasting = [c for c in listed if c.checkpoint_type == "training" and c.expires_at is None]
+    assert {c.checkpoint_id.split("/")[1] for c in lasting} == kept
 
 
 def test_losses_are_those_of_plain_transformers_and_peft(whole, config, tmp_path, service):

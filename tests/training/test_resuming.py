@@ -124,6 +124,27 @@ async def goes_on(run, config, service, models, before):
     assert any("checkpoints of earlier attempts stay on the service" in message for message in said)
 
 
+async def test_a_copy_from_the_midst_of_an_attempt_goes_on_when_the_original_has_ended(config, service, run, tmp_path):
+    """What the original supersedes after it was copied is all that the copy knows of."""
+    known = dataclasses.replace(config, checkpoint_interval_steps=0)
+    copies = {}
+
+    def copy(record):
+        if record["type"] == "checkpoint" and record["step"] in (4, 8):
+            copies[record["step"]] = RunDirectory(shutil.copytree(run.path, tmp_path / f"copied at {record['step']}"))
+
+    whole = await fit(known, run.path, service=service, on_record=copy)
+    for copied in copies.values():
+        lasting = copied.read_state().resume_points[-1].path
+        assert dict(service.checkpoints_of(lasting.split("/")[2]))[lasting], "it expires as long as nobody needs it"
+        result = await fit(known, copied.path, service=service)
+        assert (result.steps, result.best_val_loss) == (whole.steps, whole.best_val_loss)
+        assert not any("expired or was deleted" in record["message"] for record in records(copied, "notice"))
+        for path in (result.best_checkpoint, copied.read_state().resume_points[-1].path):
+            assert not dict(service.checkpoints_of(path.split("/")[2]))[path], "it needs them for good"
+    assert len(copies) == 2
+
+
 @contextlib.contextmanager
 def mounted(image):
     """The file system in a file, mounted for as long as the block lasts."""

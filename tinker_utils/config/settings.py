@@ -163,7 +163,8 @@ class TrainingConfig(Checked):
     )  # fmt: skip
     checkpoint_ttl_seconds: int | None = setting(
         None, "training.checkpoint_ttl_seconds", "integer",
-        "it is the time after which a periodic checkpoint expires, unless it is the best or the latest; null keeps it.",
+        "it is the time after which a periodic checkpoint expires, unless it is the best or the latest, and, on a "
+        "service elsewhere, one that is superseded; null keeps the periodic ones, and the others for a week.",
         low=3600, high=315_360_000, optional=True, resumable=True,
     )  # fmt: skip
     resume_from_checkpoint: bool = setting(

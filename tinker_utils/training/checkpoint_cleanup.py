@@ -5,8 +5,9 @@ or paused over a weekend, finds what it needs. A killed run may leave checkpoint
 notes under which name it saves, and the next one removes what is left there without a purpose, if the service is the
 embedded one, whose store lies in the run's directory and is copied with it.
 
-Elsewhere an attempt removes only what it has saved itself: a directory that was copied before it began may need the
-rest, and nothing on this machine can tell whether there is one. A copied disk has the same inodes, names and dates.
+Elsewhere a copy of the run's directory may need what this one needs no more, and nothing on this machine can tell
+whether there is one: a copied disk has the same inodes, names and dates. So an attempt gives up only what it has saved
+itself, and lets it expire, so that a copy that was made while it trained can go on, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import RunDirectory
@@ -23,6 +25,10 @@ from tinker_utils.run.state import Checkpoint, RunState, model_of
 from tinker_utils.service.client import Service
 from tinker_utils.training.resuming import resume_points
 from tinker_utils.training.waiting import as_answer
+
+# How long what is superseded lasts where a copy of the run may need it; the tinker-cookbook's time for checkpoints.
+_SUPERSEDED_SECONDS = 7 * 24 * 3600
+_NO_SUCH_METHOD = 405
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class CheckpointCleanup:
 
     Args:
         service: where the checkpoints are.
-        ttl_seconds: how long periodic checkpoints last once they are neither the best nor the latest; None for ever.
+        ttl_seconds: how long periodic checkpoints last once they are neither the best nor the latest, and others that
+            a copy may need; None for ever and for a week.
         shared: whether a copy of the run's directory may need what earlier attempts have saved there.
     """
 
@@ -76,9 +83,12 @@ class CheckpointCleanup:
                 self._submit(self._service.expire_checkpoint(checkpoint.path, self._ttl_seconds))
 
     def remove(self, path: str) -> None:
-        """Remove a checkpoint, unless a copy of the run may need it."""
-        if self._may_remove(path):
+        """Remove a checkpoint, or let it expire where a copy of the run may need it."""
+        if not self.shared:
             self._submit(self._service.delete_checkpoint(path))
+        elif self._may_remove(path):
+            seconds = self._ttl_seconds or _SUPERSEDED_SECONDS
+            self._submit(self._service.expire_checkpoint(path, seconds), superseded=path)
         else:
             self._left.add(path)
 
@@ -92,8 +102,10 @@ class CheckpointCleanup:
 
     async def settle(self, timeout_s: float) -> int:
         """Wait for what was asked of the service; returns how much of it failed, or was not answered in time."""
-        if pending := [as_answer(request) for request in list(self._pending)]:
-            await asyncio.wait(pending, timeout=timeout_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while pending := [as_answer(request) for request in list(self._pending)]:
+                    await asyncio.wait(pending)
         return self._failures + len(self._pending)
 
     def _sweep(self, model: str, kept: Kept) -> bool:
@@ -107,19 +119,24 @@ class CheckpointCleanup:
                 self._submit(self._service.expire_checkpoint(path, None))
             elif path in kept.passing and not expires and self._ttl_seconds and self._may_remove(path):
                 self._submit(self._service.expire_checkpoint(path, self._ttl_seconds))
-            elif path not in kept.passing | kept.lasting:
+            elif path not in kept.passing | kept.lasting and not (expires and self.shared):
                 self.remove(path)
         return bool(found)
 
     def _may_remove(self, path: str) -> bool:
         return not self.shared or model_of(path) in self._saved_here
 
-    def _submit(self, request: Future[None]) -> None:
+    def _submit(self, request: Future[None], superseded: str | None = None) -> None:
         self._pending.add(request)
-        request.add_done_callback(self._done)
+        request.add_done_callback(partial(self._done, superseded))
 
-    def _done(self, request: Future[None]) -> None:
-        self._failures += request.cancelled() or request.exception() is not None
+    def _done(self, superseded: str | None, request: Future[None]) -> None:
+        error = None if request.cancelled() else request.exception()
+        if superseded and getattr(error, "status_code", None) == _NO_SUCH_METHOD:
+            # Nothing expires on such a server, and its disk would fill.
+            self._submit(self._service.delete_checkpoint(superseded))
+        else:
+            self._failures += request.cancelled() or error is not None
         self._pending.discard(request)
 
 
