@@ -19,7 +19,7 @@ from tinker_utils.run.archive import archive
 from tinker_utils.run.directory import RunDirectory
 from tinker_utils.run.logger import OnRecord, RunLogger
 from tinker_utils.run.spending import Spending
-from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, TrainingResult
+from tinker_utils.run.state import Planned, Provenance, ResumePoint, RunState, ServerProbe, TrainingResult
 from tinker_utils.service.client import Service, open_connection
 from tinker_utils.training.checks import PreflightReport, check_start, probed_server
 from tinker_utils.training.provenance import provenance
@@ -78,12 +78,7 @@ async def fit(
         points = resume_points(before)
         if before and has_ended(before, points[0], plan):
             return TrainingResult.from_state(run.path, before)
-        checks = await asyncio.to_thread(check_start, plan.config, run, plan, service, same_data=before is not None)
-        # A server that cannot be reached or does not have the model fails before it is asked for more.
-        PreflightReport(tuple(checks)).raise_for_failures()
-        server, probed = await asyncio.to_thread(probed_server, plan.config, run, service)
-        report = PreflightReport((*checks, *probed))
-        report.raise_for_failures()
+        server, cautions = await asyncio.to_thread(_checked, plan, run, service, same_data=before is not None)
         if server and not server.can_sample_in_training:
             plan = replace(plan, sampled=())
         if before is None:
@@ -95,7 +90,7 @@ async def fit(
         made_with = await asyncio.to_thread(provenance, plan)
         state = _first_state(plan, points, before, made_with)
         state.server = server or (before.server if before else None)
-        cautions = [*report.warnings, *stretched_schedule(before, plan), *_lost_state(run, before)]
+        cautions += [*stretched_schedule(before, plan), *_lost_state(run, before)]
         notices = [("warning", sentence) for sentence in cautions]
         if changes:
             notices.append(("changed", f"the run resumes with {', '.join(map(str, changes))}"))
@@ -123,6 +118,19 @@ def fit_blocking(
     raise TinkerUtilsError(
         "fit_blocking was called while an event loop is running, as in a notebook; use `await fit(…)`."
     )
+
+
+def _checked(
+    plan: Plan, run: RunDirectory, service: Service | None, same_data: bool
+) -> tuple[ServerProbe | None, list[str]]:
+    """Refuse a run that cannot begin; returns what its server was found to do, and what is to be said of the start."""
+    checks = check_start(plan.config, run, plan, service, same_data=same_data)
+    # A server that cannot be reached or does not have the model fails before it is asked for more.
+    PreflightReport(tuple(checks)).raise_for_failures()
+    server, probed = probed_server(plan.config, run, service)
+    report = PreflightReport((*checks, *probed))
+    report.raise_for_failures()
+    return server, report.warnings
 
 
 def _lost_state(run: RunDirectory, before: RunState | None) -> list[str]:
