@@ -33,6 +33,16 @@ def test_text_a_path_and_the_home_directory(monkeypatch, tmp_path):
     assert (tmp_path / "beside.png").is_file()
 
 
+def test_an_address_is_no_path(tmp_path, monkeypatch):
+    """It would be a directory `s3:` here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="output_dir: no file system has a path like 's3:/bucket/run'"):
+        fit_blocking(LOCAL, "s3://bucket/run")
+    with pytest.raises(ConfigError, match="output.dir: expected a path, received 's3://bucket/run'"):
+        LOCAL.with_overrides({"output.dir": "s3://bucket/run"})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -29,7 +29,7 @@ def as_path(value: object, name: str) -> Path:
             f"{name}: expected a path, received {quoted(value)}; give it as text (with papermill, by -r instead of -p)."
         )
     path = Path(os.path.expanduser(value))  # noqa: PTH111  (Path.expanduser raises for `~nobody`)
-    if not is_possible(path):
+    if not is_possible(path) or "://" in str(value):
         raise ConfigError(f"{name}: no file system has a path like {quoted(str(path))}; choose another one.")
     return path
 

@@ -151,9 +151,15 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value.strip() and not _UNUSABLE.search(value) else None
 
 
+def _name(value: object) -> str | None:
+    """Return the name of a file, a directory or a data set; an address, such as s3://bucket/file, is none."""
+    name = _text(value)
+    return name if name and "://" not in name else None
+
+
 def _path(value: object) -> Path | None:
     """Return a path, with `~` for the home directory; None for one that no system has, or whose `~user` is nobody."""
-    if not isinstance(value, str) or _text(value) is None:
+    if not isinstance(value, str) or _name(value) is None:
         return None
     try:
         path = Path(value).expanduser()
@@ -180,7 +186,7 @@ def _columns(value: object) -> dict[str, str] | None:
 def _training_data(value: object) -> str | list[dict[str, Any]] | None:
     """Return the name of a source, or what is said of each of several."""
     if not isinstance(value, list):
-        return _text(value)
+        return _name(value)
     sources = [{"path": source} if isinstance(source, str) else source for source in value]
     checked = [_source(source, f"data.train, source {i}") for i, source in enumerate(sources, 1)]
     if len({"weight" in source for source in checked}) > 1:
@@ -189,7 +195,7 @@ def _training_data(value: object) -> str | list[dict[str, Any]] | None:
 
 
 def _source(source: object, key: str) -> dict[str, Any]:
-    if not isinstance(source, dict) or not _text(source.get("path")):
+    if not isinstance(source, dict) or not _name(source.get("path")):
         raise ConfigError(f"{key}: expected a name, or {{path: name}}, received {quoted(source)}; correct it.")
     checked = {"path": source["path"]}
     for name, value in source.items():
@@ -209,9 +215,9 @@ def _source(source: object, key: str) -> dict[str, Any]:
 def _validation_data(value: object) -> str | dict[str, str] | None:
     """Return the name of a source, or those of several sets."""
     if not isinstance(value, dict):
-        return _text(value)
+        return _name(value)
     named = all(isinstance(name, str) and SET_NAME.fullmatch(name) for name in value)
-    return dict(value) if value and named and all(map(_text, value.values())) else None
+    return dict(value) if value and named and all(map(_name, value.values())) else None
 
 
 def _figure(value: object) -> str | None:

@@ -26,6 +26,7 @@ _OTHERS = {
     b"<!doctype": "a web page",
     b"<html": "a web page",
     b"pk\x03\x04": "a ZIP archive, as .xlsx is",
+    b"\xd0\xcf\x11\xe0": "a document of older Office programs, as .xls is",
     b"sqlite format 3": "an SQLite database",
     b"%pdf": "a PDF document",
     b"bzh": "compressed by bzip2",
