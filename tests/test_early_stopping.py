@@ -103,14 +103,6 @@ def test_where_the_error_is_not_known_the_threshold_decides(error):
     assert stopper.update(2.85, 3, error=error).improved
 
 
-def test_a_state_that_knows_of_no_anchor_step_can_be_read():
-    state = EarlyStopping(2).state_dict()
-    del state["anchor_step"]
-    stopper = EarlyStopping(2, significance=1.0)
-    stopper.load_state_dict(state)
-    assert stopper.anchor_step is None
-
-
 def test_negative_settings_are_refused():
     with pytest.raises(ValueError, match="negative"):
         EarlyStopping(-1)

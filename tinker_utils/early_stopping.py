@@ -90,7 +90,7 @@ class EarlyStopping:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; patience, threshold and significance stay those that this object was made with."""
         self.anchor = math.inf if state["anchor"] is None else float(state["anchor"])
-        self.anchor_step = state.get("anchor_step")  # a run of an older version did not say
+        self.anchor_step = state["anchor_step"]
         self.best = math.inf if state["best"] is None else float(state["best"])
         self.best_step = state["best_step"]
         self.evals_without_improvement = int(state["evals_without_improvement"])
