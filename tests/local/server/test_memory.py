@@ -34,8 +34,8 @@ from tinker_utils.local.store.store import Store
 # Two threads that wait for each other on a busy machine are slower than one.
 torch.set_num_threads(1)
 
-_STRETCH, _STRETCHES = 15, 6
-"""Steps in a stretch, and stretches."""
+_STRETCH, _STRETCHES = 15, 10
+"""Steps in a stretch, and stretches: five or six of them warm up."""
 
 
 class Client:
