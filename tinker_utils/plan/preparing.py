@@ -22,8 +22,8 @@ from tinker_utils.data.findings import Findings, look_at_sample, looking, senten
 from tinker_utils.data.formats.reader import RowReader
 from tinker_utils.data.joined import Chats, joined, parts_of
 from tinker_utils.data.renderers import renderer_for
-from tinker_utils.data.rendering import RenderedSet
-from tinker_utils.data.sources.naming import VALID_FILE, Source, sources_of
+from tinker_utils.data.rendering import RenderedSet, Renderer
+from tinker_utils.data.sources.naming import VALID_FILE, Source, Sources, sources_of
 from tinker_utils.data.split import holds_out
 from tinker_utils.data.streaming import RenderedFile, StreamedPlan, StreamedSet, render_all
 from tinker_utils.data.tokenizers import load_tokenizer
@@ -63,34 +63,22 @@ def prepare(
     sources = sources_of(config)
     reader = RowReader(config.format, config.columns, config.base_dir)
     renderer = renderer_for(config, tokenizer or load_tokenizer(config), date, as_before)
-    holding_out = holds_out(config.valid_fraction, config.seed) if config.valid_fraction else None
-
-    def opened(source: Source, holding_out: Callable[[Conversation], bool] | None = None) -> ChatIndex:
-        return ChatIndex(source, renderer.answers, config.max_skipped_share, reader, holding_out)
-
-    given = [*(each.source for each in sources.train), *sources.valid.values()]
-    with ThreadPoolExecutor(1) as thread:
-        digests = [thread.submit(_identity, source) if isinstance(source, Path) else None for source in given]
-        chats = tuple(opened(each.source, holding_out) for each in sources.train)
-        sets: dict[str, Chats] = {name: opened(source) for name, source in sources.valid.items()}
-        every = (*chats, *(each for each in sets.values() if isinstance(each, ChatIndex)))
-        found = [digest.result() if digest else each.identity for digest, each in zip(digests, every, strict=True)]
-    reader.check_columns()
-    if holding_out:
-        sets[""] = _held_out(chats, config)
+    chats, sets, files = _opened(sources, config, renderer, reader)
     if not sets and config.early_stopping_patience:
         raise DataError(
             f"{config.resolve(config.data_dir) / VALID_FILE}: is missing, and early stopping needs it; add it, or name "
             "another by data.valid, or set data.valid_fraction, or early_stopping_patience: 0."
         )
     watched = watched_set(sets, config)
-    files = [RenderedFile(each, renderer, config.max_seq_length) for each in (joined(chats), *sets.values())]
-    findings = [[Findings(renderer) for _ in parts_of(file.chats)] for file in files]
-    for file, found_in in zip(files, findings, strict=True):
-        file.watch = looking(file, found_in) if file is not files[0] or _is_small(file) else None
-    rendered = {name: render_all(file, config.max_skipped_share) for name, file in zip(sets, files[1:], strict=True)}
+    training, *held_out = (
+        RenderedFile(each, renderer, config.max_seq_length) for each in (joined(chats), *sets.values())
+    )
+    findings = [[Findings(renderer) for _ in parts_of(file.chats)] for file in (training, *held_out)]
+    for file, found_in in zip((training, *held_out), findings, strict=True):
+        file.watch = looking(file, found_in) if file is not training or _is_small(file) else None
+    rendered = {name: render_all(file, config.max_skipped_share) for name, file in zip(sets, held_out, strict=True)}
     sampled, unasked = _sampled(sets[watched], config.samples_at_evaluation) if sets else ([], [])
-    train, batches = _planned(files[0], config)
+    train, batches = _planned(training, config)
     return Plan(
         config,
         renderer,
@@ -103,9 +91,30 @@ def prepare(
         chats=chats,
         held_out=tuple(sets.values()),
         sources=tuple(each.name for each in sources.train),
-        files=_files(every, found),
-        findings=(*unasked, *chain.from_iterable(map(_told, files, findings, repeat(config)))),
+        files=files,
+        findings=(*unasked, *chain.from_iterable(map(_told, (training, *held_out), findings, repeat(config)))),
     )
+
+
+def _opened(
+    sources: Sources, config: TrainingConfig, renderer: Renderer, reader: RowReader
+) -> tuple[tuple[ChatIndex, ...], dict[str, Chats], dict[str, tuple[int, str]]]:
+    """Read all sources, and their digests beside that; returns both kinds of data, and what files they are."""
+    holding_out = holds_out(config.valid_fraction, config.seed) if config.valid_fraction else None
+
+    def opened(source: Source, holding_out: Callable[[Conversation], bool] | None = None) -> ChatIndex:
+        return ChatIndex(source, renderer.answers, config.max_skipped_share, reader, holding_out)
+
+    given = [*(each.source for each in sources.train), *sources.valid.values()]
+    with ThreadPoolExecutor(1) as thread:
+        digests = [thread.submit(_identity, source) if isinstance(source, Path) else None for source in given]
+        chats = tuple(opened(each.source, holding_out) for each in sources.train)
+        validation = {name: opened(source) for name, source in sources.valid.items()}
+        every = (*chats, *validation.values())
+        found = [digest.result() if digest else each.identity for digest, each in zip(digests, every, strict=True)]
+    reader.check_columns()
+    sets: dict[str, Chats] = {"": _held_out(chats, config)} if holding_out else {**validation}
+    return chats, sets, _files(every, found)
 
 
 def _held_out(chats: Sequence[ChatIndex], config: TrainingConfig) -> Chats:
