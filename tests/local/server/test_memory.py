@@ -34,8 +34,8 @@ from tinker_utils.local.store.store import Store
 # Two threads that wait for each other on a busy machine are slower than one.
 torch.set_num_threads(1)
 
-_STRETCH, _STRETCHES = 15, 10
-"""Steps in a stretch, and stretches: five or six of them warm up."""
+_STRETCH = 15
+"""Steps in a stretch."""
 
 
 class Client:
@@ -180,11 +180,11 @@ async def _samplers(client: Client, number: int) -> None:
     await client.sample_base_model(number)
 
 
-async def _grown(work: Callable[[Client, int], Awaitable[None]], folder: Path) -> list[int]:
+async def _grown(work: Callable[[Client, int], Awaitable[None]], stretches: int, folder: Path) -> list[int]:
     scheduler.RETRIEVED_RESULTS_KEPT, samplers.MAX_SAMPLERS = 12, 3
     blocks = []
     async with serving(folder) as client:
-        for stretch in range(_STRETCHES):
+        for stretch in range(stretches):
             for number in range(_STRETCH):
                 await work(client, stretch * _STRETCH + number)
             gc.collect()
@@ -193,5 +193,6 @@ async def _grown(work: Callable[[Client, int], Awaitable[None]], folder: Path) -
 
 
 if __name__ == "__main__":
-    chosen = {"steps": _steps, "samplers": _samplers}[sys.argv[1]]
-    print(json.dumps(asyncio.run(_grown(chosen, Path(sys.argv[2])))))
+    # Five or six stretches of steps warm up.
+    chosen, stretches = {"steps": (_steps, 10), "samplers": (_samplers, 6)}[sys.argv[1]]
+    print(json.dumps(asyncio.run(_grown(chosen, stretches, Path(sys.argv[2])))))
