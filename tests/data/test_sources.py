@@ -12,6 +12,7 @@ import stat
 import sys
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
@@ -90,6 +91,7 @@ KINDS = {
     "array.json": lambda rows: b"\xef\xbb\xbf \n" + json.dumps(rows, ensure_ascii=False).encode() + b"\n",
     "array-in-lines.jsonl": lambda rows: json.dumps(rows, indent=1).encode(),
     "lines.jsonl.gz": lambda rows: gzip.compress(jsonl(rows[:2])) + gzip.compress(jsonl(rows[2:])),
+    "twice.jsonl.gz": lambda rows: gzip.compress(gzip.compress(jsonl(rows))),
     "lines.zst": lambda rows: zstandard.compress(jsonl(rows[:2])) + zstandard.compress(jsonl(rows[2:])),
     "array.json.gz": lambda rows: gzip.compress(json.dumps(rows).encode()),
     "array.json.zst": lambda rows: zstandard.compress(json.dumps(rows).encode()),
@@ -211,6 +213,7 @@ def test_a_file_that_breaks_off_anywhere_is_refused_in_one_sentence(tmp_path, na
         ("a.csv", b"prompt,completion\na,b\na,\xff\n", ":3: is not UTF-8 text"),
         ("a.csv", "prompt,completion\n", "has no conversations"),
         ("a.parquet.gz", gzip.compress(b"PAR1....", mtime=0), "is a table in a compressed file"),
+        ("a.gz", gzip.compress(gzip.compress(gzip.compress(b"{}"))), "is compressed more than 2 times; unpack it"),
         ("a.jsonl", gzip.compress(b'{"text": "a"}\n', mtime=0)[:-1] + b"x", "cannot be read .BadGzipFile: .*damaged"),
     ],
 )  # fmt: skip
@@ -218,6 +221,40 @@ def test_what_is_no_data_is_refused_by_what_it_is(tmp_path, name, content, words
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=words):
         read_conversations(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["file.arrow", "stream.arrow", "plain.feather"])
+def test_a_table_that_points_at_what_is_not_there_does_not_end_the_process(tmp_path, name):
+    def spoilt(array, buffer, place, value):
+        buffers = array.buffers()
+        content = np.frombuffer(buffers[buffer], np.int32).copy()
+        content[place] = value
+        buffers[buffer] = pa.py_buffer(content)
+        children = [array.values] if pa.types.is_list(array.type) else []
+        return pa.Array.from_buffers(array.type, len(array), buffers[: 2 if children else 3], children=children)
+
+    texts, lists = pa.array(["a", "bc", "d"] * 9), pa.array([[{"role": "user", "content": "b"}] * 2] * 27)
+    messages = pa.array(ROWS * 6).field("messages")
+    inner = pa.StructArray.from_arrays([spoilt(texts, 1, 20, 1 << 29), texts], names=["role", "content"])
+    cases = [
+        spoilt(texts, 1, 20, 1 << 29), spoilt(texts, 1, 20, -(1 << 29)), spoilt(lists, 1, 20, 1 << 29),
+        spoilt(lists, 1, 20, -(1 << 29)), pa.ListArray.from_arrays(pa.array(range(28), pa.int32()), inner),
+    ]  # fmt: skip
+    assert spoilt(messages, 1, 0, 0).equals(messages)
+    for array in cases:
+        schema = pa.schema([("messages", array.type)])
+        new = pa.ipc.new_stream if name.startswith("stream") else pa.ipc.new_file
+        with new(tmp_path / name, schema) as writer:
+            writer.write_batch(pa.record_batch([array], schema))
+        with Rows(tmp_path / name) as rows, pytest.raises(DataError, match="cannot be read .*it is damaged"):
+            list(rows)
+
+
+def test_what_cannot_be_used_is_read_no_further(tmp_path):
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.truncate(1 << 40)  # of nothing: it takes no room on the disk, and would take an hour to read
+    with pytest.raises(DataError, match="a.jsonl:1: has more than 64 MiB"):
+        prepare(config(train=str(tmp_path / "a.jsonl")))
 
 
 def test_bytes_that_are_text_are_read_as_text(tmp_path):
@@ -264,8 +301,11 @@ def test_what_is_kept_has_no_name_and_is_the_users_own(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_full_is_said_to_be(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(PAIRS * 1000)))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=f"its rows cannot be kept in {tmp_path}/nowhere .*TMPDIR"):
+        ChatIndex(tmp_path / "a.jsonl.gz")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:

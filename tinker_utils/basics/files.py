@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tinker_utils.basics.closing import Closing
 MARK = ".tinker_utils-"
 """Begins the names of what the project makes for a moment in a directory, and of nothing else."""
 
+_PIECE = 1 << 20
 # None of these is known to Windows. Without the first, opening a pipe waits for its other end.
 _NONBLOCK, _NOFOLLOW = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
 _user: Callable[[], int | None] = getattr(os, "geteuid", lambda: None)
@@ -108,10 +110,17 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
 
 
-def sha256(path: Path) -> bytes:
-    """Return the digest of what a regular file holds; raises OSError where it cannot be read."""
+def sha256(path: Path, ended: threading.Event | None = None) -> bytes:
+    """Return the digest of what a regular file holds; once `ended` is set, nobody wants it any more.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
     with open(path, "rb", opener=regular) as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        while (piece := file.read(_PIECE)) and not (ended and ended.is_set()):
+            digest.update(piece)
+    return digest.digest()
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
@@ -106,8 +108,10 @@ def _opened(
         return ChatIndex(source, renderer.answers, config.max_skipped_share, reader, holding_out)
 
     given = [*(each.source for each in sources.train), *sources.valid.values()]
-    with ThreadPoolExecutor(1) as thread:
-        digests = [thread.submit(_identity, source) if isinstance(source, Path) else None for source in given]
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as reading:
+        ended = threading.Event()
+        reading.callback(ended.set)  # where the data cannot be used, nothing is read further
+        digests = [thread.submit(_identity, source, ended) if isinstance(source, Path) else None for source in given]
         chats = tuple(opened(each.source, holding_out) for each in sources.train)
         validation = {name: opened(source) for name, source in sources.valid.items()}
         every = (*chats, *validation.values())
@@ -140,8 +144,8 @@ def _sampled(chats: Chats, asked: int) -> tuple[list[Conversation], list[str]]:
     return prompted, [f"{chats.name}: {of} have no prompt to sample an answer to."]
 
 
-def _identity(path: Path) -> tuple[int, bytes]:
-    return path.stat().st_size, sha256(path)
+def _identity(path: Path, ended: threading.Event) -> tuple[int, bytes]:
+    return path.stat().st_size, sha256(path, ended)
 
 
 def _files(chats: Sequence[ChatIndex], found: Sequence[tuple[int, bytes]]) -> dict[str, tuple[int, str]]:

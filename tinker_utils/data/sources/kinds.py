@@ -19,6 +19,8 @@ _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # Compressed bytes that are unpacked at once: of Zstandard, they may become 32,768 times as many.
 _UNPACKED_AT_ONCE = 4096
 _BUFFER = 1 << 20
+# A file may be compressed again by who hands it on; one can be made that never ends to be compressed.
+_LAYERS = 2
 _TABLES = {b"PAR1": parquet_rows, b"ARROW1": arrow_rows, b"\xff\xff\xff\xff": arrow_rows}
 # What people have in place of the file that they mean; in lower case.
 _OTHERS = {
@@ -54,9 +56,11 @@ def pieces_in(file: IO[bytes], path: Path) -> Pieces:
     Raises:
         DataError: it is of no kind that can be read.
     """
-    packed = False
+    packed = 0
     while packing := _packing(file):
-        file, packed = packing, True
+        file, packed = packing, packed + 1
+        if packed > _LAYERS:
+            raise DataError(f"{path}: is compressed more than {_LAYERS} times; unpack it.")
     head = _peeked(file)
     for beginning, what in _OTHERS.items():
         if head.lower().startswith(beginning):
@@ -86,7 +90,7 @@ def _packing(file: IO[bytes]) -> IO[bytes] | None:
     """Return what is in a compressed file; None where it is none."""
     head = _peeked(file)
     if head.startswith(_GZIP):
-        return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file)), _BUFFER)
+        return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file, mode="rb")), _BUFFER)
     return io.BufferedReader(_Unpacked(file), _BUFFER) if head.startswith(_ZSTANDARD) else None
 
 

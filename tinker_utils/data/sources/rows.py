@@ -55,7 +55,7 @@ class Rows(Closing):
                 with self._reading():
                     self._pieces, is_text, in_place = pieces_in(self._file, source)
             if keep:
-                self._kept = self._file if in_place else _temporary()
+                self._kept = self._file if in_place else self._temporary()
         except BaseException:
             self.close()
             raise
@@ -111,10 +111,20 @@ class Rows(Closing):
             while written:  # a disk that is nearly full takes a part
                 written = written[self._kept.write(written) :]
         except OSError as error:
-            raise DataError(
-                f"{self._place}: its rows cannot be kept in {_roomy()} ({error.strerror}); free some space there, or "
-                "set TMPDIR to a directory on a disk that has room for all of them, unpacked."
-            ) from error
+            raise self._no_room(error) from error
+
+    def _temporary(self) -> IO[bytes]:
+        """Return a file of the user's own that has no name, and is gone when it is closed."""
+        try:
+            return tempfile.TemporaryFile(buffering=0, prefix=MARK, dir=_roomy())
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self._place}: its rows cannot be kept in {_roomy()} ({error.strerror}); free some space there, or set "
+            "TMPDIR to a directory of yours on a disk that has room for all of them, unpacked."
+        )
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -125,11 +135,6 @@ def _opened(path: Path) -> IO[bytes]:
             f"{path}: cannot be read ({error.strerror}); data.dir must hold train.jsonl, or train with the suffix of "
             "another kind."
         ) from error
-
-
-def _temporary() -> IO[bytes]:
-    """Return a file of the user's own that has no name, and is gone when it is closed."""
-    return tempfile.TemporaryFile(buffering=0, prefix=MARK, dir=_roomy())
 
 
 def _roomy() -> str:

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import IO, Any
 
 import msgspec
+import numpy as np
 
 from tinker_utils.basics.redaction import first_line
 from tinker_utils.basics.strict_json import parse_json
@@ -78,11 +79,36 @@ def _lines(batches: Iterable[Any], let_go: Callable[[], object] = bool) -> Itera
     encode, plain = msgspec.json.Encoder(enc_hook=str).encode, None
     for batch in batches:
         plain = plain or _struct(batch.schema)
+        batch.validate()
         rows = max(1, _TOGETHER * batch.num_rows // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, rows):
             let_go()
-            yield [encode(plain(row)) for row in batch.slice(start, rows).to_pylist()]
+            yield [encode(plain(row)) for row in _checked(batch.slice(start, rows)).to_pylist()]
         del batch  # before the next one is unpacked
+
+
+def _checked(batch: Any) -> Any:
+    for column in batch.columns:
+        _check(column)
+    return batch
+
+
+def _check(array: Any) -> None:
+    """Raise ValueError where an array of a damaged file points at what is not there: to read that ends the process.
+
+    Arrow itself would look through all that a list has, and not only at what a piece of it has.
+    """
+    if str(array.type).startswith("struct<"):
+        for i in range(array.type.num_fields):
+            _check(array.field(i))
+    elif len(array) and str(array.type).startswith(("list<", "large_list<", "map<")):
+        ends = array.offsets.to_numpy()
+        start, end = int(ends[0]), int(ends[-1])
+        if start < 0 or (np.diff(ends) < 0).any() or end > len(array.values):
+            raise ValueError("a list in it has no length")
+        _check(array.values.slice(start, end - start))
+    else:
+        array.validate(full=True)
 
 
 def _plain(type: Any) -> Callable[[Any], Any]:

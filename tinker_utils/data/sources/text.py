@@ -23,7 +23,7 @@ from tinker_utils.errors import DataError
 _PIECE = 1 << 20
 # Bytes of a row, at most: what has more is no row, but a file of another kind, or one quotation mark too few.
 _MAX_ROW = 64 << 20
-_BLANK = " \t\r\n"
+_BLANK = re.compile(r"[ \t\r\n]*")
 # JSON that breaks off is reported up to so many signs before its end, and a text that does, at its beginning.
 _UNFINISHED = 16
 # A number may go on where so many signs follow it, as 1 does where `e+` follows.
@@ -155,8 +155,7 @@ class _Text:
     def next_sign(self) -> str:
         """Go on to what is no white space, and return it; empty at the end."""
         while True:
-            while self.at < len(self._text) and self._text[self.at] in _BLANK:
-                self.at += 1
+            self.at = _BLANK.match(self._text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self._text) or self._is_last:
                 return self._text[self.at : self.at + 1]
             self._more()
