@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
 
 import pytest
+from support.dripping import Dripping
 from support.relay import Relay
 
 from tinker_utils.errors import RunDirectoryError, ServiceError
@@ -329,6 +330,10 @@ def test_one_that_drips_does_not_last_for_days(export, storage, monkeypatch):
     storage.drips = True
     with pytest.raises(ServiceError, match=f"downloading {CONFIG}: it arrives at less than .* kB/s after [1-9]"):
         export()
+    assert content(export.target) == EARLIER
+    monkeypatch.setattr(download, "_TIMEOUT_SECONDS", 0.3)
+    with Dripping() as dripping, pytest.raises(ServiceError, match=f"downloading {CONFIG}: no answer within 0.3 s"):
+        download.fetch_adapter(dict.fromkeys((CONFIG, WEIGHTS), dripping.base_url), dripping.base_url, export.target)
     assert content(export.target) == EARLIER
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from support.dripping import Dripping
 from support.relay import Message, Relay, reply
 
 from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
@@ -67,6 +68,8 @@ def test_a_service_that_is_gone_is_found_out_by_asking_it(server):
     gone.probe()
     assert gone.trouble() == "the service does not answer ([Errno 111] Connection refused)"
     assert why_unreachable("http://127.0.0.1:1", 1.0) == "[Errno 111] Connection refused"
+    with Dripping() as dripping:
+        assert why_unreachable(dripping.base_url, 0.3) == "no answer within 0.3 s"
 
 
 def test_a_good_answer_ends_the_trouble(server):

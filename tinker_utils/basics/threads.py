@@ -1,4 +1,4 @@
-"""Runs a call in a thread of its own, which does not hold up the end of the process."""
+"""Runs a call in a thread of its own, which holds up neither the end of the process nor who cannot wait so long."""
 
 from __future__ import annotations
 
@@ -28,3 +28,17 @@ def in_background(call: Callable[[], T], name: str) -> Future[T]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def within(seconds: float, call: Callable[[], T], name: str) -> T:
+    """Return what a call returns; one that takes longer is left to itself.
+
+    The time limit of a socket begins anew with each byte: a server that sends one now and then never reaches it.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    try:
+        return in_background(call, name).result(seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} s") from error

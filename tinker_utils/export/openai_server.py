@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from tinker_utils.basics.redaction import first_line
 from tinker_utils.basics.strict_json import json_or_none, parse_json
+from tinker_utils.basics.threads import within
 from tinker_utils.config.settings import RULES, TrainingConfig
 from tinker_utils.errors import ConfigError, ServiceError
 from tinker_utils.plan.cautions import about_address
@@ -107,8 +107,7 @@ class OpenAIServer:
         max_bytes = _BYTES + _BYTES_PER_TOKEN * len(body["prompt"] if body else ())
         try:
             request = urllib.request.Request(url, data, self._headers)
-            with urllib.request.build_opener(_AsItIs).open(request, timeout=_ANSWER_SECONDS) as answer:
-                content = _received(answer, max_bytes)
+            answer, content = within(_ANSWER_SECONDS, lambda: _answered(request, max_bytes), "the answer")
             if answer.status != 200:
                 raise self._refused(url, answer, content)
             return read(parse_json(content))
@@ -145,15 +144,14 @@ class _AsItIs(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
-def _received(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    content, latest = bytearray(), time.monotonic() + _ANSWER_SECONDS
-    while piece := answer.read1(_BYTES):
-        content += piece
-        if len(content) > max_bytes:
-            raise ValueError(f"it has more than {max_bytes:,} bytes")
-        if time.monotonic() > latest:
-            raise TimeoutError(f"its answer takes more than {_ANSWER_SECONDS:.0f} s")
-    return bytes(content)
+def _answered(request: urllib.request.Request, max_bytes: int) -> tuple[http.client.HTTPResponse, bytes]:
+    with urllib.request.build_opener(_AsItIs).open(request, timeout=_ANSWER_SECONDS) as answer:
+        content = bytearray()
+        while piece := answer.read1(_BYTES):
+            content += piece
+            if len(content) > max_bytes:
+                raise ValueError(f"it has more than {max_bytes:,} bytes")
+    return answer, bytes(content)
 
 
 def prompt_logprobs(answer: Any, tokens: Sequence[int]) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from tinker_utils.basics.files import MARK, check_own, sync
 from tinker_utils.basics.redaction import first_line
 from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.threads import within
 from tinker_utils.config.address import is_loopback
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.run.lock import is_free, open_lock, sign, take
@@ -196,7 +197,8 @@ def _pieces(url: str, service: str, file: str) -> Iterator[bytes]:
     _check_followed(url, service)
     received = 0
     try:
-        with urllib.request.build_opener(_Redirects(service)).open(url, timeout=_TIMEOUT_SECONDS) as answer:
+        opener = urllib.request.build_opener(_Redirects(service))
+        with within(_TIMEOUT_SECONDS, lambda: opener.open(url, timeout=_TIMEOUT_SECONDS), "the download") as answer:
             promised, digests = answer.length, _digests_of(answer.headers)
             max_bytes = _MAX_BYTES.get(file, _MAX_ARCHIVE)
             if promised is None or promised > max_bytes:

@@ -13,6 +13,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.basics.threads import within
 from tinker_utils.service.compat import PAYMENT_REQUIRED
 
 if TYPE_CHECKING:
@@ -104,10 +105,14 @@ def is_at_work(address: str, timeout_s: float) -> bool:
 
 
 def _health(address: str, timeout_s: float) -> int:
-    """Return the status of a service's answer; OSError or HTTPException where there is none."""
-    try:
+    """Return the status of a service's answer; OSError or HTTPException where there is none in time."""
+
+    def ask() -> int:
         with urllib.request.urlopen(f"{address}/api/v1/healthz", timeout=timeout_s) as answer:
             return int(answer.status)
+
+    try:
+        return within(timeout_s, ask, "the service's health")
     except urllib.error.HTTPError as refusal:
         refusal.close()
         return refusal.code
