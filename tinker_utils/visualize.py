@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinker_utils.basics.redaction import one_sentence
+from tinker_utils.basics.redaction import one_sentence, printable
 from tinker_utils.errors import MetricsError, TinkerUtilsError
 from tinker_utils.run.directory import write_atomically
 from tinker_utils.run.metrics import read_metrics
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(one_sentence(str(error)), file=sys.stderr)
         return 2
     _report_unused(options.metrics_path, log)
-    print(json.dumps(summary(log)) if options.json else f"{curves.describe(log)}\nDrawn to {output}")
+    print(json.dumps(summary(log)) if options.json else f"{curves.describe(log)}\nDrawn to {printable(str(output))}")
     return 0
 
 
@@ -102,13 +102,14 @@ def _refuse_output(output: Path, metrics: Path) -> None:
 
 def _report_unused(path: Path, log: MetricsLog) -> None:
     """Say on stderr what is in the file and not in the picture."""
+    file = printable(str(path))
     if log.skipped_lines:
         named = "; ".join(f"line {skipped.line} {skipped.reason}" for skipped in log.skipped[:_NAMED_LINES])
         more = "; …" if log.skipped_lines > _NAMED_LINES else ""
-        print(f"{path}: skipped lines: {log.skipped_lines:,}: {named}{more}.", file=sys.stderr)
+        print(f"{file}: skipped lines: {log.skipped_lines:,}: {named}{more}.", file=sys.stderr)
     if log.other_unit_records:
         print(
-            f"{path}: {log.other_unit_records:,} records are not drawn, because their losses are not in "
+            f"{file}: {log.other_unit_records:,} records are not drawn, because their losses are not in "
             f"{log.loss_unit} like those in the picture.",
             file=sys.stderr,
         )

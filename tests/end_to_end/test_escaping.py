@@ -148,11 +148,10 @@ def test_comparisons(text: str) -> None:
     run = Run(text, "tinker_utils", "nats/token", points, points, settings={"model": text}, ending=text)
     other = Run("b", "x", "nats/token", points, points, {"model": "m"}, main_set=text, other_sets={f"{text}!": points})
     harmless(compare([run, other])._repr_html_())
-    overlays.describe_overlay([other])
-    overlays.describe_overlay([run])
+    said = (overlays.describe_overlay([other]), overlays.describe_overlay([run]), run.describe(), other.describe())
+    assert all(map(str.isprintable, said)), said
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("text", HOSTILE)
 def test_pictures_typeset_nothing(text: str) -> None:
     """matplotlib reads `$…$` as mathematics, and fails where it is none."""
@@ -161,7 +160,9 @@ def test_pictures_typeset_nothing(text: str) -> None:
         log.add({"type": "train", "step": step, "train_loss": 1.0, "train_loss_total": 1.0, f"train_loss/{text}": 1.0})
         log.add({"type": "val", "step": step, "val_loss": 1.0, "set": text})
         log.add({"type": "val", "step": step, "val_loss": 1.0, "set": f"{text}!"})
-    harmless(picture_html(curves.svg(curves.figure(log, title=text)), curves.describe(log)))
+    drawn, described = curves.svg(curves.figure(log, title=text)), curves.describe(log)
+    harmless(picture_html(drawn, described))
+    assert described.isprintable() and drawn.replace("\n", "").isprintable()
     points = curve(np.array([1.0, 2.0]), np.array([2.0, 1.0]))
     run = Run(text, "tinker_utils", "nats/token", points, points, main_set=text, other_sets={f"{text}!": points})
     curves.png(overlays.overlay([run]), 40)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from tinker_utils.basics.redaction import printable
 from tinker_utils.run.best import BaseModel, base_model, lowest
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.series import FloatArray
@@ -123,7 +124,7 @@ class Run:
         unused = f"; lines not used: {self.unused_lines:,}" if self.unused_lines else ""
         validation = "validation is " if self.other_sets and self.main_set else ""
         evaluations = f"; {validation}{self.about_evaluations}" if self.about_evaluations else ""
-        return (
+        return printable(
             f"{self.name}: {self.made_by}, {len(self.train):,} train and {len(self.valid):,} validation losses "
             f"({UNIT_WORDS[self.unit]}){unused}{evaluations}"
         )

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from tinker_utils.basics.redaction import printable
 from tinker_utils.config.paths import as_path
 from tinker_utils.run.best import lowest
 from tinker_utils.run.directory import write_atomically
@@ -183,7 +184,7 @@ def _lay_out(drawing: Figure, rows: int, title: str | None) -> None:
     drawing.subplots_adjust(left=0.085, right=0.97, top=1 - above / height, bottom=0.098 * _HEIGHT / height, hspace=0.1)
     if title:
         y = 1 - 0.05 * _HEIGHT / height
-        drawing.text(0.085, y, title, color=INK, fontsize=12, fontweight="bold", parse_math=False)
+        drawing.text(0.085, y, printable(title), color=INK, fontsize=12, fontweight="bold", parse_math=False)
 
 
 def _set_scale(axes: Axes, scale: Scale) -> None:

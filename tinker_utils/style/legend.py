@@ -10,6 +10,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import offset_copy
 
+from tinker_utils.basics.redaction import printable
 from tinker_utils.style.palette import INK
 
 ROW_HEIGHT = 0.2  # inches
@@ -23,8 +24,8 @@ Entry = tuple[Artist, str]
 
 
 def shortened(name: str) -> str:
-    """Return a name in one line and at most 26 characters, its end if it is longer."""
-    name = " ".join(name.split())
+    """Return a name in one printable line of at most 26 characters, its end if it is longer."""
+    name = printable(" ".join(name.split()))
     return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
 
 

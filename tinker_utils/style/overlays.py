@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from tinker_utils.basics.redaction import printable
 from tinker_utils.comparison.run import AXES, Axis, Curve, Run
 from tinker_utils.comparison.table import SMOOTHING, about_tokenizers, axes_known
 from tinker_utils.errors import MetricsError
@@ -184,12 +185,12 @@ def _notes(runs: Sequence[Run], by: Axis) -> list[str]:
 
 
 def _in_words(panel: _Panel, run: Run) -> str:
-    losses = panel.validation(run)
+    losses, name = panel.validation(run), printable(run.name)
     at = losses.lowest()
     if at is not None:
         lowest = f"lowest validation loss {losses.loss[at]:.4g} at step {int(losses.step[at]):,}"
         base = run.base_model() if losses is run.valid else None
         worse = f", base model {base.words(f'{base.loss:.4g}')}" if base and base.beats_training else ""
-        return f"{run.name}, {lowest}, {losses.loss[-1]:.4g} at the end{worse}"
+        return f"{name}, {lowest}, {losses.loss[-1]:.4g} at the end{worse}"
     train = _smoothed(run.train, "step")[1]
-    return f"{run.name}, train loss {train[-1]:.4g} at the end" if len(train) else f"{run.name}, no loss after training"
+    return f"{name}, train loss {train[-1]:.4g} at the end" if len(train) else f"{name}, no loss after training"

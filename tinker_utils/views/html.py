@@ -101,7 +101,7 @@ def status_html(status: RunStatus, unit: LossUnit) -> str:
     """Name, sentence, progress bar and figures of a run."""
     warnings = warnings_html(status.warnings[-_MAX_WARNINGS:])
     return (
-        f'<section class="tinker-run {NO_MATHEMATICS}" aria-label="Run {escape(status.name)}">'
+        f'<section class="tinker-run {NO_MATHEMATICS}" aria-label="Run {escape(printable(status.name))}">'
         f'<div class="head"><span class="name">{escape(printable(status.name))}</span>'
         f'<span role="status" aria-live="polite">{escape(status.sentence)}</span>'
         f"<small>{escape(printable(status.place))}</small></div>"
@@ -182,7 +182,7 @@ def _figures(status: RunStatus, unit: LossUnit) -> Iterable[tuple[str, str, str]
 def _other_sets(status: RunStatus, loss: figures.Figure) -> Iterable[tuple[str, str, str]]:
     """Return the latest loss on each further validation set; of very many, on the first ones."""
     for name, known in list(status.other_sets.items())[:MAX_SETS]:
-        label = escape(shortened(printable(name))) or "unnamed"
+        label = escape(shortened(name)) or "unnamed"
         yield label, _value(known, loss), f"validation at step {known.get('step', 0):,.0f}"
     if (more := len(status.other_sets) - MAX_SETS) > 0:
         yield "further sets", f"{more:,}", "not shown"
