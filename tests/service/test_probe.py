@@ -16,6 +16,7 @@ from support.relay import Message, Relay
 from support.small_runs import records
 
 from tinker_utils import fit_blocking, preflight
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.local.protocol.tensors import messages, parse_forward_backward
 from tinker_utils.run.state import ServerProbe
 from tinker_utils.service import probe
@@ -248,3 +249,12 @@ def _preflight_offline(config, run, monkeypatch):
     plan = prepare(dataclasses.replace(config, service="local", model="tiny"))
     monkeypatch.setattr("tinker_utils.training.checks.ask_for_models", lambda config: {})
     return preflight(config, run.path, preparation=dataclasses.replace(plan, config=config))
+
+
+def test_what_is_kept_names_no_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(probe, "probe_server", lambda *_: ServerProbe(at=time.time()))
+    config = TrainingConfig(service="http://localhost:1", model=str(tmp_path / "home" / "model"))
+    found = probe.known_server(config, tmp_path, service=object(), ask=True)
+    assert "/home" not in (tmp_path / probe._FILE).read_text()
+    assert found is not None and probe.known_server(config, tmp_path, ask=False) == found

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.basics.files import MARK, check_own, read_bounded
+from tinker_utils.basics.redaction import without_home
 from tinker_utils.batching import Batch, Example
 from tinker_utils.config.address import named_address
 from tinker_utils.config.settings import TrainingConfig
@@ -75,7 +76,7 @@ def known_server(
     if config.service == "local":
         return None
     url = named_address(config)
-    name = f"{url or config.service} {config.model}"
+    name = without_home(f"{url or config.service} {config.model}")
     kept = _kept(directory)
     if name in kept and ask is not True:
         return kept[name]
