@@ -20,8 +20,9 @@ from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.data.sources.naming import NamedData
 from tinker_utils.errors import DataError
 
-# Bytes in memory of rows that become JSON together, and how many they may be.
-_TOGETHER, _MAX_ROWS = 1 << 20, 4096
+# Bytes in memory of rows that become JSON together, and how many rows they may be: Parquet writes a long text that many
+# of them have but once, and does not say how long they become.
+_TOGETHER, _MAX_ROWS = 1 << 20, 512
 
 
 def parquet_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
