@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
+from tinker_utils.run.spending import Spending
 
 
 @pytest.fixture
@@ -67,6 +69,19 @@ def test_a_line_that_was_not_finished_is_cut_off(metrics, left, mended):
     metrics.write_text(left)
     repair_last_line(metrics)
     assert metrics.read_text() == mended
+
+
+def test_a_file_that_no_run_wrote_is_refused_before_it_is_read(metrics):
+    with metrics.open("wb") as file:
+        file.truncate(1 << 40)  # it takes no room on the disk
+    for read in (
+        repair_last_line,
+        Spending,
+        lambda file: roll_back_metrics(file, None, 0),
+        lambda file: roll_back_samples(file, 0),
+    ):
+        with pytest.raises(RunDirectoryError, match="metrics.jsonl: cannot be read .has more than .* move it"):
+            read(metrics)
 
 
 def test_samples_of_later_steps_go_whatever_characters_they_hold(tmp_path):

@@ -11,19 +11,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.strict_json import json_or_none
+from tinker_utils.errors import RunDirectoryError
 from tinker_utils.run.directory import write_atomically
 
+# What readers of metrics.jsonl take, too: a file of more bytes was written by no run.
+_MAX_FILE = 2 << 30
 _HISTORY = ("train", "val", "checkpoint", "early_stop", "end", "notice")
+
+
+def history(file: Path) -> bytes:
+    """Return what is in a file that a run appends to; nothing where it is missing.
+
+    Raises:
+        RunDirectoryError: it cannot be read, or is larger than what a run writes.
+    """
+    try:
+        return read_bounded(file, _MAX_FILE)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{file}: cannot be read ({error.strerror}); move it to another place, and start the run again: it resumes "
+            "from its latest checkpoint."
+        ) from error
 
 
 def repair_last_line(file: Path) -> None:
     """Cut off a line that a killed process left unfinished, so that the next one is not glued to it.
 
     Raises:
-        RunDirectoryError: the file cannot be replaced.
+        RunDirectoryError: the file cannot be read or replaced.
     """
-    content = file.read_bytes() if file.exists() else b""
+    content = history(file)
     whole, _, rest = content.rpartition(b"\n")
     if rest:
         write_atomically(file, content + b"\n" if _record(rest) else whole + b"\n" * bool(whole))
@@ -63,7 +84,7 @@ def roll_back_samples(file: Path, step: int) -> None:
 
 def _whole_lines(file: Path) -> list[bytes]:
     # Not splitlines: text in a record may hold any of the other characters that it breaks lines at.
-    return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return history(file).split(b"\n")[:-1]
 
 
 def _keep(file: Path, lines: list[bytes], wanted: Callable[[bytes], bool], kept: int = 0) -> None:

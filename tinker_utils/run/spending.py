@@ -17,7 +17,7 @@ import msgspec
 from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.files import AppendedFile, sync
 from tinker_utils.run.directory import writing
-from tinker_utils.run.rollback import repair_last_line
+from tinker_utils.run.rollback import history, repair_last_line
 from tinker_utils.run.state import Spent
 
 
@@ -38,8 +38,8 @@ class Spending(Closing):
         self._bills = bills
         self.tokens = self.eval_tokens = self.evaluations = 0
         repair_last_line(file)
+        content = history(file)
         with writing(file):
-            content = file.read_bytes() if file.exists() else b""
             self._file = AppendedFile(file)
             sync(file.parent)
         for line in content.split(b"\n"):
