@@ -243,6 +243,14 @@ def test_a_format_of_ones_own_as_in_the_documentation(own_format):
         prepare(config)
 
 
+def test_a_script_in_the_place_of_a_format_does_not_end_the_process(own_format):
+    (own_format.parent / "my_formats.py").write_text("import sys\nsys.exit(2)\n")
+    with pytest.raises(ConfigError, match="my_formats:tickets cannot be imported .SystemExit: 2"):
+        prepare(load_config_from_yaml(own_format, "local"))
+    with pytest.raises(DataError, match="PLACE: SystemExit: .*; correct it"):
+        RowReader("sys:exit").conversation({"text": "a"}, "PLACE")
+
+
 def test_no_code_is_imported_because_a_run_directory_names_it(own_format, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -115,7 +115,7 @@ class RowReader:
                 return _text(read, source, name, shadowed)
         except KeyError as error:
             raise DataError(f"{source}: has no {error}, which {name} needs; correct it.") from error
-        except Exception as error:  # a function of the user's own raises what it likes
+        except (Exception, SystemExit) as error:  # a function of the user's own raises what it likes
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise DataError(f"{source}: {kind}{first_line(str(error))}; correct it.") from error
         return chat_messages(read, source, name, shadowed)
@@ -183,7 +183,7 @@ def _imported(name: str, base_dir: Path) -> Any:
         if added:
             sys.path.append(beside)
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module of the user's own raises what it likes
+    except (Exception, SystemExit) as error:  # one of the user's own raises what it likes; a script ends
         raise ConfigError(
             f"data.format: {name} cannot be imported ({type(error).__name__}: {first_line(str(error))}); expected "
             "module:function, of a module beside the configuration or one that is installed."
