@@ -6,9 +6,14 @@ import dataclasses
 import socket
 import threading
 
+import httpx
 import pytest
 
+from tinker_utils.errors import ServiceError
+from tinker_utils.export.openai_server import OpenAIServer
+from tinker_utils.service.address import reach_loopback_directly
 from tinker_utils.service.client import ask_for_models, connect
+from tinker_utils.service.download import fetch_adapter
 
 pytestmark = pytest.mark.usefixtures("key")
 
@@ -45,4 +50,21 @@ def test_nothing_of_a_local_service_goes_through_a_proxy(config, tmp_path, proxy
     with connect(there, tmp_path / "store") as service:
         model = service.new_model(there)
         assert service.sample([[5, 6, 7]], model.submit_save("one").result(), max_tokens=2)
+    assert proxy == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.2:1", "http://localhost:1", "http://[::1]:1"])
+def test_no_address_of_this_machine_goes_through_a_proxy(config, proxy, url, tmp_path, monkeypatch):
+    """Nothing listens there: only the proxy could be reached."""
+    monkeypatch.setenv("TINKER_UTILS_SERVED_KEY", "sk-Canary-Served-0123")
+    for ask in (
+        lambda: connect(dataclasses.replace(config, service=url), tmp_path),
+        lambda: OpenAIServer(url, "TINKER_UTILS_SERVED_KEY").only_adapter(),
+        lambda: fetch_adapter(dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), url), url, tmp_path),
+    ):
+        with pytest.raises(ServiceError):
+            ask()
+    reach_loopback_directly(url)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
     assert proxy == []

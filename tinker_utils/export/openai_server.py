@@ -23,8 +23,7 @@ from tinker_utils.basics.threads import within
 from tinker_utils.config.settings import RULES, TrainingConfig
 from tinker_utils.errors import ConfigError, ServiceError
 from tinker_utils.plan.cautions import about_address
-from tinker_utils.service.address import key_of
-from tinker_utils.service.client import reach_loopback_directly
+from tinker_utils.service.address import key_of, opener_for
 
 _FORMS: tuple[dict[str, Any], ...] = ({"prompt_logprobs": 1}, {"echo": True, "logprobs": 1})
 # One that loads an adapter when it is first asked for, or compiles, takes its time.
@@ -61,7 +60,6 @@ class OpenAIServer:
         self._headers = {"Content-Type": "application/json", "User-Agent": "tinker-utils"}
         self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._forms = _FORMS
-        reach_loopback_directly()
 
     def only_adapter(self) -> str:
         """Return the name of the only adapter that the server lists, or of its only model.
@@ -145,7 +143,7 @@ class _AsItIs(urllib.request.HTTPErrorProcessor):
 
 
 def _answered(request: urllib.request.Request, max_bytes: int) -> tuple[http.client.HTTPResponse, bytes]:
-    with urllib.request.build_opener(_AsItIs).open(request, timeout=_ANSWER_SECONDS) as answer:
+    with opener_for(request.full_url, _AsItIs()).open(request, timeout=_ANSWER_SECONDS) as answer:
         content = bytearray()
         while piece := answer.read1(_BYTES):
             content += piece

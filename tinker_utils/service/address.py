@@ -7,15 +7,17 @@ address. They are the hosted service's; so any other address is never opened wit
 from __future__ import annotations
 
 import os
+import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-from tinker_utils.config.address import in_the_clear, named_address
+from tinker_utils.config.address import in_the_clear, is_loopback, named_address
 from tinker_utils.config.rules import HOSTED_KEY
 from tinker_utils.config.settings import RULES, TrainingConfig
 from tinker_utils.errors import ConfigError, ServiceError
 from tinker_utils.service.compat import KEY_SIGNS, PLACEHOLDER, hosted_address, stored_key
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BEGINNINGS = ("tml-", "eyJ")
 
 
@@ -68,6 +70,25 @@ def is_hosted(url: str) -> bool:
     """Return whether a URL is the hosted service's: its very host and port, over HTTPS."""
     asked, hosted = urlsplit(url), urlsplit(hosted_address())
     return (asked.scheme, asked.hostname, asked.port or 443) == ("https", hosted.hostname, 443)
+
+
+def opener_for(url: str, *handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """Return what opens a URL: one on this machine without a proxy, whatever the environment says of its address."""
+    direct = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    return urllib.request.build_opener(*direct, *handlers)
+
+
+def reach_loopback_directly(url: str | None = None) -> None:
+    """Have the SDK reach this machine without the proxy that the environment names: it would read the key.
+
+    Args:
+        url: where a service is, which may go by another address of this machine, such as 127.0.0.2.
+    """
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    own = [urlsplit(url).hostname or ""] if url and is_loopback(url) else []
+    missing = [host for host in dict.fromkeys((*_LOOPBACK, *own)) if host not in listed.split(",")]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (listed, *missing)))
 
 
 def _no_key(place: str) -> ServiceError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,12 +23,13 @@ from numpy.typing import NDArray
 from tinker_utils.basics.closing import Closing
 from tinker_utils.basics.threads import in_background
 from tinker_utils.batching import Example, in_batches
+from tinker_utils.config.address import named_address
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.local.launcher import WEIGHTED_LOGPROBS, LocalService, lora_user_metadata, start_local_service
 from tinker_utils.plan.cautions import about_address
 from tinker_utils.run.state import model_of
-from tinker_utils.service.address import client_options, is_hosted
+from tinker_utils.service.address import client_options, is_hosted, reach_loopback_directly
 from tinker_utils.service.compat import keep_keys_home, observe_queue, observe_responses
 from tinker_utils.service.download import check_target, fetch_adapter, fetch_archive
 from tinker_utils.service.failures import service_error, service_errors
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     import tinker
 
 _PROBE_SECONDS = 4
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ANSWER_SECONDS = 30
 _CLOSE_SECONDS = 5
 _EXPORT_TTL_SECONDS = 3600
@@ -305,7 +304,7 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
 
 def open_connection(config: TrainingConfig, store: Path | str) -> Service:
     """Do as `connect`, for a run, which has its own place for warnings."""
-    reach_loopback_directly()
+    reach_loopback_directly(named_address(config))
     with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
             model = config.resolved().model
@@ -343,18 +342,10 @@ def ask_for_models(config: TrainingConfig) -> dict[str, Offer]:
     """
     import tinker
 
-    reach_loopback_directly()
+    reach_loopback_directly(named_address(config))
     options = _options(config)
     keep_keys_home(**options)
     return _served_models(tinker.RestClient(**options))
-
-
-def reach_loopback_directly() -> None:
-    """Have this process reach its own machine without the proxy that the environment names: it would read the key."""
-    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    missing = [host for host in _LOOPBACK if host not in listed.split(",")]
-    for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(filter(None, (listed, *missing)))
 
 
 def _served_models(rest: tinker.RestClient) -> dict[str, Offer]:

@@ -29,6 +29,7 @@ from tinker_utils.basics.threads import within
 from tinker_utils.config.address import is_loopback
 from tinker_utils.errors import RunDirectoryError, ServiceError
 from tinker_utils.run.lock import is_free, open_lock, sign, take
+from tinker_utils.service.address import opener_for
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an adapter is made of, and the most bytes of each: generous, as the disk is bounded, too.
@@ -197,7 +198,7 @@ def _pieces(url: str, service: str, file: str) -> Iterator[bytes]:
     _check_followed(url, service)
     received = 0
     try:
-        opener = urllib.request.build_opener(_Redirects(service))
+        opener = opener_for(url, _Redirects(service))
         with within(_TIMEOUT_SECONDS, lambda: opener.open(url, timeout=_TIMEOUT_SECONDS), "the download") as answer:
             promised, digests = answer.length, _digests_of(answer.headers)
             max_bytes = _MAX_BYTES.get(file, _MAX_ARCHIVE)

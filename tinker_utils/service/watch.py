@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import http.client
 import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.basics.threads import within
+from tinker_utils.service.address import opener_for
 from tinker_utils.service.compat import PAYMENT_REQUIRED
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _health(address: str, timeout_s: float) -> int:
     """Return the status of a service's answer; OSError or HTTPException where there is none in time."""
 
     def ask() -> int:
-        with urllib.request.urlopen(f"{address}/api/v1/healthz", timeout=timeout_s) as answer:
+        with opener_for(address).open(f"{address}/api/v1/healthz", timeout=timeout_s) as answer:
             return int(answer.status)
 
     try:
