@@ -9,11 +9,13 @@ import pytest
 from support.states import state_of
 
 from tinker_utils.config.loading import dump_config
+from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.errors import ResumeError
 from tinker_utils.training.resuming import (
     changes_to_take_up,
     has_ended,
     resume_points,
+    stopper_at,
     stretched_schedule,
     with_fresh_patience,
     without_lost_best,
@@ -41,6 +43,14 @@ def test_the_latest_point_comes_first_and_the_start_last():
     assert [point.progress.step for point in points] == [6, 4, 2, 0]
     assert (points[-1].path, points[-1].checkpoints.latest) == ("", None)
     assert resume_points(None) == points[-1:]
+
+
+def test_early_stopping_of_a_run_that_knows_of_no_anchor_step_goes_on():
+    point = resume_points(state_of(resume_points=[saved(6, best=4, without_improvement=1)]))[0]
+    config = TrainingConfig(service="local", model="tiny", early_stopping_patience=2, early_stopping_significance=1.0)
+    stopper = stopper_at(point, config)
+    assert stopper.anchor_step is None
+    assert (stopper.best, stopper.best_step, stopper.evals_without_improvement) == (1.5, 4, 1)
 
 
 def test_a_best_checkpoint_that_later_ones_superseded_is_not_waited_for():
