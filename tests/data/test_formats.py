@@ -75,6 +75,8 @@ def test_the_input_stands_below_the_instruction_and_history_before_it():
         ("user", "Hi"), ("assistant", "Hello"), ("user", "Add.\n1, 2"), ("assistant", "3"),
     ]  # fmt: skip
     assert (conversation.format, conversation.unused) == ("alpaca", ("text",))
+    alone = read({"instruction": "", "input": "1, 2", "output": "3"})
+    assert alone.messages[0]["content"] == "1, 2"
 
 
 def test_calls_of_tools_in_turns_are_those_of_messages():
@@ -150,6 +152,7 @@ def tokenizer_with_text_of_its_tokens(own):
         ({"messages": None}, "`messages` is null"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is preference data"),
         ({"prompt": "a", "completion": "b", "label": False}, "is preference data"),
+        ({"prompt": "a", "completion": "b", "label": "True"}, "is preference data"),  # as CSV has it
         ({"prompt": 3, "completion": "b"}, "`prompt` is a number, neither a text nor a list of messages"),
         ({"prompt": "a", "completion": []}, "`completion` is an empty list"),
         ({"prompt": [{"role": "user", "content": 1}], "completion": "b"}, "message 1 has a content that is a number"),

@@ -22,6 +22,7 @@ from hypothesis import given, settings, strategies as st
 
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import ChatIndex, read_conversations
+from tinker_utils.data.formats.reader import RowReader
 from tinker_utils.data.sources import kinds, text
 from tinker_utils.data.sources.naming import NamedData, data_file, sources_of
 from tinker_utils.data.sources.rows import Rows
@@ -93,6 +94,8 @@ KINDS = {
     "lines.jsonl.gz": lambda rows: gzip.compress(jsonl(rows[:2])) + gzip.compress(jsonl(rows[2:])),
     "twice.jsonl.gz": lambda rows: gzip.compress(gzip.compress(jsonl(rows))),
     "lines.zst": lambda rows: zstandard.compress(jsonl(rows[:2])) + zstandard.compress(jsonl(rows[2:])),
+    "parallel.jsonl.zst": lambda rows: b"\x50\x2a\x4d\x18\4\0\0\0size" + zstandard.compress(jsonl(rows)),  # as pzstd's
+    "twice.jsonl.gz": lambda rows: gzip.compress(gzip.compress(jsonl(rows))),
     "array.json.gz": lambda rows: gzip.compress(json.dumps(rows).encode()),
     "array.json.zst": lambda rows: zstandard.compress(json.dumps(rows).encode()),
     "table.parquet": parquet,
@@ -210,6 +213,8 @@ def thrice(content):
         ("a.json", '{\n  "text": "a"\n}', "is one JSON object over several lines"),
         ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
         ("a.parquet", "<!DOCTYPE html><html>", "is a web page"),
+        ("a.json", '[{"role": "user"}]\n[{"role": "user"}]', "expected one array of objects, or an object a line"),
+        ("a.feather", b"FEA1\xff", "is a Feather file of version 1"),
         ("a.csv", "PK\x03\x04", "is a ZIP archive, as .xlsx is"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("a.csv", "prompt,prompt\na,b\n", ":1: expected a name of its own for each column"),
@@ -274,11 +279,30 @@ def test_bytes_that_are_text_are_read_as_text(tmp_path):
         read_conversations(tmp_path / "a.parquet")
 
 
+def test_a_map_is_the_object_that_json_would_have(tmp_path):
+    """As Spark writes objects whose keys differ from row to row."""
+    kind = pa.map_(pa.string(), pa.struct([("type", pa.string()), ("unit", pa.string())]))
+    tools = pa.list_(pa.struct([("name", pa.string()), ("properties", kind)]))
+    row = {"prompt": "a", "completion": "b", "tools": [{"name": "f", "properties": [("city", {"type": "string"})]}]}
+    schema = pa.schema([("prompt", pa.string()), ("completion", pa.string()), ("tools", tools)])
+    pa.parquet.write_table(pa.Table.from_pylist([row], schema), tmp_path / "a.parquet")
+    (conversation,) = read_conversations(tmp_path / "a.parquet")
+    assert conversation.tools == ({"name": "f", "properties": {"city": {"type": "string"}}},)
+
+
+def test_pairs_of_a_history_are_read_from_a_cell_whatever_its_column_is_called(tmp_path):
+    rows = [{"i": "c", "o": "d", "past": past} for past in ([["a", "b"]], [], "")]
+    (tmp_path / "a.csv").write_bytes(separated(rows))
+    reader = RowReader(columns={"instruction": "i", "output": "o", "history": "past"})
+    said = [[message["content"] for message in each.messages] for each in ChatIndex(tmp_path / "a.csv", reader=reader)]
+    assert said == [["a", "b", "c", "d"], ["c", "d"], ["c", "d"]]
+
+
 def test_a_column_without_a_name_and_blank_rows_of_a_spreadsheet_do_no_harm(tmp_path):
-    (tmp_path / "a.csv").write_text(",prompt,completion\n0,a,b\n,,\n1,c,d\n")
+    (tmp_path / "a.csv").write_text("\n,prompt,completion\n0,a,b\n,,\n1,c,d\n")
     conversations = read_conversations(tmp_path / "a.csv")
     assert [(each.source.rpartition(":")[2], each.unused) for each in conversations] == [
-        ("2", ("column 1",)), ("4", ("column 1",)),
+        ("3", ("column 1",)), ("5", ("column 1",)),
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tinker_utils.basics.redaction import quoted
-from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.strict_json import json_or_none, parse_json
 from tinker_utils.data.chat import ROLES
 from tinker_utils.data.formats.messages import IN_LOSS, kind_of
 
@@ -63,12 +63,13 @@ def alpaca(row: Row) -> Row:
     for key, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f"`{key}` is {kind_of(text)}, not a text")
-    if not isinstance(history or [], list):
+    pairs = json_or_none(history) if isinstance(history, str) and history else history or []  # a cell of a table
+    if not isinstance(pairs, list):
         raise ValueError(f"`history` is {kind_of(history)}, not a list of pairs")
-    for pair in history or []:
+    for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"`history` holds {quoted(pair)}, not only pairs of an instruction and its output")
-    pairs = [*(history or []), (f"{instruction}\n{below}" if below else instruction, output)]
+    pairs = [*pairs, ("\n".join(filter(None, (instruction, below))), output)]
     roles = ("user", "assistant")
     turns = [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
     return _with_system(turns, others)
@@ -89,7 +90,7 @@ def preferences(row: Row) -> Row:
 
 def judged(row: Row) -> Row:
     """Return what a prompt and its completion say; refuse a row that says whether its completion is a good one."""
-    if isinstance(row.get("label"), bool):
+    if str(row.get("label")).casefold() in ("true", "false"):  # a table may have it as a text
         raise ValueError(
             "is preference data (a `label` says whether the completion is a good one), which is not for supervised "
             "training; keep the good ones, without their label"

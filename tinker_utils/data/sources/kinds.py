@@ -15,7 +15,9 @@ from tinker_utils.data.sources.tables import arrow_rows, parquet_rows
 from tinker_utils.data.sources.text import array_rows, lines_of, separated_rows
 from tinker_utils.errors import DataError
 
-_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP = b"\x1f\x8b"
+# A frame; or one that is to be skipped, with which files begin that were compressed in parallel.
+_ZSTANDARD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 # Compressed bytes that are unpacked at once: of Zstandard, they may become 32,768 times as many.
 _UNPACKED_AT_ONCE = 4096
 _BUFFER = 1 << 20
@@ -35,6 +37,7 @@ _OTHERS = {
     b"\xfd7zxz": "compressed by xz",
     b"\x93numpy": "an array of NumPy's",
     b"\x89png": "a picture",
+    b"fea1": "a Feather file of version 1; write it anew by a newer Arrow",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
@@ -91,7 +94,7 @@ def _packing(file: IO[bytes]) -> IO[bytes] | None:
     head = _peeked(file)
     if head.startswith(_GZIP):
         return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file, mode="rb")), _BUFFER)
-    return io.BufferedReader(_Unpacked(file), _BUFFER) if head.startswith(_ZSTANDARD) else None
+    return io.BufferedReader(_Unpacked(file), _BUFFER) if _ZSTANDARD.match(head) else None
 
 
 class _Unpacked(io.RawIOBase):

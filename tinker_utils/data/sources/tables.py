@@ -116,6 +116,9 @@ def _plain(type: Any) -> Callable[[Any], Any]:
     """Return what makes a value of this type, other than None, what it is in JSON."""
     if getattr(type, "extension_name", "") == "arrow.json":  # a text; so `datasets` keeps what has no one type
         return parse_json
+    if str(type).startswith("map<"):  # an object whose keys are not the same in all rows
+        member = _plain(type.item_type)
+        return lambda pairs: {str(key): None if value is None else member(value) for key, value in pairs}
     if hasattr(type, "value_field"):
         member = _plain(type.value_type)
         return lambda values: [None if value is None else member(value) for value in values]

@@ -28,7 +28,7 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _UNFINISHED = 16
 # A number may go on where so many signs follow it, as 1 does where `e+` follows.
 _OF_A_NUMBER = 2
-_NESTED = re.compile(r"\s*\[\s*[\[{]")
+_OF_OBJECTS = re.compile(r"\s*\[\s*{")
 
 
 def lines_of(file: IO[bytes], path: Path) -> Iterator[list[bytes]]:
@@ -83,7 +83,9 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
     decoded = (line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape") for line in lines_read)
     reader = csv.reader(decoded, delimiter=delimiter, strict=True)
     try:
-        names = [name or f"column {i}" for i, name in enumerate(next(reader, []), start=1)]  # as pandas' index is
+        names = [
+            name or f"column {i}" for i, name in enumerate(next(filter(any, reader), []), 1)
+        ]  # as pandas' index is
         if len(set(names)) < len(names):
             raise DataError(f"{path}:1: expected a name of its own for each column, received {quoted(names)}.")
         lines, size, number = [b""] * reader.line_num, 0, reader.line_num
@@ -105,20 +107,20 @@ def _row(names: list[str], fields: list[str]) -> bytes:
     row: dict[str, Any] = dict(zip(names, fields, strict=False))
     if len(fields) != len(names):  # a delimiter without quotation marks: what is in which column is not known
         row = {f"{len(fields)} fields in {len(names)} columns": True}
-    row |= {name: turns for name, cell in row.items() if (turns := _turns(name, cell))}
+    row |= {name: turns for name, cell in row.items() if (turns := _turns(cell))}
     try:
         return msgspec.json.encode(row)
     except UnicodeEncodeError:  # not UTF-8, as it stays
         return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
-def _turns(column: str, cell: object) -> Any:
-    """Return the messages, or the pairs of texts of a `history`, that a cell holds as JSON; None where it is a text."""
-    value = json_or_none(cell) if isinstance(cell, str) and _NESTED.match(cell) else None
+def _turns(cell: object) -> Any:
+    """Return the messages that a cell holds as JSON; None where it is a text."""
+    value = json_or_none(cell) if isinstance(cell, str) and _OF_OBJECTS.match(cell) else None
     if not isinstance(value, list):
         return None
     of_turns = all(isinstance(each, dict) and {"role", "from"} & each.keys() for each in value)
-    return value if of_turns or column == "history" else None
+    return value if of_turns else None
 
 
 def _members(file: IO[bytes], path: Path) -> Iterator[tuple[Any, str]]:
@@ -139,7 +141,9 @@ def _members(file: IO[bytes], path: Path) -> Iterator[tuple[Any, str]]:
         raise DataError(f"{path}: its JSON array {found} behind row {number}; expected a comma, or its bracket.")
     text.at += 1
     if text.next_sign():
-        raise DataError(f"{path}: goes on behind the end of its JSON array; remove what stands there.")
+        raise DataError(
+            f"{path}: goes on behind the end of its JSON array; expected one array of objects, or an object a line."
+        )
 
 
 class _Text:
