@@ -188,6 +188,8 @@ def test_columns_and_formats_that_there_are_not_are_refused():
     reader.conversation({"question": "a", "completion": "b"}, PLACE)
     with pytest.raises(ConfigError, match="data.columns: no row has 'context', which is named for input"):
         reader.check_columns()
+    with pytest.raises(DataError, match=r"received the keys \['answer', 'q'\]; correct it, or .*'reply' is not among"):
+        read({"q": "a", "answer": "b"}, {"prompt": "q", "completion": "reply"})
     with pytest.raises(DataError, match=r"has no `reply` .data.columns: completion., which data.format: prompt_comp"):
         read({"prompt": "a"}, {"completion": "reply"}, "prompt_completion")
 
