@@ -425,6 +425,12 @@ def test_sources_are_called_by_as_few_words_as_tell_them_apart(tmp_path):
         names("one/web.jsonl", "one/web.jsonl")
     with pytest.raises(DataError, match=r"web.jsonl is named twice"):
         names("one/web.jsonl", "one/../one/web.jsonl")
+    os.link(tmp_path / "one/web.jsonl", tmp_path / "linked.jsonl")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    for one, other in (("one/web.jsonl", "linked.jsonl"), ("one:train", "other:train")):
+        with pytest.raises(DataError, match="is named twice"):
+            names(one, other)
+    assert names("one:train", "other:test") == ["one:train", "other:test"]
     hub = sources_of(config(train=["org/name:train", "org/other:train"], data_dir=tmp_path)).train
     assert [each.name for each in hub] == ["name:train", "other:train"]
 

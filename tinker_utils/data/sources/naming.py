@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def _check(config: TrainingConfig, train: Sequence[Source], sets: Mapping[str, S
     named = [each for each in (*train, *sets.values()) if isinstance(each, NamedData) and not is_directory(each.name)]
     if config.revision and not named:
         raise DataError("data.revision: is that of a data set on the hub, and none is named; remove it.")
-    places = [each.resolve() if isinstance(each, Path) else each for each in train]
+    places = list(map(_place, train))
     if twice := next((each for each, place in zip(train, places, strict=True) if places.count(place) > 1), None):
         raise DataError(f"data.train: {twice} is named twice; name it once, with a larger weight.")
     if config.valid_fraction and sets:
@@ -103,6 +103,16 @@ def _check(config: TrainingConfig, train: Sequence[Source], sets: Mapping[str, S
             f"data.valid_fraction: is {config.valid_fraction:g}, but {there} is there for validation; name the "
             "training data by data.train alone, or set data.valid_fraction: 0."
         )
+
+
+def _place(source: Source) -> Hashable:
+    """Return what is the same for a source by whatever way it is named."""
+    path = Path(source.name) if isinstance(source, NamedData) else source
+    if not exists(path):
+        return source
+    stat = path.stat()
+    part = (source.config, source.split) if isinstance(source, NamedData) else ()
+    return stat.st_dev, stat.st_ino, *part
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
