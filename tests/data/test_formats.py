@@ -263,7 +263,17 @@ def test_no_code_is_imported_because_a_run_directory_names_it(own_format, tmp_pa
     (run / "config.yaml").write_text(content.replace("local:", "run:", 1).replace("my_formats", "never_seen"))
     shutil.copy(own_format, run / "training.yaml")
     (run / "run.json").write_text("{}")
-    named = (("config.yaml", "run", "never_seen:tickets"), ("training.yaml", "local", "my_formats:tickets"))
+    (run / "configs").mkdir()
+    shutil.copy(own_format, run / "configs")
+    (run / "link.yaml").symlink_to(run / "training.yaml")
+    shutil.move(run / "link.yaml", tmp_path)
+    own = "local", "my_formats:tickets"
+    named = (
+        ("config.yaml", "run", "never_seen:tickets"),
+        ("training.yaml", *own),
+        ("configs/training.yaml", *own),
+        ("../link.yaml", *own),
+    )
     for name, section, format in named:
         with pytest.raises(ConfigError, match=f"data.format: {format} is code") as refused:
             load_config_from_yaml(run / name, section)
