@@ -134,11 +134,11 @@ class RowReader:
                 return "prompt_completion" if name == "judged" else name, shape
         if "messages" in row:
             return MESSAGES, openai  # whose sentence says that they are null
-        missing = next((column for column in self.columns.values() if column not in received), None)
+        absent = next((column for column in self.columns.values() if column not in received), None)
         advice = (
             "or say which column is which (data.columns: {prompt: question, completion: answer})"
-            if missing is None
-            else f"or data.columns, whose {quoted(missing)} is not among them"
+            if absent is None
+            else f"or data.columns, whose {quoted(absent)} is not among them"
         )
         raise DataError(
             f"{source}: expected {_EXPECTED}, received the keys {quoted(sorted(received))}; correct it, {advice}."
