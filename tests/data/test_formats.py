@@ -150,7 +150,9 @@ def tokenizer_with_text_of_its_tokens(own):
         ({"question": "a", "answer": "b"}, r"received the keys \['answer', 'question'\].*data.columns"),
         ({"prompt": "a"}, r"received the keys \['prompt'\]"),
         ({"messages": None}, "`messages` is null"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is preference data"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is preference data .*{completion: chosen}"),
+        ({"prompt": ASKED, "chosen": [ANSWER], "rejected": [ANSWER]}, "{completion: chosen}"),
+        ({"chosen": [*ASKED, ANSWER], "rejected": [*ASKED, ANSWER]}, "{messages: chosen}"),
         ({"prompt": "a", "completion": "b", "label": False}, "is preference data"),
         ({"prompt": "a", "completion": "b", "label": "True"}, "is preference data"),  # as CSV has it
         ({"prompt": 3, "completion": "b"}, "`prompt` is a number, neither a text nor a list of messages"),

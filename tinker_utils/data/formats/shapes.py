@@ -82,9 +82,11 @@ def text(row: Row) -> Row:
 
 def preferences(row: Row) -> Row:
     """Refuse a row that says which of two answers is better."""
+    chosen = row["chosen"]
+    is_whole = isinstance(chosen, list) and not any(map(_is_answer, chosen[:1]))  # it begins with its prompt
     raise ValueError(
         "is preference data (chosen and rejected answers), which is not for supervised training; to train on the "
-        "chosen ones alone, set data.columns: {completion: chosen}"
+        f"chosen ones alone, set data.columns: {{{'messages' if is_whole else 'completion'}: chosen}}"
     )
 
 
