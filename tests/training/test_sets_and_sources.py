@@ -247,6 +247,12 @@ def test_sets_and_weights_that_do_not_fit_the_data_are_refused(mixed, tmp_path):
         prepare(dataclasses.replace(mixed, valid={"a": "missing.jsonl"}))
     shares = "An epoch takes these conversations: 9 of 20 of web (50.0%), 9 of 12 of code (50.0%)."
     assert [check.sentence for check in preflight(mixed).checks if check.name == "mixture"] == [shares]
-    assert shares in prepare(mixed).summary()
+    plan = prepare(mixed)
+    assert shares in plan.summary()
+    drawn = sum(plan.batches.batch(step).completion_tokens for step in range(1, plan.batches.steps_per_epoch + 1))
+    assert drawn == pytest.approx(plan.forecast.completion_tokens, rel=0.2), "what the adapter has to learn in an epoch"
+    assert plan.train.completion_tokens > 1.5 * drawn
+    (adapter,) = (check.sentence for check in preflight(mixed).checks if check.name == "adapter")
+    assert adapter.endswith(f" for about {plan.forecast.completion_tokens:,} completion tokens.")
     report = preflight(dataclasses.replace(mixed, monitor="val_loss/other"))
     assert [check.status for check in report.checks if "val_loss/other" in check.sentence] == ["fail"]

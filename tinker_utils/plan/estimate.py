@@ -98,7 +98,10 @@ class DataLengths:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run, if nothing stops it early: `tokens` are trained on; `cost_usd` is None where no price is known."""
+    """A run, if nothing stops it early: `tokens` are trained on; `cost_usd` is None where no price is known.
+
+    `completion_tokens` are those of an epoch, estimated where that has a part of the data; None where none are counted.
+    """
 
     examples: int
     steps_per_epoch: int
@@ -107,6 +110,7 @@ class Forecast:
     evaluations: int
     tokens: int
     eval_tokens: int
+    completion_tokens: int | None
     cost_usd: float | None
     warnings: tuple[str, ...]
 
@@ -140,6 +144,9 @@ def forecast(
     per_epoch = -(-mixture.total // config.batch_size)
     steps = per_epoch * config.epochs
     tokens = _tokens(read, mixture, config)
+    completion_tokens = data.completion_tokens
+    if completion_tokens and not mixture.takes_all:
+        completion_tokens = round(completion_tokens * tokens / max(1, config.epochs * int(read.sum())))
     evaluations = _evaluations(config, per_epoch) if data.valid else 0
     # The base model is evaluated, too; it is no evaluation that could stop the run.
     looks = evaluations + (config.eval_at_start if data.valid else 0)
@@ -153,7 +160,7 @@ def forecast(
     warnings = (
         *refusals(config),
         *about_settings(config),
-        *about_rank(config, len(data.train), data.completion_tokens, shape),
+        *about_rank(config, len(data.train), completion_tokens, shape),
         *about_service(config),
         *about_evaluation(config, bool(data.valid), evaluations),
         *about_eval_tokens(eval_tokens, tokens),
@@ -168,6 +175,7 @@ def forecast(
         evaluations=evaluations,
         tokens=tokens,
         eval_tokens=eval_tokens,
+        completion_tokens=completion_tokens,
         cost_usd=cost,
         warnings=warnings,
     )

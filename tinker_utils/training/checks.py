@@ -260,9 +260,8 @@ def _of_run(run: RunDirectory, plan: Plan) -> Iterator[Check]:
 
 def _of_adapter(plan: Plan) -> Iterator[Check]:
     """Yield how large the adapter is beside what it is to learn, and whether that is too small, or ample."""
-    train = plan.train
-    estimated = isinstance(train, StreamedSet) and not train.exact
-    tokens = train.completion_tokens
+    train, mixture, tokens = plan.train, plan.batches.mixture, plan.forecast.completion_tokens or 0
+    estimated = (isinstance(train, StreamedSet) and not train.exact) or (mixture is not None and not mixture.takes_all)
     yield Check("adapter", "ok", describe_adapter(plan.config, plan.shape, tokens, estimated))
     for caution in about_rank(plan.config, len(train.lengths()), tokens, plan.shape):
         yield Check("adapter", "warn", caution)
