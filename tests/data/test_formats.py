@@ -301,6 +301,22 @@ def test_a_function_that_returns_no_row_is_said_to(monkeypatch, returned):
         RowReader("json:returns").conversation({}, PLACE)
 
 
+def test_what_a_function_returns_is_of_jsons_own_types(monkeypatch):
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "n": (1,)})
+    monkeypatch.setattr(
+        json, "returns", lambda row: {"messages": turns, "tools": ({"type": "x"},), **row}, raising=False
+    )
+    read = RowReader("json:returns").conversation({3: 1, "z": 1}, PLACE)
+    assert (read.messages[1]["n"], read.tools, read.unused) == ([1], ({"type": "x"},), ("3", "z"))
+    for other, words in (
+        ({1}, "TypeError: Object of type set"),
+        (b"a", "TypeError: Object of type bytes"),
+        ("\ud800", ""),
+    ):
+        with pytest.raises(DataError, match=f"^{PLACE}: {words}"):
+            RowReader("json:returns").conversation({"other": other}, PLACE)
+
+
 def test_the_report_says_which_format_was_recognized_and_shows_an_example(tmp_path):
     rows = [SAME[1][0], SAME[1][0], SAME[7][0]]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

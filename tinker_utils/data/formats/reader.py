@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinker_utils.basics.redaction import first_line, quoted
+from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.config.rules import did_you_mean
 from tinker_utils.data.chat import Conversation
 from tinker_utils.data.formats.messages import chat_messages, kind_of, unused_keys
@@ -111,6 +113,8 @@ class RowReader:
             read = shape(given)
             if not isinstance(read, Mapping) or not {"messages", "text"} & read.keys():
                 raise ValueError(f"became {quoted(read)} by {name}, which has neither messages nor text")
+            if self._own:  # tuples become lists, and what JSON does not have is refused
+                read = parse_json(json.dumps(dict(read), ensure_ascii=False).encode("utf-8"))
             if read.get("messages") is None and read.get("text") is not None:
                 return _text(read, source, name, shadowed)
         except KeyError as error:
