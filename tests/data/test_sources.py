@@ -299,7 +299,7 @@ def test_pairs_of_a_history_are_read_from_a_cell_whatever_its_column_is_called(t
 
 
 def test_a_column_without_a_name_and_blank_rows_of_a_spreadsheet_do_no_harm(tmp_path):
-    (tmp_path / "a.csv").write_text("\n,prompt,completion\n0,a,b\n,,\n1,c,d\n")
+    (tmp_path / "a.csv").write_text("\n;prompt;completion\n0;a;b\n;;\n1;c;d\n")
     conversations = read_conversations(tmp_path / "a.csv")
     assert [(each.source.rpartition(":")[2], each.unused) for each in conversations] == [
         ("3", ("column 1",)), ("5", ("column 1",)),

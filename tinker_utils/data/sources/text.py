@@ -75,7 +75,7 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
     Raises:
         DataError: it is no CSV, or its columns have no names.
     """
-    header = cast(io.BufferedReader, file).peek(_PIECE).partition(b"\n")[0]
+    header = cast(io.BufferedReader, file).peek(_PIECE).lstrip(b"\r\n").partition(b"\n")[0]
     if delimiter == "," and b"," not in header:  # as a spreadsheet writes it where numbers have a decimal comma
         delimiter = next((each for each in ";\t" if each.encode() in header), delimiter)
     csv.field_size_limit(max(_MAX_ROW, csv.field_size_limit()))
@@ -83,11 +83,12 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
     decoded = (line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape") for line in lines_read)
     reader = csv.reader(decoded, delimiter=delimiter, strict=True)
     try:
-        names = [
-            name or f"column {i}" for i, name in enumerate(next(filter(any, reader), []), 1)
-        ]  # as pandas' index is
+        first = next(filter(any, reader), [])
+        names = [name or f"column {i}" for i, name in enumerate(first, start=1)]  # as pandas' index is
         if len(set(names)) < len(names):
-            raise DataError(f"{path}:1: expected a name of its own for each column, received {quoted(names)}.")
+            raise DataError(
+                f"{path}:{reader.line_num}: expected a name of its own for each column, received {quoted(names)}."
+            )
         lines, size, number = [b""] * reader.line_num, 0, reader.line_num
         for fields in reader:
             row = _row(names, fields)
@@ -117,9 +118,9 @@ def _row(names: list[str], fields: list[str]) -> bytes:
 def _turns(cell: object) -> Any:
     """Return the messages that a cell holds as JSON; None where it is a text."""
     value = json_or_none(cell) if isinstance(cell, str) and _OF_OBJECTS.match(cell) else None
-    if not isinstance(value, list):
-        return None
-    of_turns = all(isinstance(each, dict) and {"role", "from"} & each.keys() for each in value)
+    of_turns = isinstance(value, list) and all(
+        isinstance(each, dict) and {"role", "from"} & each.keys() for each in value
+    )
     return value if of_turns else None
 
 
