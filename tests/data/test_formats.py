@@ -269,12 +269,14 @@ def test_no_code_is_imported_because_a_run_directory_names_it(own_format, tmp_pa
     shutil.copy(own_format, run / "configs")
     (run / "link.yaml").symlink_to(run / "training.yaml")
     shutil.move(run / "link.yaml", tmp_path)
+    (run / "away.yaml").symlink_to(own_format)
     own = "local", "my_formats:tickets"
     named = (
         ("config.yaml", "run", "never_seen:tickets"),
         ("training.yaml", *own),
         ("configs/training.yaml", *own),
         ("../link.yaml", *own),
+        ("away.yaml", *own),
     )
     for name, section, format in named:
         with pytest.raises(ConfigError, match=f"data.format: {format} is code") as refused:

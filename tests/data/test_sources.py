@@ -95,7 +95,6 @@ KINDS = {
     "twice.jsonl.gz": lambda rows: gzip.compress(gzip.compress(jsonl(rows))),
     "lines.zst": lambda rows: zstandard.compress(jsonl(rows[:2])) + zstandard.compress(jsonl(rows[2:])),
     "parallel.jsonl.zst": lambda rows: b"\x50\x2a\x4d\x18\4\0\0\0size" + zstandard.compress(jsonl(rows)),  # as pzstd's
-    "twice.jsonl.gz": lambda rows: gzip.compress(gzip.compress(jsonl(rows))),
     "array.json.gz": lambda rows: gzip.compress(json.dumps(rows).encode()),
     "array.json.zst": lambda rows: zstandard.compress(json.dumps(rows).encode()),
     "table.parquet": parquet,
