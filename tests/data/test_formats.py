@@ -42,6 +42,9 @@ SAME = [
     ({"question": "2+2?", "reply": "4", "preamble": "Be brief."},
      {"prompt": "question", "completion": "reply", "system": "preamble"}),
     ({"chat": [*ASKED, ANSWER]}, {"messages": "chat"}),
+    ({"messages": json.dumps([*ASKED, ANSWER])}, {}),
+    ({"turns": json.dumps([{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]), "system": "Be brief."},
+     {"conversations": "turns"}),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinker_utils.basics.redaction import quoted
-from tinker_utils.basics.strict_json import parse_json
+from tinker_utils.basics.strict_json import json_or_none, parse_json
 from tinker_utils.data.chat import ROLES, Conversation, Message
 from tinker_utils.errors import DataError
 
@@ -34,7 +34,7 @@ def chat_messages(
     Raises:
         DataError: something in it cannot be used; the sentence begins with `source`.
     """
-    given = line["messages"]
+    given = listed(line["messages"])
     if not isinstance(given, list) or not given:
         kind = "an empty list" if given == [] else f"{kind_of(given)}, not a list of messages"
         raise DataError(f'{source}: `messages` is {kind}; write {{"messages": [at least one message]}}.')
@@ -60,6 +60,12 @@ def chat_messages(
 def unused_keys(row: Mapping[str, Any], used: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
     """Return the keys of a row that have a value and are not used, and some more, in their order."""
     return tuple(sorted({*more, *(key for key, value in row.items() if key not in used and value not in (None, ""))}))
+
+
+def listed(value: object) -> Any:
+    """Return the list that a text holds as JSON, as a column of a table may; all else as it is."""
+    held = json_or_none(value) if isinstance(value, str) else None
+    return held if isinstance(held, list) else value
 
 
 def kind_of(value: object) -> str:

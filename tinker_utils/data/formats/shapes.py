@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tinker_utils.basics.redaction import quoted
-from tinker_utils.basics.strict_json import json_or_none, parse_json
+from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.data.chat import ROLES
-from tinker_utils.data.formats.messages import IN_LOSS, kind_of
+from tinker_utils.data.formats.messages import IN_LOSS, kind_of, listed
 
 Row = Mapping[str, Any]
 Shape = Callable[[Row], Row]
@@ -35,6 +35,7 @@ def openai(row: Row) -> Row:
 def sharegpt(row: Row) -> Row:
     """Read ShareGPT's `conversations`, turns with `from` and `value`; `system` and `tools` may stand beside them."""
     turns, others = _taken(row, "conversations")
+    turns = listed(turns)
     messages = list(map(_turn, range(1, len(turns) + 1), turns)) if isinstance(turns, list) else turns
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"`conversations` is {_received(turns)}, not a list of turns")
@@ -63,7 +64,7 @@ def alpaca(row: Row) -> Row:
     for key, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f"`{key}` is {kind_of(text)}, not a text")
-    pairs = json_or_none(history) if isinstance(history, str) and history else history or []  # a cell of a table
+    pairs = listed(history or [])
     if not isinstance(pairs, list):
         raise ValueError(f"`history` is {kind_of(history)}, not a list of pairs")
     for pair in pairs:
