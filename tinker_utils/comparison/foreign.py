@@ -29,7 +29,7 @@ from tinker_utils.comparison.run import Curve, Run, curve, placed_on
 from tinker_utils.config.changes import as_text
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import LossUnit
-from tinker_utils.run.series import FloatArray, Record, as_float
+from tinker_utils.run.series import FloatArray, Record, as_float, column
 
 # Where the other programs keep what this project's configuration calls by the names on the right.
 _COOKBOOK_SETTINGS = {
@@ -100,7 +100,7 @@ def _evaluations(rows: Sequence[Record], key: re.Pattern[str], usual: str) -> di
 def _on_sets(train: Curve, rows: Sequence[Record], keys: Mapping[str, str]) -> dict[str, Curve]:
     evaluated = {name: (key, [row for row in rows if key in row]) for name, key in keys.items()}
     return {
-        name: placed_on(train, _column(found, "step"), _column(found, key)) for name, (key, found) in evaluated.items()
+        name: placed_on(train, column(found, "step"), column(found, key)) for name, (key, found) in evaluated.items()
     }
 
 
@@ -119,15 +119,15 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
     likelihoods = tuple(evaluations.values()) if loss == "dpo_loss" else ()  # which are not in its unit
     if not trained and not evaluations:
         _refuse_rewards(path, rows)
-    totals = _column(trained, "tokens/cumulative/trained")
+    totals = column(trained, "tokens/cumulative/trained")
     if not np.isfinite(totals).any():  # an older version, which gives no total
-        totals = np.cumsum(_column(trained, "num_tokens"))
+        totals = np.cumsum(column(trained, "num_tokens"))
     train = curve(
-        _column(trained, "step") + 1,
-        _column(trained, loss),
+        column(trained, "step") + 1,
+        column(trained, loss),
         totals,
-        _column(trained, "cost/cumulative_usd"),
-        _column(trained, "epoch") + 1,
+        column(trained, "cost/cumulative_usd"),
+        column(trained, "epoch") + 1,
     )
     main, valid, others = _main_first(_on_sets(train, rows, {} if likelihoods else evaluations))
     return Run(
@@ -137,7 +137,7 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
         train=train,
         valid=valid,
         settings=_renamed(path.with_name("config.json"), _COOKBOOK_SETTINGS),
-        epochs=_epochs_begun(_column(rows, "epoch") + 1),
+        epochs=_epochs_begun(column(rows, "epoch") + 1),
         unused_lines=sum(not isinstance(line, dict) for line in lines),
         main_set=main,
         other_sets=others,
@@ -152,7 +152,7 @@ def _main_first(sets: dict[str, Curve]) -> tuple[str, Curve, dict[str, Curve]]:
 
 
 def _cookbook_unit(rows: list[Record]) -> LossUnit:
-    weights, examples = _column(rows, "num_loss_tokens"), _column(rows, "num_sequences")
+    weights, examples = column(rows, "num_loss_tokens"), column(rows, "num_sequences")
     known = np.isfinite(weights) & np.isfinite(examples)
     raw = known.any() and not np.allclose(weights[known], examples[known], rtol=1e-3)
     return "nats/token" if raw else "example means"
@@ -163,7 +163,7 @@ def read_trainer(state: Record, path: Path, name: str) -> Run:
     history = state["log_history"] if isinstance(state["log_history"], list) else []
     entries = [entry for entry in history if isinstance(entry, dict) and _has_step(entry)]
     _refuse_rewards(path, entries)
-    steps, losses, epochs = (_column(entries, key) for key in ("step", "loss", "epoch"))
+    steps, losses, epochs = (column(entries, key) for key in ("step", "loss", "epoch"))
     tokens = _trainer_tokens(entries)
     trained = np.array(["loss" in entry for entry in entries], dtype=bool)
     settings = _renamed(path.with_name("adapter_config.json"), _PEFT_SETTINGS)
@@ -187,9 +187,9 @@ def read_trainer(state: Record, path: Path, name: str) -> Run:
 
 def _trainer_tokens(entries: list[Record]) -> FloatArray:
     """Return the tokens trained on until each entry; a count that began anew goes on from what it was before."""
-    counted = _column(entries, "num_input_tokens_seen")
+    counted = column(entries, "num_input_tokens_seen")
     for name in ("num_tokens", "eval_num_tokens"):
-        counted = np.where(np.isfinite(counted), counted, _column(entries, name))
+        counted = np.where(np.isfinite(counted), counted, column(entries, name))
     known = np.isfinite(counted)
     restarted = np.diff(counted[known], prepend=0.0) < 0
     counted[known] += np.cumsum(np.where(restarted, np.roll(counted[known], 1), 0.0))
@@ -228,11 +228,6 @@ def _renamed(path: Path, names: Mapping[str, str]) -> dict[str, str]:
 def _has_step(record: Record) -> bool:
     step = as_float(record.get("step"))
     return step is not None and step >= 0
-
-
-def _column(records: Iterable[Record], name: str) -> FloatArray:
-    """Return a field of records, shape [records]; NaN where it is absent or no number."""
-    return np.array([as_float(record.get(name)) for record in records], dtype=np.float64)
 
 
 def _epochs_begun(epochs: FloatArray) -> int | None:
