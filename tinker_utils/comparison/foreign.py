@@ -25,7 +25,7 @@ import numpy as np
 
 from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.strict_json import json_or_none
-from tinker_utils.comparison.run import Curve, Run, curve, placed_on
+from tinker_utils.comparison.run import NO_POINTS, Curve, Run, curve, placed_on
 from tinker_utils.config.changes import as_text
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import LossUnit
@@ -97,11 +97,12 @@ def _evaluations(rows: Sequence[Record], key: re.Pattern[str], usual: str) -> di
     return {match[1] or "": name for name in names if (match := key.fullmatch(name))}
 
 
-def _on_sets(train: Curve, rows: Sequence[Record], keys: Mapping[str, str]) -> dict[str, Curve]:
-    evaluated = {name: (key, [row for row in rows if key in row]) for name, key in keys.items()}
-    return {
-        name: placed_on(train, column(found, "step"), column(found, key)) for name, (key, found) in evaluated.items()
-    }
+def _on_sets(train: Curve, rows: Sequence[Record], keys: Mapping[str, str]) -> tuple[str, Curve, dict[str, Curve]]:
+    """Return the main set's name and losses, and the other sets; no points where there is none."""
+    evaluated = ((name, key, [row for row in rows if key in row]) for name, key in keys.items())
+    sets = [(name, placed_on(train, column(found, "step"), column(found, key))) for name, key, found in evaluated]
+    (main, valid), *others = sets or [("", NO_POINTS)]
+    return main, valid, dict(others)
 
 
 def read_cookbook(text: str, path: Path, name: str) -> Run:
@@ -129,7 +130,7 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
         column(trained, "cost/cumulative_usd"),
         column(trained, "epoch") + 1,
     )
-    main, valid, others = _main_first(_on_sets(train, rows, {} if likelihoods else evaluations))
+    main, valid, others = _on_sets(train, rows, {} if likelihoods else evaluations)
     return Run(
         name=name,
         made_by="tinker-cookbook",
@@ -143,12 +144,6 @@ def read_cookbook(text: str, path: Path, name: str) -> Run:
         other_sets=others,
         not_shown=likelihoods,
     )
-
-
-def _main_first(sets: dict[str, Curve]) -> tuple[str, Curve, dict[str, Curve]]:
-    """Return the main set's name and losses, and the other sets; an empty curve where there is none."""
-    (main, valid), *others = sets.items() or [("", curve(np.array([]), np.array([])))]
-    return main, valid, dict(others)
 
 
 def _cookbook_unit(rows: list[Record]) -> LossUnit:
@@ -170,7 +165,7 @@ def read_trainer(state: Record, path: Path, name: str) -> Run:
     if state.get("num_train_epochs"):
         settings["training.epochs"] = _as_text(state["num_train_epochs"])
     evaluations = _evaluations(entries, _TRAINER_EVALUATION, "eval_loss")
-    main, valid, others = _main_first(_on_sets(curve(steps, losses, tokens), entries, evaluations))
+    main, valid, others = _on_sets(curve(steps, losses, tokens), entries, evaluations)
     return Run(
         name=name,
         made_by="Hugging Face Trainer",

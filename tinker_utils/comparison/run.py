@@ -97,9 +97,9 @@ class Run:
         """Return what the evaluation before any training says; None without one."""
         return base_model(self.valid.step, self.valid.loss)
 
-    def on_set(self, name: str) -> Curve | None:
-        """Return the losses on the validation set of that name; None if the log has none."""
-        return self.valid if name == self.main_set and len(self.valid) else self.other_sets.get(name)
+    def on_set(self, name: str) -> Curve:
+        """Return the losses on the validation set of that name; no points if the log has none."""
+        return self.valid if name == self.main_set else self.other_sets.get(name, NO_POINTS)
 
     def last(self, by: Axis) -> float | None:
         """Return how far the run got on an axis; None where the log does not say."""
@@ -147,6 +147,9 @@ def curve(
         loss=losses[order],
         epoch=unknown if epochs is None else epochs[order],
     )
+
+
+NO_POINTS = curve(np.array([]), np.array([]))
 
 
 def placed_on(train: Curve, steps: FloatArray, losses: FloatArray) -> Curve:

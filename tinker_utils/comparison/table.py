@@ -117,13 +117,13 @@ def _perplexity(run: Run) -> str | None:
     return number(perplexity(best)) if best is not None and run.unit == "nats/token" else None
 
 
-def _last(losses: Curve | None) -> str | None:
-    return number(float(losses.loss[-1])) if losses is not None and len(losses) else None
+def _last(losses: Curve) -> str | None:
+    return number(float(losses.loss[-1])) if len(losses) else None
 
 
-def _lowest(losses: Curve | None) -> str | None:
-    at = None if losses is None else losses.lowest()
-    return None if losses is None or at is None else number(float(losses.loss[at]))
+def _lowest(losses: Curve) -> str | None:
+    at = losses.lowest()
+    return None if at is None else number(float(losses.loss[at]))
 
 
 def _base_model(run: Run) -> str | None:
@@ -145,7 +145,7 @@ def _on_sets(runs: Sequence[Run]) -> dict[str, Callable[[Run], str | None]]:
     return rows
 
 
-def _on_set(name: str, value: Callable[[Curve | None], str | None]) -> Callable[[Run], str | None]:
+def _on_set(name: str, value: Callable[[Curve], str | None]) -> Callable[[Run], str | None]:
     return lambda run: value(run.on_set(name))
 
 

@@ -48,8 +48,7 @@ class _Panel:
         return words if self.set_name is None else f"{words}: validation, {shortened(self.set_name) or 'unnamed'}"
 
     def validation(self, run: Run) -> Curve:
-        found = run.valid if self.set_name is None else run.on_set(self.set_name)
-        return run.valid if found is None else found
+        return run.valid if self.set_name is None else run.on_set(self.set_name)
 
     def label(self, run: Run) -> str:
         """Return the run's name, and its set's where that differs from another run's."""
@@ -121,8 +120,7 @@ def _panels(runs: Sequence[Run], by: Axis) -> list[_Panel]:
         members = [run for run in drawn if run.unit == unit]
         panels += [_Panel(unit, members)] if members else []
         for name in _further_sets(members)[:MAX_SETS]:
-            found = ((run, run.on_set(name)) for run in members)
-            known = [run for run, losses in found if losses is not None and len(losses.known(by)[0])]
+            known = [run for run in members if len(run.on_set(name).known(by)[0])]
             panels += [_Panel(unit, known, name)] if known else []
     return panels
 
