@@ -74,6 +74,11 @@ def axes_known(runs: Sequence[Run]) -> list[Axis]:
     return [by for by in AXES if any(len(one.known(by)[0]) for run in runs for one in (run.train, run.valid))]
 
 
+def further_sets(runs: Sequence[Run]) -> list[str]:
+    """Return the names of all validation sets but the main ones."""
+    return list(dict.fromkeys(name for run in runs for name in run.other_sets))
+
+
 def compare(runs: Sequence[Run]) -> Table:
     """Tabulate what differs between runs, a column each: their settings, as far as known, and all of their results.
 
@@ -138,11 +143,11 @@ def _bits_per_byte(run: Run) -> float | None:
 
 def _on_sets(runs: Sequence[Run]) -> dict[str, Callable[[Run], str | None]]:
     """Return what is said of each further validation set; of a run whose main set has its name, too."""
-    rows: dict[str, Callable[[Run], str | None]] = {}
-    for name in dict.fromkeys(name for run in runs for name in run.other_sets):
-        rows[f"lowest validation loss, {name or 'unnamed'}"] = _on_set(name, _lowest)
-        rows[f"last validation loss, {name or 'unnamed'}"] = _on_set(name, _last)
-    return rows
+    return {
+        f"{which} validation loss, {name or 'unnamed'}": _on_set(name, value)
+        for name in further_sets(runs)
+        for which, value in (("lowest", _lowest), ("last", _last))
+    }
 
 
 def _on_set(name: str, value: Callable[[Curve], str | None]) -> Callable[[Run], str | None]:

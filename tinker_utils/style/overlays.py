@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tinker_utils.basics.redaction import printable
 from tinker_utils.comparison.run import AXES, Axis, Curve, Run
-from tinker_utils.comparison.table import SMOOTHING, about_tokenizers, axes_known
+from tinker_utils.comparison.table import SMOOTHING, about_tokenizers, axes_known, further_sets
 from tinker_utils.errors import MetricsError
 from tinker_utils.run.figures import UNIT_WORDS, LossUnit
 from tinker_utils.run.metrics import ema
@@ -119,14 +119,10 @@ def _panels(runs: Sequence[Run], by: Axis) -> list[_Panel]:
     for unit in UNIT_WORDS:
         members = [run for run in drawn if run.unit == unit]
         panels += [_Panel(unit, members)] if members else []
-        for name in _further_sets(members)[:MAX_SETS]:
+        for name in further_sets(members)[:MAX_SETS]:
             known = [run for run in members if len(run.on_set(name).known(by)[0])]
             panels += [_Panel(unit, known, name)] if known else []
     return panels
-
-
-def _further_sets(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.other_sets))
 
 
 def _draw(axes: Axes, train: Curve | None, valid: Curve, number: int, by: Axis) -> None:
@@ -171,7 +167,7 @@ def _plain(axes: Axes, by: Axis) -> None:
 def _notes(runs: Sequence[Run], by: Axis) -> list[str]:
     """Return what has to be said of the runs that the panels do not show."""
     missing = [shortened(run.name) for run in runs if by not in axes_known([run])]
-    further = (_further_sets([run for run in runs if run.unit == unit]) for unit in UNIT_WORDS)
+    further = (further_sets([run for run in runs if run.unit == unit]) for unit in UNIT_WORDS)
     more = sum(max(len(names) - MAX_SETS, 0) for names in further)
     reason = about_tokenizers(runs)
     notes = (
