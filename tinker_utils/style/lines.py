@@ -5,8 +5,8 @@ Sources and further sets differ in dash and marker as well as in colour, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,6 @@ from tinker_utils.style.reduction import MAX_DRAWN, drawable, extremes, means
 Quantity = Literal["loss", "perplexity"]
 
 MARKED_POINTS = 60  # a line of more points is drawn without markers
-MAX_SETS = 8  # further validation sets that are told apart
 _CONFIDENCE = 1.96  # standard errors that make a 95% band where a record, of an older run, does not say
 _SET_MARKS = 20  # about that many markers stand on the line of a further set, however many points it has
 
@@ -34,10 +33,16 @@ class _Look:
 
 
 _MAIN = _Look(VERMILION, (0, (5, 1)), "o")
-# One after the other; no ink is black, which a dark theme would not show.
-_SET_COLOURS = (ORANGE, PURPLE, GREEN, INK)
-_SET_DASHES = ((0, (1, 1)), (0, (6, 1.2, 1, 1.2)), (0, (2.5, 1)))
-_SET_MARKERS = "sD^vPX<>"
+# No ink is black, which a dark theme would not show.
+_SETS = tuple(
+    map(
+        _Look,
+        cycle((ORANGE, PURPLE, GREEN, INK)),
+        cycle(((0, (1, 1)), (0, (6, 1.2, 1, 1.2)), (0, (2.5, 1)))),
+        "sD^vPX<>",
+    )
+)
+MAX_SETS = len(_SETS)  # further validation sets that are told apart
 _SOURCES = (
     _Look(GREEN, (0, (1, 1))),
     _Look(PURPLE, (0, (4, 1.2))),
@@ -80,17 +85,11 @@ def draw_evaluations(axes: Axes, log: MetricsLog, quantity: Quantity) -> None:
     if log.val:
         label = f"validation, {shortened(log.main_set)}" if others and log.main_set else "validation"
         _draw_set(axes, log, log.main_set, _MAIN, quantity, label=label, gid="validation")
-    for number, (name, look) in enumerate(zip(others, _set_looks(), strict=False)):
+    for number, (name, look) in enumerate(zip(others, _SETS, strict=False)):
         label = f"validation, {shortened(name) or 'unnamed'}"
         _draw_set(axes, log, name, look, quantity, label=label, gid=f"validation {number}")
     if len(others) > MAX_SETS:
         _name_only(axes, f"not drawn: {len(others) - MAX_SETS:,} further sets")
-
-
-def _set_looks() -> Iterator[_Look]:
-    for number in range(MAX_SETS):
-        dash = _SET_DASHES[number % len(_SET_DASHES)]
-        yield _Look(_SET_COLOURS[number % len(_SET_COLOURS)], dash, _SET_MARKERS[number])
 
 
 def _draw_set(axes: Axes, log: MetricsLog, name: str, look: _Look, quantity: Quantity, *, label: str, gid: str) -> None:
