@@ -197,19 +197,12 @@ def _training_data(value: object) -> str | list[dict[str, Any]] | None:
 def _source(source: object, key: str) -> dict[str, Any]:
     if not isinstance(source, dict) or not _name(source.get("path")):
         raise ConfigError(f"{key}: expected a name, or {{path: name}}, received {quoted(source)}; correct it.")
-    checked = {"path": source["path"]}
-    for name, value in source.items():
-        if name == "weight":
-            rule = Rule(
-                f"{key}, weight", "number", "it is its share beside the others' weights.", 0, 1e9, open_low=True
-            )
-            checked[name] = rule.check(value)
-        elif name == "limit":
-            rule = Rule(f"{key}, limit", "integer", "it is the most conversations of it in an epoch.", 1, 2**31)
-            checked[name] = rule.check(value)
-        elif name != "path":
-            raise ConfigError(f"{key}: there is no {quoted(name)}; a source has a path, a weight and a limit.")
-    return checked
+    if unknown := [name for name in source if name not in _OF_SOURCE]:
+        raise ConfigError(f"{key}: there is no {quoted(unknown[0])}; a source has a path, a weight and a limit.")
+    return {
+        name: dataclasses.replace(_OF_SOURCE[name], key=f"{key}, {name}").check(value)
+        for name, value in {"path": source["path"], **source}.items()
+    }
 
 
 def _validation_data(value: object) -> str | dict[str, str] | None:
@@ -232,12 +225,11 @@ def _is_mapping(value: object) -> bool:
 def _modules(value: object) -> tuple[str, ...] | None:
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
         return None
-    for name in value:
-        if name not in TARGET_MODULES:
-            raise ConfigError(
-                f"lora.target_modules: {quoted(name)} is not a module that this project knows"
-                f"{did_you_mean(name, TARGET_MODULES)}."
-            )
+    if unknown := [name for name in value if name not in TARGET_MODULES]:
+        raise ConfigError(
+            f"lora.target_modules: {quoted(unknown[0])} is not a module that this project knows"
+            f"{did_you_mean(unknown[0], TARGET_MODULES)}."
+        )
     return tuple(dict.fromkeys(value))
 
 
@@ -262,6 +254,12 @@ def _key_variable(value: object) -> str | None:
     return value if isinstance(value, str) and _KEY_VARIABLE.fullmatch(value) and value != HOSTED_KEY else None
 
 
+# The rules for one of several sources, by its keys.
+_OF_SOURCE = {
+    "path": Rule("path", "text", "it names the source."),
+    "weight": Rule("weight", "number", "it is its share beside the others' weights.", 0, 1e9, open_low=True),
+    "limit": Rule("limit", "integer", "it is the most conversations of it in an epoch.", 1, 2**31),
+}
 _CONVERTERS: dict[SettingKind, Callable[[object], object | None]] = {
     "integer": lambda value: value if isinstance(value, int) and not isinstance(value, bool) else None,
     "number": _number,
