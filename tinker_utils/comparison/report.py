@@ -41,12 +41,9 @@ def evaluation_table(log: MetricsLog) -> Table:
         further = (each.get(step, UNKNOWN) for each in by_step)
         rows.append((f"{step:,.0f}", train, validation, *further, marks.get(step, "")))
     names = (name or "unnamed" for name in log.other_sets)
+    main_column = f"validation, {log.main_set}" if log.main_set and others else "validation"
     title = f"Evaluations, in {UNIT_WORDS[log.loss_unit]}"
-    return Table(("step", "train", _main_column(log), *names, ""), tuple(rows), title)
-
-
-def _main_column(log: MetricsLog) -> str:
-    return f"validation, {log.main_set}" if log.main_set and log.other_sets else "validation"
+    return Table(("step", "train", main_column, *names, ""), tuple(rows), title)
 
 
 def _losses(records: Sequence[Record]) -> Iterator[tuple[float, str]]:
