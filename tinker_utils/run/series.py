@@ -65,14 +65,13 @@ class TrainSeries:
             values.append(absent if value is None else value)
 
     def _find_sources(self, fields: Iterable[str]) -> None:
-        names = [name.removeprefix(_SOURCE) for name in fields if name.startswith(_SOURCE)]
-        for source in names:
-            if not source or "/" in source or source in self.sources:
-                continue
-            self.has_more_sources = len(self.sources) == MAX_SOURCES
-            if not self.has_more_sources:
-                self.sources.append(source)
-                self._columns[_SOURCE + source] = array("d", [math.nan]) * len(self), math.nan
+        names = (name.removeprefix(_SOURCE) for name in fields if name.startswith(_SOURCE))
+        new = [name for name in names if name and "/" not in name and name not in self.sources]
+        room = MAX_SOURCES - len(self.sources)
+        self.has_more_sources |= len(new) > room
+        for source in new[:room]:
+            self.sources.append(source)
+            self._columns[_SOURCE + source] = array("d", [math.nan]) * len(self), math.nan
 
     def __len__(self) -> int:
         return len(self._columns["step"][0])
