@@ -89,7 +89,6 @@ def _read_any(path: Path, name: str) -> Run:
 def _read_own(path: Path, name: str) -> Run:
     log = read_metrics(path)
     train = curve(*(log.train[name] for name in ("step", "train_loss", "tokens_seen", "cost_usd", "epoch")))
-    epochs = log.train["epoch"]
     steps, bits = (log.val_column(name).tolist() for name in ("step", "val_bits_per_byte"))
     end = next(reversed(log.events_of("end")), {"status": "early_stopped" if log.early_stop else None})
     return Run(
@@ -99,7 +98,7 @@ def _read_own(path: Path, name: str) -> Run:
         train=train,
         valid=_evaluated(train, log.val),
         settings=_own_settings(path.with_name("config.yaml")) | _provenance(path.parent),
-        epochs=int(epochs.max()) if len(epochs) else None,
+        epochs=int(train.epoch.max()) if len(train) else None,
         main_set=log.main_set,
         other_sets={name: _evaluated(train, records) for name, records in log.other_sets.items()},
         bits_per_byte={int(step): each for step, each in zip(steps, bits, strict=True) if math.isfinite(each)},
