@@ -101,13 +101,8 @@ class RunDirectory:
         Raises:
             RunDirectoryError: it cannot be made, or is a file.
         """
-        try:
+        with writing(self.path, "choose another output directory.", "cannot be created as a run directory"):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{self.path}: cannot be created as a run directory ({error.strerror}); choose another "
-                "output directory."
-            ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -298,8 +293,8 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def writing(path: Path, advice: str = _ADVICE) -> Iterator[None]:
-    """Turn a disk's refusal inside the block into one sentence, which ends with `advice`.
+def writing(path: Path, advice: str = _ADVICE, refusal: str = "cannot be written") -> Iterator[None]:
+    """Turn a disk's refusal inside the block into one sentence: the path, what is refused, why, and `advice`.
 
     Raises:
         RunDirectoryError: an OSError was raised inside.
@@ -309,7 +304,7 @@ def writing(path: Path, advice: str = _ADVICE) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, NotOwnError):
             advice = "remove or move what is in the way, or choose another output directory."
-        raise RunDirectoryError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
+        raise RunDirectoryError(f"{path}: {refusal} ({error.strerror or error}); {advice}") from error
 
 
 def write_atomically(path: Path, content: str | bytes, advice: str = _ADVICE) -> None:
