@@ -23,7 +23,7 @@ from tinker_utils.run.figures import UNIT_WORDS
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray, MetricsLog, column
 from tinker_utils.style.legend import ROW_HEIGHT, draw_legend, rows_of, shortened
-from tinker_utils.style.lines import MAX_SETS, Quantity, draw_evaluations, draw_marks, draw_sources, draw_train
+from tinker_utils.style.lines import MAX_SETS, Quantity, draw_evaluations, draw_marks, draw_train
 from tinker_utils.style.palette import INK, PALE_INK, WHITE, style_axes
 from tinker_utils.style.reduction import MAX_DRAWN, drawable, extremes, means
 
@@ -66,8 +66,7 @@ def figure(
     upper, lower = drawing.axes
     order = np.argsort(log.train["step"], kind="stable")  # a resumed run may have logged some steps twice
     steps = drawable(log.train["step"][order])
-    draw_train(upper, steps, drawable(log.train["train_loss"][order]), smoothing, quantity)
-    draw_sources(upper, log, smoothing, quantity)
+    draw_train(upper, log, order, smoothing, quantity)
     draw_evaluations(upper, log, quantity)
     draw_marks(upper, log, quantity)
     _set_scale(upper, scale)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from tinker_utils.run.metrics import ema
 from tinker_utils.run.series import FloatArray, MetricsLog
@@ -52,8 +53,9 @@ _SOURCES = (
 )
 
 
-def draw_train(axes: Axes, steps: FloatArray, losses: FloatArray, smoothing: float, quantity: Quantity) -> None:
-    """Draw train losses, and their moving average."""
+def draw_train(axes: Axes, log: MetricsLog, order: NDArray[np.intp], smoothing: float, quantity: Quantity) -> None:
+    """Draw the train losses in `order`, which is that of their steps, their moving average, and that of each source."""
+    steps, losses = (drawable(log.train[name][order]) for name in ("step", "train_loss"))
     marker = "." if len(steps) <= MARKED_POINTS else ""
     axes.plot(
         *extremes(steps, _shown(losses, quantity)), label="train", gid="train",
@@ -63,12 +65,6 @@ def draw_train(axes: Axes, steps: FloatArray, losses: FloatArray, smoothing: flo
         *means(steps, _shown(ema(losses, smoothing), quantity)), label=f"train, smoothed {smoothing:g}", gid="average",
         color=BLUE, linewidth=2, marker=marker, markersize=4,
     )  # fmt: skip
-
-
-def draw_sources(axes: Axes, log: MetricsLog, smoothing: float, quantity: Quantity) -> None:
-    """Draw the moving average of each source of a mixture, thin."""
-    order = np.argsort(log.train["step"], kind="stable")
-    steps = drawable(log.train["step"][order])
     for number, (name, look) in enumerate(zip(log.train.sources, _SOURCES, strict=False)):
         losses = ema(drawable(log.train.source(name)[order]), smoothing)
         axes.plot(
