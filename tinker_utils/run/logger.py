@@ -86,16 +86,23 @@ class RunLogger(Closing):
             self._last_step = step
             self._log.write(log_line(record) + "\n")
         if not there:
-            message = "metrics.jsonl was removed during the run: what it held is lost, and it goes on from here."
-            self.record("notice", step, kind="warning", message=message)
+            self.notice(
+                "warning",
+                step,
+                "metrics.jsonl was removed during the run: what it held is lost, and it goes on from here.",
+            )
         if self._on_record is not None:
             try:
                 self._on_record(record)
             except Exception as error:
                 self._on_record = None
-                message = one_sentence(f"on_record raised {type(error).__name__} ({error}) and is no longer called.")
-                self.record("notice", step, kind="warning", message=message)
+                said = one_sentence(f"on_record raised {type(error).__name__} ({error}) and is no longer called.")
+                self.notice("warning", step, said)
         return record
+
+    def notice(self, kind: str, step: int, message: str) -> None:
+        """Append a record that tells a person something: a warning, or what the run is doing."""
+        self.record("notice", step, kind=kind, message=message)
 
     def roll_back(self, checkpoint: str | None, step: int) -> bool:
         """Cut metrics.jsonl and samples.jsonl back to a checkpoint and its step, or to the start where that is None.

@@ -40,8 +40,7 @@ class Generations:
             if last_step is not None and step > last_step:
                 continue
             if error is not None:
-                message = str(service_error("sampling", error))
-                self._logger.record("notice", step, kind="warning", message=message)
+                self._logger.notice("warning", step, str(service_error("sampling", error)))
                 self._failed.add(step)
             else:
                 samples = as_samples(self._plan.sampled, submitted.result(), self._plan.tokenizer)

@@ -217,7 +217,7 @@ class TrainingLoop:
             self._paused = paused
             kind, message = ("paused", "finishing the steps in flight") if paused else ("resumed", "training continues")
             if more:  # a run that ends in a pause does not continue
-                self._logger.record("notice", self._recorder.progress.step, kind=kind, message=message)
+                self._logger.notice(kind, self._recorder.progress.step, message)
 
     async def _wait_while_paused(self) -> None:
         """Wait a moment for a pause to end; the time does not count in tokens per second."""
@@ -243,7 +243,7 @@ class TrainingLoop:
         if self.ending is None:
             self.ending = ("stopped", reason)
             message = f"{reason}: finishing the steps in flight, then saving"
-            self._logger.record("notice", self._recorder.progress.step, kind="stopping", message=message)
+            self._logger.notice("stopping", self._recorder.progress.step, message)
             self._logger.activity("stopping", message)  # which must not wait for the service's next answer
 
     def _end_early(self) -> None:
@@ -290,16 +290,16 @@ class TrainingLoop:
             return
         step = self._recorder.progress.step
         if left:
-            message = (
-                f"{left} superseded checkpoints could not be removed from the service, or could not be set to expire"
-            )
-            self._logger.record("notice", step, kind="warning", message=message)
+            self._logger.notice(
+                "warning", step,
+                f"{left} superseded checkpoints could not be removed from the service, or could not be set to expire",
+            )  # fmt: skip
         if self._cleanup.left:
-            message = (
+            self._logger.notice(
+                "warning", step,
                 f"{self._cleanup.left} checkpoints of earlier attempts stay on the service, since a copy of this "
-                "directory may need them; `tinker checkpoint list` shows them, `tinker checkpoint delete` removes them"
-            )
-            self._logger.record("notice", step, kind="warning", message=message)
+                "directory may need them; `tinker checkpoint list` shows them, `tinker checkpoint delete` removes them",
+            )  # fmt: skip
 
     async def _look_at_best(self) -> None:
         """Say so if the best checkpoint has been damaged since it was saved: the run ends with it."""
@@ -310,4 +310,4 @@ class TrainingLoop:
         await asyncio.wait([looking], timeout=_TIDY_SECONDS)
         error = looking.exception() if looking.done() else None
         if isinstance(error, CheckpointGoneError):
-            self._logger.record("notice", self._recorder.progress.step, kind="warning", message=str(error))
+            self._logger.notice("warning", self._recorder.progress.step, str(error))

@@ -102,7 +102,7 @@ class Recorder:
         """Say what a resume has lost, as this step shows; or keep its loss, for a resume from the checkpoint before."""
         now = FollowingStep(step, loss, self._plan.learning_rate(step))
         if lost := self._replay.compare(now, completion_tokens):
-            self.logger.record("notice", step, kind="warning", message=lost)
+            self.logger.notice("warning", step, lost)
         if self._saved_here and len(self._saved_here.following) < _FOLLOWING_KEPT:
             self._saved_here.following.append(now)
             self.publish()
@@ -129,7 +129,7 @@ class Recorder:
     def _warn_once(self, about: str, step: int, message: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
-            self.logger.record("notice", step, kind="warning", message=message)
+            self.logger.notice("warning", step, message)
 
     def record_window(self, of_service: dict[str, float] | None = None) -> None:
         """Write a train record of the steps since the last one, if there are any."""
@@ -156,7 +156,7 @@ class Recorder:
         """Say how many lines could not be used, if that was not known before they were rendered."""
         if len(refused := self._plan.batches.refused) > self._refused_before:
             message = f"{len(refused):,} lines were skipped, as they cannot be used; the last: {refused[-1]}"
-            self.logger.record("notice", self.progress.step, kind="warning", message=message)
+            self.logger.notice("warning", self.progress.step, message)
 
     def rested(self, seconds: float) -> None:
         """Leave a pause out of the tokens per second."""

@@ -110,7 +110,7 @@ class Recovery:
                 "run resumes: its records of earlier steps may be incomplete."
             )
         for kind, message in [*notices, *(("warning", caution) for caution in cautions)]:
-            logger.record("notice", step, kind=kind, message=message)
+            logger.notice(kind, step, message)
         if point.path:
             logger.record("resume", step, path=point.path)
         queue = RequestQueue(self._plan, model, Generations(self._plan, logger, model), self._spending, step)

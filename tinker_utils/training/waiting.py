@@ -106,7 +106,7 @@ class Waiting:
                 if news and message != told:
                     told = message
                     self._logger.activity("waiting", message)
-                    self._logger.record("notice", step, kind="waiting", message=message)
+                    self._logger.notice("waiting", step, message)
                 if self._timeout_s is not None and seconds >= max(self._timeout_s, overdue_after):
                     raise ServiceTimeoutError(
                         f"{message}; that is longer than training.service_timeout_s = {self._timeout_s:g} allows: "
@@ -116,8 +116,7 @@ class Waiting:
             probe.cancel()
         seconds = time.monotonic() - began
         if told is not None:
-            message = f"the service answers again, after {seconds:.0f} seconds"
-            self._logger.record("notice", step, kind="answered", message=message)
+            self._logger.notice("answered", step, f"the service answers again, after {seconds:.0f} seconds")
         return seconds
 
     async def call(self, blocking: Callable[[], T], step: int, what: str) -> T:
