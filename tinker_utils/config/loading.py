@@ -12,7 +12,7 @@ import yaml
 from tinker_utils.basics.files import read_bounded
 from tinker_utils.basics.redaction import quoted, without_home
 from tinker_utils.config.paths import as_path, find_upwards, is_file
-from tinker_utils.config.rules import did_you_mean
+from tinker_utils.config.rules import did_you_mean, plain
 from tinker_utils.config.settings import RULES, TrainingConfig, from_values
 from tinker_utils.config.yaml import parse_yaml
 from tinker_utils.errors import ConfigError
@@ -84,16 +84,8 @@ def dump_config(config: TrainingConfig, section: str = "run") -> str:
     for key, value in config.to_flat_dict().items():
         group, _, leaf = key.rpartition(".")
         target = settings.setdefault(group, {}) if group else settings
-        target[leaf] = _portable(value)
+        target[leaf] = plain(value, without_home)
     return yaml.safe_dump({section: settings}, sort_keys=False, allow_unicode=True)
-
-
-def _portable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _portable(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_portable(each) for each in value]
-    return without_home(value) if isinstance(value, str) else value
 
 
 def _section(path: Path, section: str) -> Mapping[str, Any]:

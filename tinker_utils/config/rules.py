@@ -129,15 +129,18 @@ class Rule:
         return f"{low} {self.low:,.10g} {high} {self.high:,.10g}"
 
 
-def plain(value: Any) -> Any:
-    """Return a value as YAML and JSON have it: no path, and no tuple, range or number of NumPy's."""
-    if isinstance(value, Path):
-        return str(value)
+def plain(value: Any, text: Callable[[str], str] = str) -> Any:
+    """Return a value as YAML and JSON have it: no path, and no tuple, range or number of NumPy's.
+
+    Texts and paths in it, but not the names of a mapping, are what `text` makes of them.
+    """
+    if isinstance(value, str | Path):
+        return text(str(value))
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, list | tuple | range):
-        return [plain(each) for each in value]
-    return {key: plain(each) for key, each in value.items()} if isinstance(value, dict) else value
+        return [plain(each, text) for each in value]
+    return {key: plain(each, text) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _number(value: object) -> float | None:
