@@ -62,14 +62,14 @@ class AppendedFile(Closing):
     """A file of the user's own that lines are appended to; one that somebody has removed meanwhile is made anew.
 
     Raises:
-        OSError: it cannot be opened; `write` and `sync` raise it, too.
+        OSError: it cannot be opened; `append` and `sync` raise it, too.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = self._opened()
 
-    def write(self, text: str) -> bool:
+    def append(self, text: str) -> bool:
         """Append text, so that a reader sees it at once; returns False where the file had been removed."""
         there = self._is_there()
         if not there:

@@ -36,23 +36,15 @@ def encode_record(record: Mapping[str, Any]) -> str:
     return json.dumps(clean, ensure_ascii=False, allow_nan=False)
 
 
-class MetricsWriter(Closing):
+class MetricsWriter(AppendedFile):
     """Appends records to a metrics file, so that a reader sees each at once."""
 
     def __init__(self, path: Path | str) -> None:
-        self._file = AppendedFile(as_path(path, "path"))
+        super().__init__(as_path(path, "path"))
 
     def write(self, record: Mapping[str, Any]) -> bool:
         """Append one record; returns False where the file had been removed. Raises OSError when the disk refuses it."""
-        return self._file.write(encode_record(record) + "\n")
-
-    def sync(self) -> None:
-        """Wait until all of it is on the disk."""
-        self._file.sync()
-
-    def close(self) -> None:
-        """Close the file; the writer can't be used afterwards."""
-        self._file.close()
+        return self.append(encode_record(record) + "\n")
 
 
 class RunLogger(Closing):
@@ -84,7 +76,7 @@ class RunLogger(Closing):
         with writing(self.run.path):
             there = self._metrics.write(record)
             self._last_step = step
-            self._log.write(log_line(record) + "\n")
+            self._log.append(log_line(record) + "\n")
         if not there:
             self.notice(
                 "warning",
@@ -124,7 +116,7 @@ class RunLogger(Closing):
         now = round(time.time(), 3)
         lines = "".join(encode_record({"step": step, "timestamp": now, **each}) + "\n" for each in samples)
         with writing(self.run.samples), AppendedFile(self.run.samples) as file:
-            file.write(lines)
+            file.append(lines)
 
     def sync(self) -> None:
         """Bring metrics.jsonl to the disk: what run.json is about to name must outlast a power cut there, too."""

@@ -58,7 +58,7 @@ class Spending(Closing):
     def _note(self, step: int, spent: Spent) -> None:
         line = json.dumps({"step": step, **msgspec.structs.asdict(spent)}) + "\n"
         with writing(self._path):
-            self._file.write(line)
+            self._file.append(line)
             if self._bills:
                 self._file.sync()
         self._count(spent)
