@@ -10,7 +10,10 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from IPython.display import display
+from matplotlib.figure import Figure
 
 from tinker_utils.basics.numbers import short
 from tinker_utils.basics.redaction import printable, printable_lines
@@ -23,9 +26,6 @@ from tinker_utils.style.curves import png
 from tinker_utils.style.legend import shortened
 from tinker_utils.style.lines import MAX_SETS
 from tinker_utils.style.palette import BLUE, GRID, INK, ORANGE, PALE_INK, WHITE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Marks have the palette's colours; ink has the theme's, or the palette's on a page that sets none.
 STYLE = (
@@ -223,8 +223,6 @@ def show_picture(drawing: Figure, alternative_text: str, as_html: bool = False) 
 
     `as_html` writes both as one HTML element: nbconvert's default template leaves out what it is told of a PNG.
     """
-    from IPython.display import display
-
     data, alt = base64.b64encode(png(drawing)).decode("ascii"), escape(alternative_text)
     picture = {"image/png": data}
     if as_html:
@@ -237,7 +235,5 @@ def show_picture(drawing: Figure, alternative_text: str, as_html: bool = False) 
 
 def show_widget(widget: Any) -> None:
     """Display a widget, and what takes its place where the notebook is opened without its kernel."""
-    from IPython.display import display
-
     display(widget._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
     display({"text/plain": "", "text/html": LOST_WIDGET}, raw=True)  # type: ignore[no-untyped-call]

@@ -27,10 +27,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
 from IPython.display import display, update_display
+from matplotlib.figure import Figure
 
 from tinker_utils.basics.redaction import one_sentence
 from tinker_utils.comparison.sources import LOG_NAMES, LogReader
@@ -43,9 +44,6 @@ from tinker_utils.views.compat import answer_changes
 from tinker_utils.views.controls import Controls
 from tinker_utils.views.html import STYLE, picture_html, samples_html, show_widget, status_html, warnings_html
 from tinker_utils.views.throttle import Throttle
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _SHARE = 0.008
 _CREDIT_SECONDS = 60.0
