@@ -173,8 +173,9 @@ def _path(value: object) -> Path | None:
 
 def _mapping(value: object) -> dict[str, Any] | None:
     """Return names with values that YAML and JSON can hold."""
+    named = isinstance(value, dict) and all(isinstance(name, str) and name.isidentifier() for name in value)
     try:
-        return json.loads(json.dumps(value, allow_nan=False)) if _is_mapping(value) else None
+        return json.loads(json.dumps(value, allow_nan=False)) if named else None
     except (TypeError, ValueError, RecursionError):
         return None
 
@@ -219,10 +220,6 @@ def _validation_data(value: object) -> str | dict[str, str] | None:
 def _figure(value: object) -> str | None:
     name, _, of = value.partition("/") if isinstance(value, str) else ("", "", "")
     return value if name == "val_loss" and (value == name or SET_NAME.fullmatch(of)) else None  # type: ignore[return-value]
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) and name.isidentifier() for name in value)
 
 
 def _modules(value: object) -> tuple[str, ...] | None:
