@@ -176,7 +176,8 @@ _OF_EACH_SET = (
     Figure("val_loss_margin", "half the width of its 95% band", lambda e: e.pooled.margin, _NATS),
     Figure("perplexity", "exp of `val_loss`", lambda e: e.pooled.perplexity),
 )  # fmt: skip
-_OF_WATCHED = (
+VAL = (
+    *_OF_EACH_SET,
     Figure(
         "val_diff_best", "`val_loss` minus that of the best evaluation before this one; negative: this one is better",
         lambda e: None if e.best is None or e.pooled.loss is None else e.pooled.loss - e.best, _NATS, logged=True,
@@ -193,7 +194,6 @@ _OF_WATCHED = (
         logged=True,
     ),
 )  # fmt: skip
-VAL = (*_OF_EACH_SET, *_OF_WATCHED)
 
 
 def fields_of(about: Window | Evaluated) -> dict[str, float | int | bool | None]:
