@@ -131,15 +131,7 @@ def forecast(
         prompts: tokens of each prompt that is sampled from; without them, those of the examples that begin with one.
         shape: the base model's; None where it is not known.
     """
-    limit = config.max_seq_length - 1  # the last token is only a target
-    kept = slice(None) if data.answer_at is None else data.answer_at < limit
-    usable = data.train[kept]
-    of = np.arange(len(data.train)) if data.conversation_of is None else data.conversation_of
-    left, of = np.unique(of[kept], return_inverse=True)
-    # What was cut to no more than this is not cut again: an entry may be several examples of one conversation.
-    is_cut = data.cut_at is not None and data.cut_at <= config.max_seq_length
-    read = np.bincount(of, usable if is_cut else np.minimum(usable, limit)).astype(np.int64)
-    source_of = np.zeros(len(left), np.int64) if data.source_of is None else data.source_of[left]
+    examples, read, source_of = _read(config, data)
     mixture = mixture_of(config, np.bincount(source_of, minlength=1))
     per_epoch = -(-mixture.total // config.batch_size)
     steps = per_epoch * config.epochs
@@ -155,7 +147,8 @@ def forecast(
     )
     eval_tokens = each * looks + whole * _evaluated_ends(config, per_epoch)
     if prompts is None:
-        prompts = np.minimum(data.valid[0].tokens, limit)[: config.samples_at_evaluation].tolist() if data.valid else []
+        sampled = data.valid[0].tokens[: config.samples_at_evaluation] if data.valid else np.zeros(0, np.int64)
+        prompts = np.minimum(sampled, config.max_seq_length - 1).tolist()
     cost = None if prices is None else prices.of_run(tokens, eval_tokens, looks, prompts)
     warnings = (
         *refusals(config),
@@ -164,11 +157,11 @@ def forecast(
         *about_service(config),
         *about_evaluation(config, bool(data.valid), evaluations),
         *about_eval_tokens(eval_tokens, tokens),
-        *_about_data(config, data, len(usable)),
+        *_about_data(config, data, examples),
         *about_money(config, cost),
     )
     return Forecast(
-        examples=len(usable),
+        examples=examples,
         steps_per_epoch=per_epoch,
         steps=steps,
         warmup_steps=warmup_steps(steps, config.warmup_ratio),
@@ -179,6 +172,19 @@ def forecast(
         cost_usd=cost,
         warnings=warnings,
     )
+
+
+def _read(config: TrainingConfig, data: DataLengths) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """Return how many examples keep an answer; for each of their conversations, its tokens and the source it is of."""
+    limit = config.max_seq_length - 1  # the last token is only a target
+    kept = slice(None) if data.answer_at is None else data.answer_at < limit
+    usable = data.train[kept]
+    of = np.arange(len(data.train)) if data.conversation_of is None else data.conversation_of
+    left, of = np.unique(of[kept], return_inverse=True)
+    # What was cut to no more than this is not cut again: an entry may be several examples of one conversation.
+    is_cut = data.cut_at is not None and data.cut_at <= config.max_seq_length
+    read = np.bincount(of, usable if is_cut else np.minimum(usable, limit)).astype(np.int64)
+    return len(usable), read, np.zeros(len(left), np.int64) if data.source_of is None else data.source_of[left]
 
 
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
