@@ -7,7 +7,7 @@ import pytest
 from support.dripping import Dripping
 from support.relay import Message, Relay, reply
 
-from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
+from tinker_utils.service.watch import ServiceWatch, why_not_at_work, why_unreachable
 
 
 class Scripted(Relay):
@@ -92,9 +92,9 @@ class Overloaded(Relay):
 def test_a_service_that_answers_only_to_refuse_is_reachable_but_not_at_work():
     with Overloaded("http://127.0.0.1:9") as server:
         assert why_unreachable(server.base_url, 1.0) is None
-        assert not is_at_work(server.base_url, 1.0)
+        assert why_not_at_work(server.base_url, 1.0) == "HTTP 503"
         server.status = 429
-        assert not is_at_work(server.base_url, 1.0)
+        assert why_not_at_work(server.base_url, 1.0) == "HTTP 429"
         server.status = 404  # a server that does not know the question
-        assert is_at_work(server.base_url, 1.0)
-    assert not is_at_work("http://127.0.0.1:1", 1.0)
+        assert why_not_at_work(server.base_url, 1.0) is None
+    assert why_not_at_work("http://127.0.0.1:1", 1.0) == "[Errno 111] Connection refused"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinker_utils.basics.closing import Closing
-from tinker_utils.basics.threads import in_background
+from tinker_utils.basics.threads import in_background, within
 from tinker_utils.batching import Example, in_batches
 from tinker_utils.config.address import named_address
 from tinker_utils.config.settings import TrainingConfig
@@ -42,7 +42,7 @@ from tinker_utils.service.older_servers import (
     sampler_path,
     wants_a_model,
 )
-from tinker_utils.service.watch import ServiceWatch, is_at_work, why_unreachable
+from tinker_utils.service.watch import ServiceWatch, why_not_at_work
 
 if TYPE_CHECKING:
     import tinker
@@ -147,7 +147,7 @@ class Service(Closing):
 
     def wait_until_reachable(self) -> None:
         """Block until the service answers, and not only to say that it cannot."""
-        while not is_at_work(self._address, _PROBE_SECONDS):
+        while why_not_at_work(self._address, _PROBE_SECONDS):
             time.sleep(1.0)
 
     def renew(self) -> None:
@@ -168,7 +168,7 @@ class Service(Closing):
     def served_models(self) -> dict[str, Offer]:
         """Ask as `ask_for_models` does, over this connection."""
         self.check_alive()
-        return _served_models(self._rest)
+        return _served_models(lambda: self._rest)
 
     @service_errors("sampling")
     def sample(
@@ -345,12 +345,12 @@ def ask_for_models(config: TrainingConfig) -> dict[str, Offer]:
     reach_loopback_directly(named_address(config))
     options = _options(config)
     keep_keys_home(**options)
-    return _served_models(tinker.RestClient(**options))
+    return _served_models(lambda: tinker.RestClient(**options))
 
 
-def _served_models(rest: tinker.RestClient) -> dict[str, Offer]:
-    try:
-        return offers(rest.get_server_capabilities().result(timeout=_ANSWER_SECONDS))
+def _served_models(rest: Callable[[], tinker.RestClient]) -> dict[str, Offer]:
+    try:  # the SDK asks for its own settings first, and would go on for minutes
+        return offers(within(_ANSWER_SECONDS, lambda: rest().get_server_capabilities().result(), "the models"))
     except TimeoutError as error:
         raise ServiceError(
             f"{_ASKING}: there was no answer within {_ANSWER_SECONDS} s; look at the service's status and try again."
@@ -365,8 +365,8 @@ def _options(config: TrainingConfig) -> dict[str, Any]:
     """Return where a remote service is, and its key, as the SDK's clients take them; the service answers there."""
     options = client_options(config)
     url = options["base_url"]
-    # The SDK would try for minutes, without a word, if nothing is there.
-    problem = None if is_hosted(url) else why_unreachable(url, _PROBE_SECONDS)
+    # The SDK would try for minutes, without a word, if nothing is there, or something that is out of order.
+    problem = None if is_hosted(url) else why_not_at_work(url, _PROBE_SECONDS)
     if problem is not None:
         raise ServiceError(f"service: {url} does not answer ({problem}); start the server, or correct the URL.")
     return options

@@ -24,6 +24,7 @@ _OVERLOADED = 429
 # One refusal is soon bridged and no news, but a second in a row is; where a payment is asked for, the SDK pauses for
 # five seconds at a time, and for an hour in all.
 _REFUSALS_IN_A_ROW = 2
+_NO_ANSWER = (OSError, http.client.HTTPException)
 # Requests that say nothing of whether training goes on.
 _BESIDE_THE_POINT = ("session_heartbeat", "telemetry", "client/config", "client/dynamic_config")
 _PAUSES = {
@@ -90,18 +91,22 @@ def why_unreachable(address: str, timeout_s: float) -> str | None:
     """Return why a service gives no answer at all; None if it gives any, be it a refusal."""
     try:
         _health(address, timeout_s)
-    except (OSError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", None) or error)
+    except _NO_ANSWER as error:
+        return _words(error)
     return None
 
 
-def is_at_work(address: str, timeout_s: float) -> bool:
-    """Return whether a service answers, and not only to say that it is overloaded or out of order."""
+def _words(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error)
+
+
+def why_not_at_work(address: str, timeout_s: float) -> str | None:
+    """Return why a service gives no answer, or none but that it is overloaded or out of order; None if it does."""
     try:
         status = _health(address, timeout_s)
-    except (OSError, http.client.HTTPException):
-        return False
-    return status != _OVERLOADED and status < 500
+    except _NO_ANSWER as error:
+        return _words(error)
+    return f"HTTP {status}" if status == _OVERLOADED or status >= 500 else None
 
 
 def _health(address: str, timeout_s: float) -> int:
