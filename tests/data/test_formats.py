@@ -43,6 +43,7 @@ SAME = [
      {"prompt": "question", "completion": "reply", "system": "preamble"}),
     ({"chat": [*ASKED, ANSWER]}, {"messages": "chat"}),
     ({"messages": json.dumps([*ASKED, ANSWER])}, {}),
+    ({"prompt": json.dumps(ASKED), "completion": json.dumps([ANSWER])}, {}),
     ({"turns": json.dumps([{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]), "system": "Be brief."},
      {"conversations": "turns"}),
 ]  # fmt: skip
@@ -156,6 +157,7 @@ def tokenizer_with_text_of_its_tokens(own):
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is preference data .*{completion: chosen}"),
         ({"prompt": ASKED, "chosen": [ANSWER], "rejected": [ANSWER]}, "{completion: chosen}"),
         ({"chosen": [*ASKED, ANSWER], "rejected": [*ASKED, ANSWER]}, "{messages: chosen}"),
+        ({"chosen": json.dumps([*ASKED, ANSWER]), "rejected": "[]"}, "{messages: chosen}"),
         ({"prompt": "a", "completion": "b", "label": False}, "is preference data"),
         ({"prompt": "a", "completion": "b", "label": "True"}, "is preference data"),  # as CSV has it
         ({"prompt": 3, "completion": "b"}, "`prompt` is a number, neither a text nor a list of messages"),

@@ -5,6 +5,7 @@ Messages reach the chat template with all their keys. Only what says which of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from tinker_utils.errors import DataError
 # What says whether a message is in the loss: OpenAI's name, axolotl's, and that of Tinker's cookbook.
 IN_LOSS = ("weight", "train", "trainable")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_OF_TURNS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+_OF_OBJECTS = re.compile(r"\s*\[\s*{")
 
 
 def chat_messages(
@@ -66,6 +69,15 @@ def listed(value: object) -> Any:
     """Return the list that a text holds as JSON, as a column of a table may; all else as it is."""
     held = json_or_none(value) if isinstance(value, str) else None
     return held if isinstance(held, list) else value
+
+
+def turns_in(value: object) -> list[Any] | None:
+    """Return the messages that a text holds as JSON; None where it is another text, such as JSON of another kind."""
+    held = listed(value) if isinstance(value, str) and _OF_OBJECTS.match(value) else None
+    of_turns = isinstance(held, list) and all(
+        isinstance(each, dict) and any(each.keys() >= keys for keys in _OF_TURNS) for each in held
+    )
+    return held if of_turns else None
 
 
 def kind_of(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from tinker_utils.basics.redaction import quoted
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.data.chat import ROLES
-from tinker_utils.data.formats.messages import IN_LOSS, kind_of, listed
+from tinker_utils.data.formats.messages import IN_LOSS, kind_of, listed, turns_in
 
 Row = Mapping[str, Any]
 Shape = Callable[[Row], Row]
@@ -83,7 +83,7 @@ def text(row: Row) -> Row:
 
 def preferences(row: Row) -> Row:
     """Refuse a row that says which of two answers is better."""
-    chosen = row["chosen"]
+    chosen = turns_in(row["chosen"]) or row["chosen"]
     is_whole = isinstance(chosen, list) and not any(map(_is_answer, chosen[:1]))  # it begins with its prompt
     raise ValueError(
         "is preference data (chosen and rejected answers), which is not for supervised training; to train on the "
@@ -143,7 +143,7 @@ def _calls(number: int, value: object) -> list[Any]:
 
 def _as_messages(value: object, key: str, role: str) -> list[Any]:
     if isinstance(value, str):
-        return [{"role": role, "content": value}]
+        return turns_in(value) or [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
         raise ValueError(f"`{key}` is {_received(value)}, neither a text nor a list of messages")
     return value

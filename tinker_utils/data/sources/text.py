@@ -16,7 +16,6 @@ from typing import IO, Any, cast
 import msgspec
 
 from tinker_utils.basics.redaction import quoted
-from tinker_utils.basics.strict_json import json_or_none
 from tinker_utils.data.formats.messages import kind_of
 from tinker_utils.errors import DataError
 
@@ -28,7 +27,6 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _UNFINISHED = 16
 # A number may go on where so many signs follow it, as 1 does where `e+` follows.
 _OF_A_NUMBER = 2
-_OF_OBJECTS = re.compile(r"\s*\[\s*{")
 
 
 def lines_of(file: IO[bytes], path: Path) -> Iterator[list[bytes]]:
@@ -108,20 +106,10 @@ def _row(names: list[str], fields: list[str]) -> bytes:
     row: dict[str, Any] = dict(zip(names, fields, strict=False))
     if len(fields) != len(names):  # a delimiter without quotation marks: what is in which column is not known
         row = {f"{len(fields)} fields in {len(names)} columns": True}
-    row |= {name: turns for name, cell in row.items() if (turns := _turns(cell))}
     try:
         return msgspec.json.encode(row)
     except UnicodeEncodeError:  # not UTF-8, as it stays
         return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
-
-
-def _turns(cell: object) -> Any:
-    """Return the messages that a cell holds as JSON; None where it is a text."""
-    value = json_or_none(cell) if isinstance(cell, str) and _OF_OBJECTS.match(cell) else None
-    of_turns = isinstance(value, list) and all(
-        isinstance(each, dict) and {"role", "from"} & each.keys() for each in value
-    )
-    return value if of_turns else None
 
 
 def _members(file: IO[bytes], path: Path) -> Iterator[tuple[Any, str]]:
