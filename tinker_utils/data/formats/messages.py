@@ -99,6 +99,8 @@ def _message(message: object) -> Message:
     if (role := message.get("role")) not in ROLES:
         raise ValueError(f"has the role {quoted(role)}, not one of {', '.join(ROLES)}")
     used = {key: value for key, value in message.items() if value is not None and key not in IN_LOSS}
+    if isinstance(used.get("tool_calls"), str):
+        used["tool_calls"] = listed(used["tool_calls"] or "[]")
     calls = used.get("tool_calls", [])
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise ValueError(f"has tool_calls of {quoted(calls)}, not a list of objects")

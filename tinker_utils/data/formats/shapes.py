@@ -118,7 +118,7 @@ def _with_system(messages: Sequence[Any], others: Mapping[str, Any]) -> Row:
 
 def _turn(number: int, turn: object) -> Any:
     """Return a turn of ShareGPT's as a message; one that is written as a message stays as it is."""
-    if not isinstance(turn, dict) or "from" not in turn:
+    if not isinstance(turn, dict) or turn.get("from") is None:
         return turn
     speaker, value, others = _taken(turn, "from", "value")
     role = _SPEAKERS.get(speaker.casefold()) if isinstance(speaker, str) else None
