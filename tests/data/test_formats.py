@@ -44,6 +44,7 @@ SAME = [
     ({"chat": [*ASKED, ANSWER]}, {"messages": "chat"}),
     ({"messages": json.dumps([*ASKED, ANSWER])}, {}),
     ({"prompt": json.dumps(ASKED), "completion": json.dumps([ANSWER])}, {}),
+    ({"conversations": [*({"from": None, **each} for each in ASKED), {"from": "gpt", "value": "4", "role": None}]}, {}),
     ({"turns": json.dumps([{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]), "system": "Be brief."},
      {"conversations": "turns"}),
 ]  # fmt: skip
@@ -95,6 +96,8 @@ def test_calls_of_tools_in_turns_are_those_of_messages():
     ]
     expected = chat_messages({"messages": messages, "tools": tools}, PLACE)
     assert (conversation.messages, conversation.tools) == (expected.messages, expected.tools)
+    written = [message | {"tool_calls": json.dumps(message.get("tool_calls", []))} for message in messages]
+    assert read({"messages": written}).messages[1] == expected.messages[1]
 
 
 def test_what_stands_in_the_completion_is_trained_on_and_nothing_of_the_prompt():
@@ -206,6 +209,9 @@ def test_keys_that_columns_put_out_of_their_place_are_named(tmp_path):
     conversation = read(row, {"prompt": "question"})
     assert conversation.messages[0]["content"] == "2+2?"
     assert conversation.unused == ("prompt",)
+    # A format that they name a key of counts before others that the row has the keys of.
+    conversation = read(row | SAME[0][0], {"prompt": "question"})
+    assert (conversation.format, conversation.unused) == ("prompt_completion", ("messages", "prompt"))
     # So are those beside messages, in rows that could be read more quickly without them.
     (tmp_path / "train.jsonl").write_text(json.dumps(SAME[0][0] | {"functions": [{"type": "function"}]}))
     reader = RowReader(columns={"tools": "functions"})
@@ -213,7 +219,9 @@ def test_keys_that_columns_put_out_of_their_place_are_named(tmp_path):
     reader.check_columns()
     assert (conversation.tools, conversation.unused) == (({"type": "function"},), ())
     # A format that is named is that of a row which would be taken for another by its keys.
-    assert read({"instruction": "a", "output": "b", "text": "c"}, format="text").messages[0]["content"] == "c"
+    conversation = read({"instruction": "a", "output": "b", "text": "c", "messages": ASKED}, format="text")
+    assert (conversation.messages[0]["content"], conversation.is_text) == ("c", True)
+    assert conversation.unused == ("instruction", "messages", "output")
 
 
 def examples_in(page: str) -> list[str]:

@@ -61,6 +61,8 @@ class RowReader:
     def __init__(self, format: str = AUTO, columns: Mapping[str, str] | None = None, base_dir: Path = Path()) -> None:
         self.format, self.columns = format, dict(columns or {})
         self._seen: set[str] = set()
+        # Those come first of which the settings name a key.
+        self._shapes = dict(sorted(_SHAPES.items(), key=lambda shape: self.columns.keys().isdisjoint(shape[1][0])))
         self._own = _imported(format, base_dir) if ":" in format else None
         if self._own is None:
             if format not in (AUTO, *FORMATS):
@@ -109,6 +111,8 @@ class RowReader:
             raise DataError(f"{source}: expected {_EXPECTED}, received {kind_of(row)}; correct it.")
         given, shadowed = self._renamed(row) if self.columns else (row, ())
         name, shape = (self.format, self._own) if self._own else self._shape_of(given, row, source)
+        if shape not in (openai, self._own) and given.get("messages"):  # those of the shape take their place
+            given, shadowed = {**given, "messages": None}, (*shadowed, "messages")
         try:
             read = shape(given)
             if not isinstance(read, Mapping) or not {"messages", "text"} & read.keys():
@@ -133,7 +137,7 @@ class RowReader:
                     f"keys {quoted(sorted(received))}."
                 )
             return self.format, shape
-        for name, (keys, shape) in _SHAPES.items():
+        for name, (keys, shape) in self._shapes.items():
             if all(row.get(key) is not None for key in keys):
                 return "prompt_completion" if name == "judged" else name, shape
         if "messages" in row:
