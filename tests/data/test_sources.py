@@ -273,6 +273,9 @@ def test_bytes_that_are_text_are_read_as_text(tmp_path):
     pa.parquet.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
     (conversation,) = read_conversations(tmp_path / "a.parquet")
     assert [message["content"] for message in conversation.messages] == ["né", "né"]
+    pairs = {"prompt": pa.array(["né".encode()]).dictionary_encode(), "completion": [b"a"]}
+    pa.parquet.write_table(pa.table(pairs), tmp_path / "a.parquet")
+    assert [message["content"] for message in read_conversations(tmp_path / "a.parquet")[0].messages] == ["né", "a"]
     pa.parquet.write_table(pa.table({"prompt": [b"\xff"], "completion": [b"a"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 1: `prompt` is an object, neither a text nor"):
         read_conversations(tmp_path / "a.parquet")

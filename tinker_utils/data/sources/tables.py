@@ -122,6 +122,8 @@ def _plain(type: Any) -> Callable[[Any], Any]:
     if hasattr(type, "value_field"):
         member = _plain(type.value_type)
         return lambda values: [None if value is None else member(value) for value in values]
+    if hasattr(type, "value_type"):  # a dictionary, or runs, of values that are written once
+        return _plain(type.value_type)
     if str(type).startswith(("binary", "large_binary", "fixed_size_binary")):
         return _as_text
     return _struct(type) if str(type).startswith("struct") else lambda value: value
