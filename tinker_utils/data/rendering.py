@@ -170,6 +170,10 @@ class RenderedSet:
         """Return tokens that the model reads of each example, shape [examples]."""
         return np.fromiter((example.token_count for example in self.examples), np.int64, len(self.examples))
 
+    def completions(self) -> NDArray[np.int64]:
+        """Return completion tokens of each example, shape [examples]."""
+        return np.fromiter((example.completion_tokens for example in self.examples), np.int64, len(self.examples))
+
     def read_once(self) -> int:
         """Return tokens of one pass if each conversation were one example: its longest."""
         return sum(max(example.token_count for example in examples) for examples in self.by_conversation)

@@ -209,6 +209,11 @@ class StreamedSet:
         per_byte = lengths[known].sum() / sizes[known].sum(dtype=np.int64)
         return np.where(known, lengths, np.minimum(sizes * per_byte, limit - 1).astype(np.int64))
 
+    def completions(self) -> NDArray[np.int64]:
+        """Return the completion tokens of each row, shape [rows]: the same share of the tokens of each."""
+        share = np.float64(self.completion_tokens / max(1, self.tokens))
+        return np.rint(self.lengths() * share).astype(np.int64)
+
 
 def describe(data: RenderedSet | StreamedSet, name: str, max_seq_length: int) -> str:
     """Return one sentence for a person: how many examples and tokens, how many are cut and skipped."""

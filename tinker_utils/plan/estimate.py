@@ -61,7 +61,7 @@ class DataLengths:
     `cut_at` is the max_seq_length that `cut` examples were cut to before they were counted; it is None where the
     lengths are estimated from the files' sizes. `conversation_of` says which conversation each example is from, shape
     [examples]; None where each is one of its own. `source_of` says which source each conversation is from; None where
-    there is but one.
+    there is but one. `completion_tokens` are those of each example, shape [examples]; None where they are not counted.
     """
 
     train: NDArray[np.int64]
@@ -71,7 +71,7 @@ class DataLengths:
     answer_at: NDArray[np.int64] | None = None
     conversation_of: NDArray[np.int64] | None = None
     source_of: NDArray[np.int64] | None = None
-    completion_tokens: int | None = None
+    completion_tokens: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, train: RenderedSet | StreamedSet, valid: Iterable[RenderedSet], max_seq_length: int) -> DataLengths:
@@ -81,7 +81,7 @@ class DataLengths:
             answers = np.array([np.argmax(example.weights > 0) for example in train.examples], dtype=np.int64)
             conversation_of = train.conversation_of
         held_out = tuple(SetLengths(each.lengths(), each.conversation_of) for each in valid)
-        counts = (train.cut, answers, conversation_of, train.source_of, train.completion_tokens)
+        counts = (train.cut, answers, conversation_of, train.source_of, train.completions())
         return cls(train.lengths(), held_out, max_seq_length, *counts)
 
     @classmethod
@@ -100,7 +100,7 @@ class DataLengths:
 class Forecast:
     """A run, if nothing stops it early: `tokens` are trained on; `cost_usd` is None where no price is known.
 
-    `completion_tokens` are those of an epoch, estimated where that has a part of the data; None where none are counted.
+    `completion_tokens` are those of an epoch, their mean where each has other data; None where none are counted.
     """
 
     examples: int
@@ -131,14 +131,12 @@ def forecast(
         prompts: tokens of each prompt that is sampled from; without them, those of the examples that begin with one.
         shape: the base model's; None where it is not known.
     """
-    examples, read, source_of = _read(config, data)
+    examples, read, learned, source_of = _read(config, data)
     mixture = mixture_of(config, np.bincount(source_of, minlength=1))
     per_epoch = -(-mixture.total // config.batch_size)
     steps = per_epoch * config.epochs
     tokens = _tokens(read, mixture, config)
-    completion_tokens = data.completion_tokens
-    if completion_tokens and not mixture.takes_all:
-        completion_tokens = round(completion_tokens * tokens / max(1, config.epochs * int(read.sum())))
+    completion_tokens = None if learned is None else round(_tokens(learned, mixture, config) / config.epochs)
     evaluations = _evaluations(config, per_epoch) if data.valid else 0
     # The base model is evaluated, too; it is no evaluation that could stop the run.
     looks = evaluations + (config.eval_at_start if data.valid else 0)
@@ -174,8 +172,10 @@ def forecast(
     )
 
 
-def _read(config: TrainingConfig, data: DataLengths) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-    """Return how many examples keep an answer; for each of their conversations, its tokens and the source it is of."""
+def _read(
+    config: TrainingConfig, data: DataLengths
+) -> tuple[int, NDArray[np.int64], NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Return how many examples keep an answer; of each of their conversations, tokens, completion tokens and source."""
     limit = config.max_seq_length - 1  # the last token is only a target
     kept = slice(None) if data.answer_at is None else data.answer_at < limit
     usable = data.train[kept]
@@ -184,7 +184,10 @@ def _read(config: TrainingConfig, data: DataLengths) -> tuple[int, NDArray[np.in
     # What was cut to no more than this is not cut again: an entry may be several examples of one conversation.
     is_cut = data.cut_at is not None and data.cut_at <= config.max_seq_length
     read = np.bincount(of, usable if is_cut else np.minimum(usable, limit)).astype(np.int64)
-    return len(usable), read, np.zeros(len(left), np.int64) if data.source_of is None else data.source_of[left]
+    counted = data.completion_tokens
+    learned = None if counted is None else np.bincount(of, counted[kept]).astype(np.int64)
+    source_of = np.zeros(len(left), np.int64) if data.source_of is None else data.source_of[left]
+    return len(usable), read, learned, source_of
 
 
 def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
