@@ -75,6 +75,12 @@ def test_a_change_is_found_and_sorted(key, value):
     assert change.old == CONFIG.resolved().to_flat_dict()[key]
 
 
+def test_the_order_of_validation_sets_is_a_change_as_the_first_is_watched():
+    one, other = (CONFIG.with_overrides({"data.valid": sets}) for sets in ({"a": "x", "b": "y"}, {"b": "y", "a": "x"}))
+    (change,) = setting_changes(one, other)
+    assert str(change).startswith("data.valid: {a: ")
+
+
 def test_nothing_changed_is_no_change():
     assert setting_changes(CONFIG, TrainingConfig(service="local")) == []
 

@@ -31,7 +31,7 @@ class SettingChange:
 def setting_changes(before: TrainingConfig, now: TrainingConfig) -> list[SettingChange]:
     """List the settings that differ; paths are compared as they are found."""
     old, new = before.resolved().to_flat_dict(), now.resolved().to_flat_dict()
-    return [SettingChange(key, old[key], new[key]) for key in old if old[key] != new[key]]
+    return [SettingChange(key, old[key], new[key]) for key in old if as_text(old[key]) != as_text(new[key])]
 
 
 def as_text(value: object) -> str:
