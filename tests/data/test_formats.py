@@ -38,6 +38,7 @@ SAME = [
     ({"prompt": "2+2?", "completion": "4", "system": "Be brief."}, {}),
     ({"prompt": ASKED, "completion": [ANSWER]}, {}),
     ({"prompt": ASKED, "completion": "4", "messages": None}, {}),
+    ({"instruction": "2+2?", "output": "4", "system": "Be brief.", "messages": "", "prompt": "", "completion": ""}, {}),
     ({"instruction": "2+2?", "input": "", "output": "4", "system": "Be brief.", "history": []}, {}),
     ({"question": "2+2?", "reply": "4", "preamble": "Be brief."},
      {"prompt": "question", "completion": "reply", "system": "preamble"}),
@@ -222,6 +223,7 @@ def test_keys_that_columns_put_out_of_their_place_are_named(tmp_path):
     conversation = read({"instruction": "a", "output": "b", "text": "c", "messages": ASKED}, format="text")
     assert (conversation.messages[0]["content"], conversation.is_text) == ("c", True)
     assert conversation.unused == ("instruction", "messages", "output")
+    assert read({"messages": "", "text": "c"}).is_text  # as a table has them
 
 
 def examples_in(page: str) -> list[str]:
@@ -333,7 +335,7 @@ def test_what_a_function_returns_is_of_jsons_own_types(monkeypatch):
 
 
 def test_the_report_says_which_format_was_recognized_and_shows_an_example(tmp_path):
-    rows = [SAME[1][0], SAME[1][0], SAME[7][0]]
+    rows = [SAME[1][0], SAME[1][0], SAME[8][0]]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "valid.jsonl").write_text(json.dumps({"text": "Once."}) + "\n")
     config = TrainingConfig(service="local", model="tiny", data_dir=tmp_path, samples_at_evaluation=1)

@@ -111,8 +111,9 @@ class RowReader:
             raise DataError(f"{source}: expected {_EXPECTED}, received {kind_of(row)}; correct it.")
         given, shadowed = self._renamed(row) if self.columns else (row, ())
         name, shape = (self.format, self._own) if self._own else self._shape_of(given, row, source)
-        if shape not in (openai, self._own) and given.get("messages"):  # those of the shape take their place
-            given, shadowed = {**given, "messages": None}, (*shadowed, "messages")
+        if shape not in (openai, self._own) and "messages" in given:  # those of the shape take their place
+            shadowed = (*shadowed, "messages") if given["messages"] else shadowed
+            given = {**given, "messages": None}
         try:
             read = shape(given)
             if not isinstance(read, Mapping) or not {"messages", "text"} & read.keys():
@@ -137,9 +138,10 @@ class RowReader:
                     f"keys {quoted(sorted(received))}."
                 )
             return self.format, shape
-        for name, (keys, shape) in self._shapes.items():
-            if all(row.get(key) is not None for key in keys):
-                return "prompt_completion" if name == "judged" else name, shape
+        for empty in ((None, ""), (None,)):  # a table has nothing but an empty text for a key that is absent
+            for name, (keys, shape) in self._shapes.items():
+                if all(row.get(key) is not None for key in keys) and any(row[key] not in empty for key in keys):
+                    return "prompt_completion" if name == "judged" else name, shape
         if "messages" in row:
             return MESSAGES, openai  # whose sentence says that they are null
         absent = next((column for column in self.columns.values() if column not in received), None)
