@@ -50,7 +50,7 @@ ROWS = [
 PAIRS = [
     {"prompt": "Say\nhi", "completion": 'a, "b"'},
     {"prompt": "漢字", "completion": ""},
-    {"prompt": "x", "completion": '[{"role": "CEO", "name": "Ann"}]'},
+    {"prompt": '[{"role": "caller", "content": "Hello?"}]', "completion": '[{"role": "CEO", "name": "Ann"}]'},
 ]
 
 

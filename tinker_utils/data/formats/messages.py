@@ -74,10 +74,12 @@ def listed(value: object) -> Any:
 def turns_in(value: object) -> list[Any] | None:
     """Return the messages that a text holds as JSON; None where it is another text, such as JSON of another kind."""
     held = listed(value) if isinstance(value, str) and _OF_OBJECTS.match(value) else None
-    of_turns = isinstance(held, list) and all(
+    if not isinstance(held, list) or not all(
         isinstance(each, dict) and any(each.keys() >= keys for keys in _OF_TURNS) for each in held
-    )
-    return held if of_turns else None
+    ):
+        return None
+    # Where nobody has a role that is known here, it is a transcript, and a text to be worked on.
+    return held if any(each.get("role", ROLES[0]) in ROLES for each in held) else None
 
 
 def kind_of(value: object) -> str:
