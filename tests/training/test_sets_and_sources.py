@@ -249,10 +249,25 @@ def test_sets_and_weights_that_do_not_fit_the_data_are_refused(mixed, tmp_path):
     assert [check.sentence for check in preflight(mixed).checks if check.name == "mixture"] == [shares]
     plan = prepare(mixed)
     assert shares in plan.summary()
-    drawn = sum(plan.batches.batch(step).completion_tokens for step in range(1, plan.batches.steps_per_epoch + 1))
-    assert drawn == pytest.approx(plan.forecast.completion_tokens, rel=0.2), "what the adapter has to learn in an epoch"
+    drawn = sum(plan.batches.batch(step).completion_tokens for step in range(1, plan.total_steps + 1)) / mixed.epochs
+    assert plan.forecast.completion_tokens == round(drawn), "what the adapter has to learn in an epoch"
     assert plan.train.completion_tokens > 1.5 * drawn
     (adapter,) = (check.sentence for check in preflight(mixed).checks if check.name == "adapter")
     assert adapter.endswith(f" for about {plan.forecast.completion_tokens:,} completion tokens.")
     report = preflight(dataclasses.replace(mixed, monitor="val_loss/other"))
     assert [check.status for check in report.checks if "val_loss/other" in check.sentence] == ["fail"]
+
+
+def test_what_is_read_several_times_is_counted_over_all_conversations_and_not_called_an_epoch(mixed, tmp_path):
+    (tmp_path / "last.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last or m.role != 'assistant' }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    turns = [{"role": role, "content": "Once."} for role in ("user", "assistant") * 2]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * (2 if name == "a" else 8))
+    train = [{"path": str(tmp_path / f"{name}.jsonl"), "weight": 1} for name in ("a", "b")]
+    settings = dataclasses.replace(mixed, train=train, train_on="all_assistant", template=str(tmp_path / "last.jinja"))
+    (sentence,) = (check.sentence for check in preflight(settings).checks if check.name == "lengths")
+    long, short = (example.token_count for example in prepare(settings).train.by_conversation[0][::-1])
+    assert sentence.endswith(f": all of them once are {10 * (long + short):,} tokens instead of {10 * long:,}.")

@@ -128,7 +128,7 @@ def about_cutting(plan: Plan) -> tuple[list[str], str]:
     if (once := train.read_once()) < train.tokens:
         sentences.append(
             "The chat template writes earlier messages otherwise when others follow, so each answer is an example of "
-            f"its own: {about}{train.tokens:,} tokens are read in an epoch instead of {about}{once:,}."
+            f"its own: all of them once are {about}{train.tokens:,} tokens instead of {about}{once:,}."
         )
     if train.skipped:
         sentences.append(
