@@ -9,6 +9,7 @@ import threading
 import httpx
 import pytest
 
+from tinker_utils.config.address import is_loopback
 from tinker_utils.errors import ServiceError
 from tinker_utils.export.openai_server import OpenAIServer
 from tinker_utils.service.address import reach_loopback_directly
@@ -53,9 +54,14 @@ def test_nothing_of_a_local_service_goes_through_a_proxy(config, tmp_path, proxy
     assert proxy == []
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.2:1", "http://localhost:1", "http://[::1]:1"])
-def test_no_address_of_this_machine_goes_through_a_proxy(config, proxy, url, tmp_path, monkeypatch):
+_OWN = "127.0.0.1 127.0.0.2 localhost [::1] localhost. 127.1 2130706433 0x7f000001 0.0.0.0 [::] [::ffff:127.0.0.1]"
+_ELSEWHERE = "127.1.example.org localhost.example.org 128.1 [::2] [::ffff:10.0.0.1]"
+
+
+@pytest.mark.parametrize("host", _OWN.split())
+def test_no_address_of_this_machine_goes_through_a_proxy(config, proxy, host, tmp_path, monkeypatch):
     """Nothing listens there: only the proxy could be reached."""
+    url = f"http://{host}:1"
     monkeypatch.setenv("TINKER_UTILS_SERVED_KEY", "sk-Canary-Served-0123")
     for ask in (
         lambda: connect(dataclasses.replace(config, service=url), tmp_path),
@@ -68,3 +74,8 @@ def test_no_address_of_this_machine_goes_through_a_proxy(config, proxy, url, tmp
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
     assert proxy == []
+
+
+@pytest.mark.parametrize("host", _ELSEWHERE.split())
+def test_any_other_address_is_elsewhere(host):
+    assert not is_loopback(f"http://{host}:1")

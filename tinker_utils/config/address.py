@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from urllib.parse import urlsplit
 
 from tinker_utils.config.settings import TrainingConfig
@@ -17,12 +18,17 @@ def named_address(config: TrainingConfig) -> str | None:
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether a URL's host is this machine."""
+    """Return whether a URL's host is this machine, however it is written: 127.1 and 0.0.0.0 are, too."""
     try:
         host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        if host in ("localhost", "localhost."):
+            return True
+        # The system reads numbers as it will when it connects, and here asks nobody for a name.
+        address = ipaddress.ip_address(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0])
+    except (OSError, ValueError):
         return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def in_the_clear(url: str) -> bool:
