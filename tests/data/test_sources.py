@@ -266,6 +266,30 @@ def test_what_cannot_be_used_is_read_no_further(tmp_path):
         prepare(config(train=str(tmp_path / "a.jsonl")))
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "words"),
+    [
+        ("a.jsonl.gz", b"\n", r":2\d{6}: hardly any of so many lines holds a row"),
+        ("a.jsonl.gz", b" \r\n", r":2\d{6}: hardly any of so many lines holds a row"),
+        ("a.csv.gz", b"\n", r":2\d{6}: hardly any of so many lines holds a row"),
+        ("a.csv.gz", b",\r\n", r":2\d{6}: hardly any of so many lines holds a row"),
+        ("a.csv.gz", b"\0" * 32, ":2: has more than 64 MiB"),
+        ("a.csv.gz", b"," * 32, ":2: has more than 64 MiB"),
+    ],
+)
+def test_a_file_that_holds_almost_nothing_is_read_no_further(tmp_path, name, row, words):
+    """Compressed, a gigabyte of blank lines has a megabyte; its last byte, which is wrong here, is not reached."""
+    beginning = b"prompt,completion\n" if "csv" in name else b""
+    (tmp_path / name).write_bytes(gzip.compress(beginning + row * (3 << 20), 1)[:-1] + b"x")
+    with pytest.raises(DataError, match=words):
+        ChatIndex(tmp_path / name)
+
+
+def test_as_many_blank_rows_as_a_spreadsheet_has_may_follow(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"prompt,completion\na,b\n" + b",\r\n" * (1 << 20))
+    assert len(ChatIndex(tmp_path / "a.csv", lambda conversation: [1])) == 1
+
+
 def test_bytes_that_are_text_are_read_as_text(tmp_path):
     of_bytes = pa.struct([("role", pa.string()), ("content", pa.binary())])
     rows = [{"messages": [{"role": role, "content": "né".encode()} for role in ("user", "assistant")], "id": b"\xff"}]

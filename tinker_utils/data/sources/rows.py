@@ -23,6 +23,9 @@ from tinker_utils.data.sources.tables import named_rows
 from tinker_utils.errors import DataError
 
 _BUFFER = 1 << 20
+# Lines after which a file must have more signs in rows than lines: a spreadsheet has half as many, all of them blank
+# but for a few, and a row of CSV over many lines has a sign more for each.
+_MAX_MOSTLY_BLANK = 2 << 20
 
 
 class Rows(Closing):
@@ -62,7 +65,7 @@ class Rows(Closing):
         self.at = f"{self._place}:" if is_text else f"{self._place}: row "
 
     def __iter__(self) -> Iterator[list[bytes]]:
-        number = 0
+        number = signs = 0
         while True:
             with self._reading(f" behind row {number:,}" if number else ""):
                 lines = next(self._pieces, None)
@@ -71,6 +74,9 @@ class Rows(Closing):
             if self._kept is not None and self._kept is not self._file:
                 self._keep(lines)
             number += len(lines)
+            signs += sum(map(len, map(bytes.strip, filter(None, lines))))
+            if number > max(signs, _MAX_MOSTLY_BLANK):
+                raise DataError(f"{self.at}{number}: hardly any of so many lines holds a row; remove the blank ones.")
             yield lines
 
     @property

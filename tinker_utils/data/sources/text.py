@@ -77,9 +77,7 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
     if delimiter == "," and b"," not in header:  # as a spreadsheet writes it where numbers have a decimal comma
         delimiter = next((each for each in ";\t" if each.encode() in header), delimiter)
     csv.field_size_limit(max(_MAX_ROW, csv.field_size_limit()))
-    lines_read = iter(lambda: file.readline(_MAX_ROW), b"")
-    decoded = (line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape") for line in lines_read)
-    reader = csv.reader(decoded, delimiter=delimiter, strict=True)
+    reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
     try:
         first = next(filter(any, reader), [])
         names = [name or f"column {i}" for i, name in enumerate(first, start=1)]  # as pandas' index is
@@ -98,6 +96,13 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
         yield lines
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: is not CSV ({error}); correct it.") from error
+
+
+def _decoded(file: IO[bytes], path: Path) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_ROW), b""), start=1):
+        if len(line) == _MAX_ROW:
+            raise _too_long(f"{path}:{number}")
+        yield line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
 def _row(names: list[str], fields: list[str]) -> bytes:
