@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import tarfile
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinker_utils.errors import CheckpointGoneError, ServiceError
 from tinker_utils.service.client import connect
+from tinker_utils.service.download import fetch_archive
 from tinker_utils.training.start import fit, fit_blocking
 
 pytestmark = pytest.mark.usefixtures("key")
@@ -153,6 +155,31 @@ def test_an_archive_that_is_none_leaves_nothing(local_service, config, service, 
     ):
         there.download_adapter(whole.result.best_checkpoint, tmp_path / "theirs")
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def header(kind=tarfile.REGTYPE, size=0, name="member"):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (header() * 1001 + header(size=1 << 20), "it holds no adapter_config.json"),
+        (header(size=1 << 28) + bytes(1 << 28), "it holds more than the files of an adapter"),
+        (header(tarfile.GNUTYPE_LONGNAME, 1 << 21) + bytes(1 << 21), "it holds more than the files of an adapter"),
+        (header(tarfile.XHDTYPE) * 3000, "maximum recursion depth exceeded"),
+        (header(tarfile.GNUTYPE_SPARSE, name=CONFIG) + bytes(1 << 10), "it holds no adapter_config.json"),
+    ],
+    ids=["members", "zeros", "a long name", "headers of headers", "a sparse file"],
+)
+def test_an_archive_that_would_take_long_to_read_is_ended(archives, tmp_path, content, said):
+    """Each is cut off, too, which would be said if it was read to its end."""
+    archives.content = gzip.compress(content, 1)[:-8]
+    with pytest.raises(ServiceError, match=said):
+        fetch_archive(archives.url, archives.url, tmp_path / "theirs")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_on_the_servers_own_disk_is_refused_in_a_sentence(local_service, config, whole, tmp_path):

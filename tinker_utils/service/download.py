@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import gzip
 import hashlib
 import http.client
 import json
@@ -18,8 +19,9 @@ import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
 from email.message import Message
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from tinker_utils.basics.files import MARK, check_own, sync
@@ -35,6 +37,9 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an adapter is made of, and the most bytes of each: generous, as the disk is bounded, too.
 _MAX_BYTES = {_CONFIG: 1 << 20, _WEIGHTS: 64 << 30}
 _MAX_ARCHIVE = sum(_MAX_BYTES.values())
+# What an archive may hold, and how many times its own size: weights hardly shrink, and an archive of nothing does.
+_MAX_MEMBERS, _MAX_UNPACKED = 1000, 100
+_OF_ARCHIVES = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RecursionError, ValueError)
 _ARCHIVE, _LOCK = "the archive of the adapter", "lock"
 # The module that a tensor of an adapter belongs to, by the tensor's name.
 _ADAPTED = re.compile(r"(\w+)\.lora_\w+")
@@ -84,23 +89,45 @@ def fetch_archive(url: str, service: str, target: Path) -> list[Path]:
         archive = new.parent / "archive"
         _write(archive, _pieces(url, service, _ARCHIVE))
         try:
-            with tarfile.open(archive) as tar:
-                members = {Path(member.name).name: member for member in tar if member.isreg()}
-                for file, max_bytes in _MAX_BYTES.items():
-                    if file not in members or members[file].size > max_bytes:
-                        raise ValueError(f"it holds no {file} of at most {max_bytes:,} bytes")
-                    _write(new / file, iter(functools.partial(_opened(tar, members[file]).read, _PIECE), b""))
+            with archive.open("rb") as file, tarfile.TarFile(fileobj=cast(Any, _Unpacked(file))) as tar:
+                first = list(islice(tar, _MAX_MEMBERS))  # a sparse one would become what it never held
+                members = {Path(each.name).name: each for each in first if each.isreg() and not each.issparse()}
+                for name, max_bytes in _MAX_BYTES.items():
+                    if name not in members or members[name].size > max_bytes:
+                        raise ValueError(f"it holds no {name} of at most {max_bytes:,} bytes")
+                    _write(new / name, iter(functools.partial(_opened(tar, members[name]).read, _PIECE), b""))
             config = parse_json((new / _CONFIG).read_bytes())
             with safe_open(new / _WEIGHTS, framework="np") as weights:
                 adapted = {found[1] for name in weights.keys() if (found := _ADAPTED.search(name))}  # noqa: SIM118
             if not isinstance(config, dict) or not adapted:
                 raise ValueError("it adapts nothing")
-        except (tarfile.TarError, EOFError, zlib.error, ValueError, SafetensorError) as error:
+        except (*_OF_ARCHIVES, SafetensorError) as error:
             raise ServiceError(
                 f"downloading {_ARCHIVE}: it cannot be read ({first_line(str(error))}); try again."
             ) from error
         (new / _CONFIG).write_text(json.dumps({**config, "target_modules": sorted(adapted)}, indent=1))
     return [target / file for file in _MAX_BYTES]
+
+
+class _Unpacked:
+    """What is in an archive, gzipped or not; ValueError where more is asked for than an adapter's archive holds."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._most = _PIECE + _MAX_UNPACKED * os.fstat(file.fileno()).st_size
+        self._file: Any = gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file
+        file.seek(0)
+        self.tell = self._file.tell
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(self._at_most(size, _PIECE))  # type: ignore[no-any-return]
+
+    def seek(self, place: int) -> None:
+        self._file.seek(self._at_most(place, self._most))
+
+    def _at_most(self, size: int, most: int) -> int:
+        if size > most:
+            raise ValueError("it holds more than the files of an adapter")
+        return size
 
 
 def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
