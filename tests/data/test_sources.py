@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings, strategies as st
 
+from tinker_utils.basics.files import sha256
 from tinker_utils.config.settings import TrainingConfig
 from tinker_utils.data.files import ChatIndex, read_conversations
 from tinker_utils.data.formats.reader import RowReader
@@ -27,6 +29,7 @@ from tinker_utils.data.sources import kinds, text
 from tinker_utils.data.sources.naming import NamedData, data_file, sources_of
 from tinker_utils.data.sources.rows import Rows
 from tinker_utils.errors import DataError
+from tinker_utils.plan import preparing
 from tinker_utils.plan.preparing import prepare
 
 
@@ -259,11 +262,21 @@ def test_a_table_that_points_at_what_is_not_there_does_not_end_the_process(tmp_p
             list(rows)
 
 
-def test_what_cannot_be_used_is_read_no_further(tmp_path):
+def test_what_cannot_be_used_is_read_no_further(tmp_path, monkeypatch):
+    """A digest of all of it, which may take an hour, is begun beside; nobody waits for its end."""
+    digests = []
+
+    def late(path, ended):
+        assert ended.wait(60)
+        digests.append(sha256(path, ended))
+        return digests[0]
+
+    monkeypatch.setattr(preparing, "sha256", late)
     with (tmp_path / "a.jsonl").open("wb") as file:
-        file.truncate(1 << 40)  # of nothing: it takes no room on the disk, and would take an hour to read
+        file.truncate(65 << 20)
     with pytest.raises(DataError, match="a.jsonl:1: has more than 64 MiB"):
         prepare(config(train=str(tmp_path / "a.jsonl")))
+    assert digests == [hashlib.sha256().digest()]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tinker_utils.errors import RunDirectoryError
+from tinker_utils.run import rollback
 from tinker_utils.run.rollback import repair_last_line, roll_back_metrics, roll_back_samples
 from tinker_utils.run.spending import Spending
 
@@ -71,9 +72,9 @@ def test_a_line_that_was_not_finished_is_cut_off(metrics, left, mended):
     assert metrics.read_text() == mended
 
 
-def test_a_file_that_no_run_wrote_is_refused_before_it_is_read(metrics):
-    with metrics.open("wb") as file:
-        file.truncate(1 << 40)  # it takes no room on the disk
+def test_a_file_that_no_run_wrote_is_refused(metrics, monkeypatch):
+    monkeypatch.setattr(rollback, "_MAX_FILE", 10)
+    metrics.write_bytes(bytes(11))
     for read in (
         repair_last_line,
         Spending,
