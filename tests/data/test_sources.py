@@ -346,11 +346,55 @@ def test_a_column_without_a_name_and_blank_rows_of_a_spreadsheet_do_no_harm(tmp_
 
 
 def test_a_row_without_an_end_is_not_read_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_MAX_ROW", 1 << 20)
+    monkeypatch.setattr(text, "MAX_ROW", 1 << 20)
     for name, beginning in (("a.jsonl", b'{"text": "'), ("a.json", b'[{"text": "a"}, {"text": "')):
         (tmp_path / name).write_bytes(beginning + b"x" * (5 << 20))
         with pytest.raises(DataError, match="has more than 1 MiB"):
             read_conversations(tmp_path / name)
+
+
+def of_one_text(text, rows, name):
+    """Return a table whose rows, or the second of two that are lists, refer to one text."""
+    texts, ones = pa.array([text]), pa.array(np.zeros(rows, np.int32))
+    column = pa.DictionaryArray.from_arrays(ones, texts)
+    if name.startswith("view"):
+        _, view, content = texts.cast(pa.string_view()).buffers()
+        column = pa.Array.from_buffers(pa.string_view(), rows, [None, pa.py_buffer(view.to_pybytes() * rows), content])
+    if name.startswith("list"):
+        column = pa.ListArray.from_arrays(pa.array([0, 0, rows], pa.int32()), column)
+    table = pa.table({"prompt": column, "completion": pa.array(["a"] * len(column))})
+    sink = io.BytesIO()
+    if name.endswith("parquet"):
+        pa.parquet.write_table(table, sink, compression="zstd", store_schema=False)
+    else:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "rows", "row"),
+    [
+        ("texts.parquet", 65 << 20, 3, 1),
+        ("list.parquet", 1 << 20, 65, 2),
+        ("texts.arrow", 65 << 20, 3, 1),
+        ("list.arrow", 1 << 10, 65 << 10, 2),
+        ("view.arrow", 65 << 20, 1, 1),
+    ],
+)
+def test_a_row_of_a_table_that_refers_to_more_than_a_row_has_is_refused(tmp_path, name, size, rows, row):
+    (tmp_path / name).write_bytes(of_one_text("x" * size, rows, name))
+    with Rows(tmp_path / name) as read, pytest.raises(DataError, match=f"{name}: row {row}: has more than 64 MiB"):
+        list(read)
+
+
+@pytest.mark.parametrize("name", ["texts.parquet", "texts.arrow", "view.arrow"])
+def test_rows_that_refer_to_one_text_do_not_become_it_together(tmp_path, name):
+    """A hundred rows of half a megabyte: each piece has as many as are about eight."""
+    (tmp_path / name).write_bytes(of_one_text("x" * (1 << 19), 100, name))
+    with Rows(tmp_path / name) as rows:
+        pieces = [len(lines) for lines in rows]
+    assert sum(pieces) == 100 and max(pieces) <= 16
 
 
 def test_what_is_kept_has_no_name_and_is_the_users_own(tmp_path, monkeypatch):

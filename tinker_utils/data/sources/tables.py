@@ -18,11 +18,13 @@ import numpy as np
 from tinker_utils.basics.redaction import first_line
 from tinker_utils.basics.strict_json import parse_json
 from tinker_utils.data.sources.naming import NamedData
+from tinker_utils.data.sources.text import MAX_ROW, too_long
 from tinker_utils.errors import DataError
 
 # Bytes in memory of rows that become JSON together, and how many rows they may be: Parquet writes a long text that many
 # of them have but once, and does not say how long they become.
-_TOGETHER, _MAX_ROWS = 1 << 20, 512
+_TOGETHER, _MAX_TOGETHER, _MAX_ROWS = 1 << 20, 8 << 20, 512
+_OF_TEXTS = tuple(f"dictionary<values={kind}," for kind in ("string", "large_string", "binary", "large_binary"))
 
 
 def parquet_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
@@ -31,7 +33,7 @@ def parquet_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
     groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
     largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
     rows = min(_MAX_ROWS, max(1, _TOGETHER // max(1, largest)))
-    yield from _lines(parquet.iter_batches(rows))
+    yield from _lines(parquet.iter_batches(rows), place)
 
 
 def arrow_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
@@ -48,7 +50,7 @@ def arrow_rows(file: IO[bytes], place: object) -> Iterator[list[bytes]]:
     else:
         batches = ipc.open_stream(content, memory_pool=pool)
     advice = getattr(mmap, "MADV_DONTNEED", None)  # Windows has none
-    yield from _lines(batches, partial(mapped.madvise, advice) if advice else bool)
+    yield from _lines(batches, place, partial(mapped.madvise, advice) if advice else bool)
 
 
 def named_rows(named: NamedData) -> Iterator[list[bytes]]:
@@ -73,43 +75,58 @@ def named_rows(named: NamedData) -> Iterator[list[bytes]]:
             "data set on the hub, or a directory that holds one, and one of its splits."
         ) from error
     tables = data.with_format("arrow").iter(_MAX_ROWS)
-    yield from _lines(batch for table in tables for batch in table.to_batches())
+    yield from _lines((batch for table in tables for batch in table.to_batches()), named)
 
 
-def _lines(batches: Iterable[Any], let_go: Callable[[], object] = bool) -> Iterator[list[bytes]]:
-    encode, plain = msgspec.json.Encoder(enc_hook=str).encode, None
+def _lines(batches: Iterable[Any], place: object, let_go: Callable[[], object] = bool) -> Iterator[list[bytes]]:
+    encode, plain, number = msgspec.json.Encoder(enc_hook=str).encode, None, 1
     for batch in batches:
         plain = plain or _struct(batch.schema)
         batch.validate()
         rows = max(1, _TOGETHER * batch.num_rows // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, rows):
             let_go()
-            yield [encode(plain(row)) for row in _checked(batch.slice(start, rows)).to_pylist()]
+            for piece in _pieces(batch.slice(start, rows), place, number + start):
+                yield [encode(plain(row)) for row in piece.to_pylist()]
+        number += batch.num_rows
         del batch  # before the next one is unpacked
 
 
-def _checked(batch: Any) -> Any:
-    for column in batch.columns:
-        _check(column)
-    return batch
+def _pieces(batch: Any, place: object, number: int) -> Iterator[Any]:
+    """Yield a batch, whose first row has this number, divided where its rows are larger than their mean lets expect."""
+    size, half = sum(map(_size, batch.columns)), batch.num_rows // 2
+    if half and size > _MAX_TOGETHER:
+        yield from _pieces(batch.slice(0, half), place, number)
+        yield from _pieces(batch.slice(half), place, number + half)
+    elif size > MAX_ROW:
+        raise too_long(f"{place}: row {number}")
+    else:
+        yield batch
 
 
-def _check(array: Any) -> None:
-    """Raise ValueError where an array of a damaged file points at what is not there: to read that ends the process.
+def _size(array: Any) -> int:
+    """Return how many bytes an array becomes: a text that many of its rows have is in it but once.
 
-    Arrow itself would look through all that a list has, and not only at what a piece of it has.
+    Raises ValueError where an array of a damaged file points at what is not there: to read that ends the process. Arrow
+    itself would look through all that a list has, and not only at what a piece of it has.
     """
-    if str(array.type).startswith("struct<"):
-        for i in range(array.type.num_fields):
-            _check(array.field(i))
-    elif len(array) and str(array.type).startswith(("list<", "large_list<", "map<")):
+    kind = str(array.type)
+    if kind.startswith("struct<"):
+        return sum(_size(array.field(i)) for i in range(array.type.num_fields))
+    if len(array) and kind.startswith(("list<", "large_list<", "map<")):
         ends = array.offsets.to_numpy()
         start, end = int(ends[0]), int(ends[-1])
         if start < 0 or (np.diff(ends) < 0).any() or end > len(array.values):
             raise ValueError("a list in it has no length")
-        _check(array.values.slice(start, end - start))
-    else:
-        array.validate(full=True)
+        return int(ends.nbytes) + _size(array.values.slice(start, end - start))
+    array.validate(full=True)
+    if kind.startswith(_OF_TEXTS):
+        compute = import_module("pyarrow.compute")
+        return compute.sum(compute.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    if kind in ("string_view", "binary_view") and len(array):
+        lengths = np.frombuffer(array.buffers()[1], np.int32)[4 * array.offset :: 4]
+        return int(lengths[: len(array)].clip(0).sum(dtype=np.int64))
+    return int(array.nbytes)
 
 
 def _plain(type: Any) -> Callable[[Any], Any]:

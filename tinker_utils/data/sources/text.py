@@ -20,8 +20,8 @@ from tinker_utils.data.formats.messages import kind_of
 from tinker_utils.errors import DataError
 
 _PIECE = 1 << 20
-# Bytes of a row, at most: what has more is no row, but a file of another kind, or one quotation mark too few.
-_MAX_ROW = 64 << 20
+MAX_ROW = 64 << 20
+"""Bytes of a row, at most: what has more is no row, but a file of another kind, or one quotation mark too few."""
 _BLANK = re.compile(r"[ \t\r\n]*")
 # JSON that breaks off is reported up to so many signs before its end, and a text that does, at its beginning.
 _UNFINISHED = 16
@@ -33,12 +33,12 @@ def lines_of(file: IO[bytes], path: Path) -> Iterator[list[bytes]]:
     """Yield the lines of a file; raises DataError where one is too long."""
     number = 0
     while piece := file.read(_PIECE):
-        piece += file.readline(_MAX_ROW)
+        piece += file.readline(MAX_ROW)
         lines = piece.split(b"\n")
         if not lines[-1]:
             lines.pop()
-        elif len(lines[-1]) >= _MAX_ROW:
-            raise _too_long(f"{path}:{number + len(lines)}")
+        elif len(lines[-1]) >= MAX_ROW:
+            raise too_long(f"{path}:{number + len(lines)}")
         yield lines
         number += len(lines)
 
@@ -76,7 +76,7 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
     header = cast(io.BufferedReader, file).peek(_PIECE).lstrip(b"\r\n").partition(b"\n")[0]
     if delimiter == "," and b"," not in header:  # as a spreadsheet writes it where numbers have a decimal comma
         delimiter = next((each for each in ";\t" if each.encode() in header), delimiter)
-    csv.field_size_limit(max(_MAX_ROW, csv.field_size_limit()))
+    csv.field_size_limit(max(MAX_ROW, csv.field_size_limit()))
     reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
     try:
         first = next(filter(any, reader), [])
@@ -99,9 +99,9 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
 
 
 def _decoded(file: IO[bytes], path: Path) -> Iterator[str]:
-    for number, line in enumerate(iter(lambda: file.readline(_MAX_ROW), b""), start=1):
-        if len(line) == _MAX_ROW:
-            raise _too_long(f"{path}:{number}")
+    for number, line in enumerate(iter(lambda: file.readline(MAX_ROW), b""), start=1):
+        if len(line) == MAX_ROW:
+            raise too_long(f"{path}:{number}")
         yield line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
@@ -170,8 +170,8 @@ class _Text:
                 if self._is_last or not self._may_go_on(error):
                     why = "it is nested too deeply" if isinstance(error, RecursionError) else _reason(error)
                     raise DataError(f"{place}: is not JSON ({why}); correct it.") from error
-            if len(self._text) - self.at > _MAX_ROW:
-                raise _too_long(place)
+            if len(self._text) - self.at > MAX_ROW:
+                raise too_long(place)
             self._more()
 
     def _may_go_on(self, error: Exception) -> bool:
@@ -200,5 +200,6 @@ def _counted(counts: Counter[str]) -> str:
     return f"a JSON array of {held}" if held else "an empty JSON array"
 
 
-def _too_long(place: str) -> DataError:
-    return DataError(f"{place}: has more than {_MAX_ROW >> 20} MiB, which is no row of a conversation; correct it.")
+def too_long(place: str) -> DataError:
+    """Return the refusal of the row at a place."""
+    return DataError(f"{place}: has more than {MAX_ROW >> 20} MiB, which is no row of a conversation; correct it.")
