@@ -15,8 +15,13 @@ def test_a_file_is_read_up_to_a_bound(tmp_path):
         read_bounded(file, 4)
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/dev/random", "pipe"])
-def test_a_device_and_a_pipe_without_a_writer_are_refused_at_once(tmp_path, path):
+_of_linux = pytest.mark.skipif(not os.path.ismount("/proc"), reason="only Linux has it")
+
+
+@pytest.mark.parametrize(
+    "path", ["/dev/zero", "/dev/random", "pipe", pytest.param("/proc/self/status", marks=_of_linux)]
+)
+def test_a_device_a_pipe_without_a_writer_and_what_only_looks_like_a_file_are_refused_at_once(tmp_path, path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="is no regular file"):
         read_bounded(tmp_path / path, 10)

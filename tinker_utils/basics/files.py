@@ -24,6 +24,8 @@ MARK = ".tinker_utils-"
 _PIECE = 1 << 20
 # None of these is known to Windows. Without the first, opening a pipe waits for its other end.
 _NONBLOCK, _NOFOLLOW = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)
+# Files there say that they are regular ones; /proc/kmsg, with two readers, waits for ever all the same.
+_PROC = Path("/proc").stat().st_dev if os.path.ismount("/proc") else None
 _user: Callable[[], int | None] = getattr(os, "geteuid", lambda: None)
 
 
@@ -35,14 +37,14 @@ def regular(path: str | Path, flags: int) -> int:
     """Open a regular file; for `open(…, opener=regular)`. A link to one is followed.
 
     Raises:
-        OSError: it cannot be opened, or it is a pipe, a device or the like.
+        OSError: it cannot be opened, or it is a pipe, a device, one of the kernel's in /proc or the like.
     """
     descriptor = os.open(path, flags | _NONBLOCK | getattr(os, "O_BINARY", 0), 0o600)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_dev != _PROC:
         return descriptor
     os.close(descriptor)
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "is no regular file", str(path))
 
