@@ -95,7 +95,8 @@ def fetch_archive(url: str, service: str, target: Path) -> list[Path]:
                 for name, max_bytes in _MAX_BYTES.items():
                     if name not in members or members[name].size > max_bytes:
                         raise ValueError(f"it holds no {name} of at most {max_bytes:,} bytes")
-                    _write(new / name, iter(functools.partial(_opened(tar, members[name]).read, _PIECE), b""))
+                    member = cast(IO[bytes], tar.extractfile(members[name]))  # as it is a regular file
+                    _write(new / name, iter(functools.partial(member.read, _PIECE), b""))
             config = parse_json((new / _CONFIG).read_bytes())
             with safe_open(new / _WEIGHTS, framework="np") as weights:
                 adapted = {found[1] for name in weights.keys() if (found := _ADAPTED.search(name))}  # noqa: SIM118
@@ -128,12 +129,6 @@ class _Unpacked:
         if size > most:
             raise ValueError("it holds more than the files of an adapter")
         return size
-
-
-def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = tar.extractfile(member)
-    assert file is not None, "a regular file"
-    return file
 
 
 @contextlib.contextmanager
