@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -79,7 +79,7 @@ def separated_rows(file: IO[bytes], path: Path, delimiter: str) -> Iterator[list
     csv.field_size_limit(max(MAX_ROW, csv.field_size_limit()))
     reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
     try:
-        first = next(filter(any, reader), [])
+        first = next(filter(any, islice(reader, _PIECE)), [])
         names = [name or f"column {i}" for i, name in enumerate(first, start=1)]  # as pandas' index is
         if len(set(names)) < len(names):
             raise DataError(
