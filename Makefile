@@ -61,6 +61,8 @@ train: $(INSTALLED)
 
 # Beside each other, threads that wait must not keep a core busy; alone, a run is faster when they do.
 test: export OMP_WAIT_POLICY ?= PASSIVE
+# Hundreds of processes import the same modules, which would else be compiled in each where this variable is set.
+test study train: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
 	$(BIN)/python -m pytest --nbval notebooks --ignore $(STUDY) $(TEST_OPTIONS)
