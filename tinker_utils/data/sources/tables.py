@@ -86,10 +86,13 @@ def _lines(batches: Iterable[Any], place: object, let_go: Callable[[], object] =
         rows = max(1, _TOGETHER * batch.num_rows // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, rows):
             let_go()
-            for piece in _pieces(batch.slice(start, rows), place, number + start):
-                yield [encode(plain(row)) for row in piece.to_pylist()]
+            # Not in a loop, whose variable would hold a part of this batch while the next one is unpacked.
+            yield from (
+                [encode(plain(row)) for row in piece.to_pylist()]
+                for piece in _pieces(batch.slice(start, rows), place, number + start)
+            )
         number += batch.num_rows
-        del batch  # before the next one is unpacked
+        del batch
 
 
 def _pieces(batch: Any, place: object, number: int) -> Iterator[Any]:
