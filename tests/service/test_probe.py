@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from support.faulty_service import Fault, FaultyService, refused
+from support.faulty_service import Fault, FaultyService, hanging, refused
 from support.local_service import service_client
 from support.older_server import TUFT, OlderServer
 from support.relay import Message, Relay
@@ -17,6 +17,7 @@ from support.small_runs import records
 
 from tinker_utils import fit_blocking, preflight
 from tinker_utils.config.settings import TrainingConfig
+from tinker_utils.errors import ServiceError
 from tinker_utils.local.protocol.tensors import messages, parse_forward_backward
 from tinker_utils.run.state import ServerProbe
 from tinker_utils.service import probe
@@ -230,6 +231,20 @@ def test_a_server_that_cannot_train_fails_the_check(local_service, config, run, 
     assert failed.name == "probe"
     assert failed.sentence.startswith("trying what a run needs: ")
     assert "no such loss" in failed.sentence
+
+
+def test_a_server_that_never_answers_is_given_up(local_service, config, run):
+    with FaultyService(local_service.base_url) as relay:
+        there = dataclasses.replace(config, service=relay.base_url)
+        impatient = dataclasses.replace(there, service_timeout_s=1.0)
+        with connect(there, run.path) as service:
+            relay.faults = [Fault("create_model", hanging(3600), times=99)]
+            checks = preflight(impatient, run.path, service=service, probe=True).checks
+            (failed,) = [check.sentence for check in checks if check.name == "probe"]
+            assert failed.startswith("trying what a run needs: TimeoutError: no answer within 1 s; ")
+        relay.faults = [Fault("create_session", hanging(3600), times=99)]
+        with pytest.raises(ServiceError, match="connecting to http.*: TimeoutError: no answer within 1 s; "):
+            connect(impatient, run.path)
 
 
 def test_the_hosted_service_is_asked_only_when_told_to_and_the_price_is_shown(config, run, monkeypatch):

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 4
 _ANSWER_SECONDS = 30
+# The SDK tries for minutes where it is refused a session, and far longer where nothing is answered.
+_SESSION_SECONDS = 120
 _CLOSE_SECONDS = 5
 _EXPORT_TTL_SECONDS = 3600
 _ASKING = "asking the service for its models"
@@ -305,19 +307,21 @@ def connect(config: TrainingConfig, store: Path | str) -> Service:
 def open_connection(config: TrainingConfig, store: Path | str) -> Service:
     """Do as `connect`, for a run, which has its own place for warnings."""
     reach_loopback_directly(named_address(config))
+    options: dict[str, Any]
     with service_errors(f"connecting to {config.service}"):
         if config.service == "local":
             model = config.resolved().model
             # Both take seconds; on two cores they take them at the same time.
             local = start_local_service(model, store, meanwhile=lambda: importlib.import_module("tinker"))
 
-            options: dict[str, Any] = {"base_url": local.base_url, "api_key": local.api_key}
+            options = {"base_url": local.base_url, "api_key": local.api_key}
             # A model's directory goes by its name: its path would end up in every checkpoint and adapter.
             name = Path(model).name if Path(model).is_absolute() else model
             opening = in_background(lambda: _service(options, name, local), "the session")
             service = local.wait_for(opening)
         else:
-            service = _service(_options(config), config.model)
+            options, seconds = _options(config), min(_SESSION_SECONDS, config.service_timeout_s or _SESSION_SECONDS)
+            service = within(seconds, lambda: _service(options, config.model), "the session")
     service.store = Path(store) if config.service == "local" else None
     service._again = functools.partial(open_connection, config, store)
     return service

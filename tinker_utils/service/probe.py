@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tinker_utils.basics.files import MARK, check_own, read_bounded
 from tinker_utils.basics.redaction import without_home
+from tinker_utils.basics.threads import within
 from tinker_utils.batching import Batch, Example
 from tinker_utils.config.address import named_address
 from tinker_utils.config.settings import TrainingConfig
@@ -86,7 +87,9 @@ def known_server(
         return None
     with contextlib.ExitStack() as stack:
         connection = service or stack.enter_context(open_connection(config, directory))
-        found = probe_server(connection, config)
+        with service_errors("trying what a run needs"):
+            seconds = min(_ANSWER_SECONDS, config.service_timeout_s or _ANSWER_SECONDS)
+            found = within(seconds, lambda: probe_server(connection, config), "the probe")
     with contextlib.suppress(RunDirectoryError, OSError):
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / _FILE, msgspec.json.encode({**kept, name: found}))
