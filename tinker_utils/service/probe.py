@@ -87,9 +87,7 @@ def known_server(
         return None
     with contextlib.ExitStack() as stack:
         connection = service or stack.enter_context(open_connection(config, directory))
-        with service_errors("trying what a run needs"):
-            seconds = min(_ANSWER_SECONDS, config.service_timeout_s or _ANSWER_SECONDS)
-            found = within(seconds, lambda: probe_server(connection, config), "the probe")
+        found = probe_server(connection, config)
     with contextlib.suppress(RunDirectoryError, OSError):
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / _FILE, msgspec.json.encode({**kept, name: found}))
@@ -114,8 +112,8 @@ def probe_server(service: Service, config: TrainingConfig) -> ServerProbe:
         ServiceError: it cannot train, evaluate or save, which a run cannot do without.
     """
     small = replace(config, lora=replace(config.lora, rank=1, dropout=0.0))
-    trial = _Trial(service, small)
     with service_errors("trying what a run needs"):
+        trial = _Trial(service, small)
         trial.train()
     for ask in (trial.restore, trial.export, trial.delete, trial.sample, trial.compare_gradients):
         ask()
@@ -162,7 +160,11 @@ class _Trial:
         self._service = service
         self._config = config
         self.found = ServerProbe(at=time.time())
-        self._model = service.new_model(config)
+        self._model = self._new_model()
+
+    def _new_model(self) -> Model:
+        seconds = min(_ANSWER_SECONDS, self._config.service_timeout_s or _ANSWER_SECONDS)
+        return within(seconds, lambda: self._service.new_model(self._config), "the model")
 
     def train(self) -> None:
         """Train, evaluate and save, which a run cannot do without."""
@@ -203,7 +205,7 @@ class _Trial:
     def compare_gradients(self) -> None:
         """Look what the weights of a row, the parts of a batch and a bound do to a step of a fresh model."""
         with self._asking("sums_weights"):
-            self._model = self._service.new_model(self._config)
+            self._model = self._new_model()
             self._compare_gradients()
 
     def _compare_gradients(self) -> None:
