@@ -62,7 +62,7 @@ def _loaded(
         own = _flatten({_full_key(str(key)): value for key, value in (overrides or {}).items()})
         directory = path.resolve().parent
         config = from_values(values | own, directory.parent if directory.name == "configs" else directory)
-        above = (*path.absolute().parents, *directory.parents, directory)  # a run's directory may hold links, or be one
+        above = (*path.absolute().parents, *path.resolve().parents)  # a run's directory may hold links, or be one
         of_a_run = section == "run" or any(is_file(each / "run.json") for each in above)
         if of_a_run and ":" in config.format and not may_name_code and "data.format" not in own:
             raise ConfigError(

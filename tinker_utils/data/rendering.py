@@ -164,7 +164,7 @@ class RenderedSet:
     @property
     def completion_tokens(self) -> int:
         """Return completion tokens of one pass over the set."""
-        return sum(example.completion_tokens for example in self.examples)
+        return int(self.completions().sum())
 
     def lengths(self) -> NDArray[np.int64]:
         """Return tokens that the model reads of each example, shape [examples]."""

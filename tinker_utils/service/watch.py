@@ -24,7 +24,6 @@ _OVERLOADED = 429
 # One refusal is soon bridged and no news, but a second in a row is; where a payment is asked for, the SDK pauses for
 # five seconds at a time, and for an hour in all.
 _REFUSALS_IN_A_ROW = 2
-_NO_ANSWER = (OSError, http.client.HTTPException)
 # Requests that say nothing of whether training goes on.
 _BESIDE_THE_POINT = ("session_heartbeat", "telemetry", "client/config", "client/dynamic_config")
 _PAUSES = {
@@ -89,28 +88,20 @@ def _detail(response: httpx.Response) -> str:
 
 def why_unreachable(address: str, timeout_s: float) -> str | None:
     """Return why a service gives no answer at all; None if it gives any, be it a refusal."""
-    try:
-        _health(address, timeout_s)
-    except _NO_ANSWER as error:
-        return _words(error)
-    return None
-
-
-def _words(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or error)
+    found = _health(address, timeout_s)
+    return found if isinstance(found, str) else None
 
 
 def why_not_at_work(address: str, timeout_s: float) -> str | None:
     """Return why a service gives no answer, or none but that it is overloaded or out of order; None if it does."""
-    try:
-        status = _health(address, timeout_s)
-    except _NO_ANSWER as error:
-        return _words(error)
-    return f"HTTP {status}" if status == _OVERLOADED or status >= 500 else None
+    found = _health(address, timeout_s)
+    if isinstance(found, str):
+        return found
+    return f"HTTP {found}" if found == _OVERLOADED or found >= 500 else None
 
 
-def _health(address: str, timeout_s: float) -> int:
-    """Return the status of a service's answer; OSError or HTTPException where there is none in time."""
+def _health(address: str, timeout_s: float) -> int | str:
+    """Return the status of a service's answer, or why there is none in time."""
 
     def ask() -> int:
         with opener_for(address).open(f"{address}/api/v1/healthz", timeout=timeout_s) as answer:
@@ -121,3 +112,5 @@ def _health(address: str, timeout_s: float) -> int:
     except urllib.error.HTTPError as refusal:
         refusal.close()
         return refusal.code
+    except (OSError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", None) or error)
